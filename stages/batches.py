@@ -1,0 +1,85 @@
+"""Prepared arrays to batches on the device: uint8 until the Net needs them, normalised on the way to it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from stages.command import InputError
+
+SCORING_BATCH = 1000  # images in a forward pass without gradients
+
+
+@dataclass(frozen=True)
+class Split:
+    images: Tensor  # uint8 (n, h, w)
+    labels: Tensor  # int64 (n,)
+    index: Tensor  # int64 (n,), the rows of the manifest
+
+
+class Prepared:
+    """The folder that prepare wrote. Raises InputError if it is not complete."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            facts: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+            self._images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+            self._manifest = pd.read_csv(folder / "manifest.csv", usecols=["index", "split", "label"])
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder} is not a prepared set: {error}. Make it with dvc repro prepare.") from error
+        self.source: str = facts["source"]
+        self.classes: list[str] = facts["classes"]
+        self.channels: int = facts["channels"]
+        self.image_size: int = facts["image_size"]
+        self.mean: list[float] = facts["mean"]
+        self.std: list[float] = facts["std"]
+        self.sizes: dict[str, int] = facts["sizes"]
+        self.sha256: dict[str, str] = facts["sha256"]
+
+    def split(self, name: str, device: torch.device) -> Split:
+        """Return the images of "train", "valid" or "test"."""
+        rows = self._manifest[self._manifest["split"] == name]
+        index = rows["index"].to_numpy()
+        return Split(
+            images=torch.tensor(self._images[index], device=device),
+            labels=torch.tensor(rows["label"].to_numpy(), device=device),
+            index=torch.tensor(index),
+        )
+
+
+class Normalise(nn.Module):
+    """uint8 images (n, h, w), or (n, channels, h, w), to float32 (n, channels, h, w) of mean 0 and deviation 1."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim == 3:
+            images = images.unsqueeze(1)  # the channel of grayscale images
+        return (images.float() - self.mean) / self.std
+
+
+def shuffled(split: Split, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of uint8 images and labels; the last may be smaller. The order follows from `seed` and `epoch`."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(split.labels), generator=generator).to(split.labels.device)
+    for rows in order.split(batch_size):
+        yield split.images[rows], split.labels[rows]
+
+
+@torch.no_grad()
+def scores(classifier: nn.Module, images: Tensor) -> Tensor:
+    """Return what `classifier` gives for uint8 `images` in evaluation mode, float (n, n_classes)."""
+    classifier.eval()
+    return torch.cat([classifier(batch) for batch in images.split(SCORING_BATCH)])

@@ -1,0 +1,42 @@
+"""Builds the torch class that params.yaml names, from a table of names and defaults; errors say what is accepted."""
+
+import inspect
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from stages.command import InputError
+
+
+def check_names(section: str, name: str, arguments: Collection[str], accepted: Collection[str]) -> None:
+    """Raise InputError if `name`, or a class name that `arguments` are given for, is not an accepted one."""
+    for where, given in [(f"{section}.name", name), *((f"{section}.arguments", key) for key in arguments)]:
+        if given not in accepted:
+            close = get_close_matches(given, accepted, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise InputError(f"{where}: {given!r} is unknown{hint}; accepted: {', '.join(accepted)}")
+
+
+def build(
+    section: str, cls: type, positional: Iterable[Any], derived: dict[str, Any], arguments: dict[str, Any]
+) -> Any:
+    """Return `cls(*positional, **derived, **arguments)`.
+
+    `derived` follows from other values, so `arguments`, which the user gave, may not name them again. Raises
+    InputError for an argument that the class does not take, or whose value it refuses.
+    """
+    positional = list(positional)
+    names = list(inspect.signature(cls).parameters)
+    accepted = [name for name in names[len(positional) :] if name not in derived]
+    for name in arguments:
+        if name not in accepted:
+            close = get_close_matches(name, accepted, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise InputError(
+                f"{section}.arguments.{cls.__name__}.{name}: not an argument to give here{hint};"
+                f" accepted: {', '.join(accepted)}"
+            )
+    try:
+        return cls(*positional, **derived, **arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{section}: {cls.__name__} refuses {derived | arguments}: {error}") from error

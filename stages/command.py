@@ -1,0 +1,47 @@
+"""What every command line of the project shares: how it starts, and how it fails."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong; the message names it, its value and what is accepted."""
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run `main` and exit: 0, 1 with one `error:` line for an InputError, 130 when interrupted.
+
+    SIGTERM is handled as Ctrl-C is, so that a killed stage closes its MLflow run and removes half-written files.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _check_code_is_here()
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _check_code_is_here() -> None:
+    # An experiment runs in a directory of its own. PYTHONPATH or PYTHONSAFEPATH can make it import the workspace's
+    # code instead of its own, and it would then record other code than it ran.
+    code, here = Path(__file__).resolve().parents[1], Path.cwd().resolve()
+    if code != here:
+        raise InputError(
+            f"the code comes from {code}, but the current directory is {here}.\n"
+            "Run this from the repository's root, with PYTHONPATH and PYTHONSAFEPATH unset"
+            f" (PYTHONPATH={os.environ.get('PYTHONPATH', '')!r})."
+        )

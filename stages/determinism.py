@@ -1,0 +1,30 @@
+"""Makes equal inputs give equal bits: seeds, thread count, deterministic kernels."""
+
+import os
+
+import torch
+
+from stages.command import InputError
+
+
+def set_up(device: str, threads: int) -> torch.device:
+    """Fix everything that changes float results besides the seed, and return the device. Call it before using torch.
+
+    `device` is auto, cpu, cuda or mps. Raises InputError if this machine lacks it.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, here in available.items() if here)
+    if not available[device]:
+        raise InputError(
+            f"train.device: {device!r} is not available here;"
+            f" accepted: auto, {', '.join(name for name, here in available.items() if here)}"
+        )
+    torch.set_num_threads(threads)
+    # cuBLAS takes a fixed workspace from the environment; it must be there before CUDA starts.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory guards against reads of uninitialised values, which our code never does; it costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    return torch.device(device)

@@ -1,0 +1,58 @@
+"""What is measured of a classifier: pure functions of tensors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> float:
+    """Return the share of equal entries of two int64 (n,)."""
+    return (predicted == labels).double().mean().item()
+
+
+def confusion(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Return int64 (n_classes, n_classes): how many images of the row's class were predicted as the column's."""
+    return torch.bincount(labels * n_classes + predicted, minlength=n_classes**2).view(n_classes, n_classes)
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """float64 or int64 (n_classes,) each. Where a ratio's denominator is 0, the ratio is 0, as in scikit-learn."""
+
+    precision: Tensor
+    recall: Tensor
+    f1: Tensor
+    correct: Tensor
+    total: Tensor
+    predicted: Tensor
+
+
+def per_class(confusion: Tensor) -> PerClass:
+    """Return precision, recall, F1 and counts of each class from a confusion matrix (rows: actual)."""
+    correct, total, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
+
+    def ratio(part: Tensor, whole: Tensor) -> Tensor:
+        return part.double() / whole.clamp(min=1)
+
+    return PerClass(
+        precision=ratio(correct, predicted),
+        recall=ratio(correct, total),
+        f1=ratio(2 * correct, total + predicted),
+        correct=correct,
+        total=total,
+        predicted=predicted,
+    )
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> float:
+    """Return by how much confidence and accuracy differ, 0 to 1, averaged over bins of confidence by their images.
+
+    `probabilities` is float (n, n_classes), `labels` int64 (n,). Bins are of equal width, open on the left: Guo et
+    al., "On Calibration of Modern Neural Networks", ICML 2017.
+    """
+    confidence, predicted = probabilities.double().max(1)
+    surplus = confidence - (predicted == labels).double()
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_of, surplus)
+    return (gaps.abs().sum() / len(labels)).item()

@@ -1,0 +1,132 @@
+"""params.yaml, parsed once into frozen typed objects. What each knob means stands beside it in params.yaml."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.command import InputError
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+# {class name: {argument: value}}: the arguments of a class stay in place while another is tried.
+Arguments = dict[str, dict[str, Any]]
+
+
+class Section(BaseModel):
+    # No field has a default: params.yaml is the only place that gives values, so a missing key is an error.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Prepare(Section):
+    source: Literal["digits", "fashion_mnist"]
+    valid_fraction: Fraction
+    test_fraction: Fraction
+    seed: Seed
+
+
+class NetParams(Section):
+    widths: list[Positive]
+    kernel: Positive
+    pool: Positive
+    hidden: list[Positive]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    output: Literal["relu", "logits", "log_softmax"]
+    bias_start: float | None
+
+
+class Loss(Section):
+    name: str
+    arguments: Arguments
+
+
+class Optimizer(Section):
+    name: str
+    lr: Annotated[float, Field(gt=0)] | None
+    arguments: Arguments
+
+
+class Schedule(Section):
+    name: str
+    arguments: Arguments
+
+
+class Train(Section):
+    seed: Seed
+    epochs: Positive
+    batch_size: Positive
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: Positive
+    net: NetParams
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Schedule
+
+
+class Evaluate(Section):
+    calibration_bins: Positive
+
+
+class Params(Section):
+    prepare: Prepare
+    train: Train
+    evaluate: Evaluate
+
+    def flat(self) -> dict[str, Any]:
+        """Return {"train.optimizer.name": "SGD", ...}: the keys of params.yaml, dotted; an empty mapping stays {}."""
+        return _flat(self.model_dump())
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """Read params.yaml. Raises InputError that names every unknown, missing, mistyped or out-of-range key."""
+    try:
+        # The parser of YAML 1.2, which DVC uses too: PyYAML would read 1e-3 as a string.
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise InputError("\n  ".join([f"{path} has {len(problems)} wrong:", *problems[:20], *more])) from error
+
+
+def _explain(problem: Any) -> str:
+    """Return one line for one of pydantic's error records."""
+    location = [str(part) for part in problem["loc"]]
+    where, kind = ".".join(location) or "the file", problem["type"]
+    if kind == "missing":
+        return f"{where}: missing"
+    if kind == "extra_forbidden":
+        accepted = _keys(location[:-1])
+        close = get_close_matches(location[-1], accepted, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{where}: unknown key{hint}; accepted here: {', '.join(accepted)}"
+    if kind == "model_type":
+        return f"{where}: {problem['input']!r}, should be a section with the keys {', '.join(_keys(location))}"
+    return f"{where}: {problem['input']!r}, should be {problem['msg'].removeprefix('Input should be ')}"
+
+
+def _keys(location: list[str]) -> list[str]:
+    """Return the keys that the section at `location` has."""
+    section: type[BaseModel] = Params
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        section = annotation
+    return list(section.model_fields)

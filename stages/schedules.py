@@ -1,0 +1,25 @@
+"""The learning-rate schedules of torch.optim.lr_scheduler that params.yaml can name. All advance once a step."""
+
+from typing import Any
+
+from torch import optim
+from torch.optim import lr_scheduler
+
+from stages.choices import build, check_names
+
+# Class name: defaults. torch's ConstantLR would start at a third of the learning rate.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "ConstantLR": {"factor": 1.0},
+    "OneCycleLR": {},
+}
+
+
+def schedule(
+    name: str, arguments: dict[str, dict[str, Any]], optimizer: optim.Optimizer, steps: int
+) -> lr_scheduler.LRScheduler:
+    """Return the schedule over `steps` steps in all. Raises InputError for an unknown name or argument."""
+    check_names("train.schedule", name, arguments, SCHEDULES)
+    derived = {"max_lr": optimizer.defaults["lr"], "total_steps": steps} if name == "OneCycleLR" else {}
+    values = SCHEDULES[name] | arguments.get(name, {})
+    built: lr_scheduler.LRScheduler = build("train.schedule", getattr(lr_scheduler, name), [optimizer], derived, values)
+    return built

@@ -1,0 +1,146 @@
+"""Train: the Net, with the loss, optimizer and schedule that params.yaml names; the best epoch by validation is kept.
+
+    python -m stages.train data/prepared models/net.safetensors metrics/train.csv
+
+writes the weights (with what rebuilds the Net) and one row an epoch. The training is a run in MLflow. Digits take 30
+epochs in 2 s, Fashion-MNIST 4 epochs in 30 s, on two cores of an x86-64 server.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pandas as pd
+from torch import nn, optim
+from tqdm import tqdm
+
+from stages import batches, checkpoints, command, determinism, losses, metrics, nets, optimizers, params, schedules
+from stages.outputs import fixed, replacing, write_csv
+from stages.tracking import Tracker
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m stages.train"
+    )
+    parser.add_argument("prepared", type=Path, help="folder that prepare wrote, e.g. data/prepared")
+    parser.add_argument("weights", type=Path, help="file to write, e.g. models/net.safetensors")
+    parser.add_argument("history", type=Path, help="file to write, e.g. metrics/train.csv")
+    arguments = parser.parse_args()
+    knobs = params.load()
+    train(knobs.train, arguments.prepared, arguments.weights, arguments.history, Tracker.from_environment(knobs))
+
+
+def train(knobs: params.Train, prepared: Path, weights: Path, history: Path, tracker: Tracker) -> None:
+    """Write `weights` and `history`. Raises InputError for knobs that do not fit, and if the loss diverges."""
+    device = determinism.set_up(knobs.device, knobs.threads)
+
+    # Data: whole splits on the device, as uint8.
+    data = batches.Prepared(prepared)
+    training, validation = data.split("train", device), data.split("valid", device)
+    normalise = batches.Normalise(data.mean, data.std).to(device)
+
+    # Net: its input and output sizes follow from the data.
+    shape = knobs.net.model_dump(exclude={"bias_start"})
+    shape |= {"n_classes": len(data.classes), "channels": data.channels, "image_size": data.image_size}
+    net = nets.initial(shape, knobs.net.bias_start, knobs.seed).to(device)
+
+    # Loss, optimizer, schedule.
+    criterion = losses.criterion(**knobs.loss.model_dump(), device=device)
+    optimizer = optimizers.optimizer(**knobs.optimizer.model_dump(), parameters=net.parameters())
+    steps = knobs.epochs * math.ceil(len(training.labels) / knobs.batch_size)
+    schedule = schedules.schedule(**knobs.schedule.model_dump(), optimizer=optimizer, steps=steps)
+
+    rows: list[dict[str, float]] = []
+    trace: list[float] = []  # the loss of every step
+    best: dict[str, float] = {}
+    started = time.perf_counter()
+    with tracker.training(data, device) as run, tqdm(total=steps, unit="step", disable=None) as progress:
+        for epoch in range(1, knobs.epochs + 1):
+            lr, total, correct = learning_rate(optimizer), 0.0, 0
+            net.train()
+            for images, labels in batches.shuffled(training, knobs.batch_size, knobs.seed, epoch):  # batch
+                scores = net(normalise(images))  # forward
+                loss = criterion(scores, labels)  # loss
+                trace.append(loss.item())
+                check_finite(trace, learning_rate(optimizer))
+                optimizer.zero_grad()
+                loss.backward()  # backward
+                optimizer.step()  # update
+                schedule.step()
+                total += trace[-1] * len(labels)
+                correct += int((scores.argmax(1) == labels).sum())
+                progress.update()
+
+            scores = batches.scores(nn.Sequential(normalise, net), validation.images)
+            row = {
+                "epoch": epoch,
+                "lr": lr,
+                "train/loss": total / len(training.labels),
+                "train/accuracy": correct / len(training.labels),
+                "valid/loss": criterion(scores, validation.labels).item(),
+                "valid/accuracy": metrics.accuracy(scores.argmax(1), validation.labels),
+            }
+            rows.append({name: fixed(value) for name, value in row.items()})
+            run.log(rows[-1], step=epoch)
+            report(rows[-1], knobs.epochs, progress)
+            if not best or rank(rows[-1]) > rank(best):
+                best = rows[-1]
+                best_weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+        description = checkpoints.Description(
+            net=shape,
+            bias_start=knobs.net.bias_start,
+            seed=knobs.seed,
+            classes=data.classes,
+            mean=data.mean,
+            std=data.std,
+            epoch=int(best["epoch"]),
+            valid_accuracy=best["valid/accuracy"],
+            valid_loss=best["valid/loss"],
+        )
+        checkpoints.save(weights, best_weights, description)
+        with replacing(history) as partial:
+            write_csv(partial, pd.DataFrame(rows).astype({"epoch": int}))
+        run.log({f"best/{name}": value for name, value in best.items() if name.startswith(("epoch", "valid"))})
+        run.log({"seconds/training": time.perf_counter() - started})
+        run.trained(weights)
+    print(f"kept epoch {description.epoch}: validation accuracy {description.valid_accuracy:.4f}")
+
+
+def learning_rate(optimizer: optim.Optimizer) -> float:
+    """Return the learning rate of the step to come."""
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def check_finite(trace: list[float], lr: float) -> None:
+    """Raise InputError if the last of the losses so far is NaN or infinite."""
+    if not math.isfinite(trace[-1]):
+        before = ", ".join(f"{loss:.4g}" for loss in trace[-6:-1]) or "none"
+        raise command.InputError(
+            f"the loss is {trace[-1]} at step {len(trace)}, with a learning rate of {lr:.4g}; the losses before it:"
+            f" {before}.\nTry a lower train.optimizer.lr."
+        )
+
+
+def rank(row: dict[str, float]) -> tuple[float, float]:
+    """Return what the epochs are chosen by: validation accuracy, and of equal ones the lower validation loss."""
+    return row["valid/accuracy"], -row["valid/loss"]
+
+
+def report(row: dict[str, float], epochs: int, progress: "tqdm[NoReturn]") -> None:
+    """Show an epoch's figures: beside the bar on a terminal, as a line elsewhere."""
+    line = (
+        f"train loss {row['train/loss']:.4f} accuracy {row['train/accuracy']:.4f},"
+        f" validation loss {row['valid/loss']:.4f} accuracy {row['valid/accuracy']:.4f}"
+    )
+    if progress.disable:
+        print(f"epoch {row['epoch']:.0f}/{epochs}: {line}", flush=True)
+    else:
+        progress.set_postfix_str(f"epoch {row['epoch']:.0f}/{epochs}: {line}")
+
+
+if __name__ == "__main__":
+    command.run(main)
