@@ -29,18 +29,20 @@ class Prepared:
     def __init__(self, folder: Path) -> None:
         try:
             facts: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+            self.source: str = facts["source"]
+            self.classes: list[str] = facts["classes"]
+            self.channels: int = facts["channels"]
+            self.image_size: int = facts["image_size"]
+            self.mean: list[float] = facts["mean"]
+            self.std: list[float] = facts["std"]
+            self.sizes: dict[str, int] = facts["sizes"]
+            self.sha256: dict[str, str] = facts["sha256"]
             self._images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
             self._manifest = pd.read_csv(folder / "manifest.csv", usecols=["index", "split", "label"])
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder} is not a prepared set: {error}. Make it with dvc repro prepare.") from error
-        self.source: str = facts["source"]
-        self.classes: list[str] = facts["classes"]
-        self.channels: int = facts["channels"]
-        self.image_size: int = facts["image_size"]
-        self.mean: list[float] = facts["mean"]
-        self.std: list[float] = facts["std"]
-        self.sizes: dict[str, int] = facts["sizes"]
-        self.sha256: dict[str, str] = facts["sha256"]
+        except (OSError, EOFError, ValueError, LookupError) as error:
+            raise InputError(
+                f"{folder} is not a prepared set: {type(error).__name__}: {error}. Make it with dvc repro prepare."
+            ) from error
 
     def split(self, name: str, device: torch.device) -> Split:
         """Return the images of "train", "valid" or "test"."""

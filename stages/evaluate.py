@@ -54,7 +54,7 @@ def evaluate(
     untrained_predicted = batches.scores(untrained.to(device), test.images).cpu().argmax(1)
 
     # Metrics.
-    criterion = losses.criterion(**knobs.train.loss.model_dump(), device=scores.device)
+    criterion = losses.criterion(**knobs.train.loss.model_dump(), n_classes=len(data.classes), device=scores.device)
     table = metrics.confusion(predicted, labels, len(data.classes))
     per_class = metrics.per_class(table)
     never_predicted = [name for name, count in zip(data.classes, per_class.predicted, strict=True) if count == 0]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.choices import build, check_names
+from stages.command import InputError
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -16,16 +17,28 @@ LOSSES: dict[str, nn.Module] = {
     "NLLLoss": nn.LogSoftmax(dim=1),
 }
 
+# The mean over the batch, by torch's present argument; the two that it replaced are not to be given either.
+MEAN = {"reduction": "mean", "size_average": None, "reduce": None}
 
-def criterion(name: str, arguments: dict[str, dict[str, Any]], device: torch.device) -> Criterion:
-    """Return the loss: scores, float (n, n_classes), and labels, int64 (n,), to the mean over the batch, float ().
 
-    Raises InputError for an unknown name or argument.
+def criterion(name: str, arguments: dict[str, dict[str, Any]], n_classes: int, device: torch.device) -> Criterion:
+    """Return the loss, a function of scores, float (n, n_classes), and labels, int64 (n,), that gives one float, ().
+
+    Raises InputError for an unknown name, an unknown argument or a value that the class refuses.
     """
     check_names("train.loss", name, arguments, LOSSES)
-    given = {
-        key: torch.tensor(value) if isinstance(value, list) else value for key, value in arguments.get(name, {}).items()
-    }
-    loss = build("train.loss", getattr(nn, name), (), {}, given).to(device)
+    given = arguments.get(name, {})
+    tensors = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in given.items()}
+    loss = build("train.loss", getattr(nn, name), (), MEAN, tensors).to(device)
     before = LOSSES[name]
-    return lambda scores, labels: loss(before(scores), labels)
+
+    def of(scores: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = loss(before(scores), labels)
+        return value
+
+    # Most arguments are looked at only when the loss is used, so use it once before anything is trained.
+    try:
+        of(torch.zeros(1, n_classes, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"train.loss: {name} refuses {given} for {n_classes} classes: {error}") from error
+    return of

@@ -23,7 +23,10 @@ def optimizer(
     Raises InputError for an unknown name or argument.
     """
     check_names("train.optimizer", name, arguments, OPTIMIZERS)
-    values = OPTIMIZERS[name] | arguments.get(name, {})
-    derived = {"lr": values.pop("lr") if lr is None else lr}
-    built: optim.Optimizer = build("train.optimizer", getattr(optim, name), [parameters], derived, values)
+    defaults = OPTIMIZERS[name].copy()
+    default_lr = defaults.pop("lr")
+    derived = {"lr": default_lr if lr is None else lr}
+    built: optim.Optimizer = build(
+        "train.optimizer", getattr(optim, name), [parameters], derived, defaults | arguments.get(name, {})
+    )
     return built

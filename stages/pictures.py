@@ -43,7 +43,7 @@ def confusion(path: Path, table: Tensor, classes: list[str]) -> None:
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     shares = table / table.sum(1, keepdim=True).clamp(min=1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     for row in range(n):
         for column in range(n):
             if count := int(table[row, column]):
@@ -84,6 +84,6 @@ def mistakes(
     for axes in grid:
         axes.axis("off")
     for axes, i in zip(grid, worst, strict=False):
-        axes.imshow(images[i], cmap="gray", vmin=0, vmax=255)
+        axes.imshow(images[i].numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"{classes[predicted[i]]} {confidence[i]:.0%}\nis {classes[labels[i]]}", fontsize=9)
     _save(figure, path)

@@ -20,6 +20,7 @@ def schedule(
     """Return the schedule over `steps` steps in all. Raises InputError for an unknown name or argument."""
     check_names("train.schedule", name, arguments, SCHEDULES)
     derived = {"max_lr": optimizer.defaults["lr"], "total_steps": steps} if name == "OneCycleLR" else {}
-    values = SCHEDULES[name] | arguments.get(name, {})
-    built: lr_scheduler.LRScheduler = build("train.schedule", getattr(lr_scheduler, name), [optimizer], derived, values)
+    built: lr_scheduler.LRScheduler = build(
+        "train.schedule", getattr(lr_scheduler, name), [optimizer], derived, SCHEDULES[name] | arguments.get(name, {})
+    )
     return built

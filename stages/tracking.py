@@ -46,7 +46,9 @@ class Tracker:
     """One experiment of one store, and what this process tells of itself."""
 
     def __init__(self, uri: str, experiment: str, params: dict[str, Any], tags: dict[str, str]) -> None:
-        self.uri, self.experiment, self.params, self.tags = uri, experiment, params, tags
+        self.uri, self.experiment, self.tags = uri, experiment, tags
+        # As MLflow keeps them: text as it is, the rest as JSON.
+        self.params = {key: value if isinstance(value, str) else json.dumps(value) for key, value in params.items()}
         self._off = False
         self._client: MlflowClient | None = None
         self._experiment_id = ""
@@ -113,10 +115,7 @@ class Tracker:
             client = self.client()
             name = self.tags.get("dvc.exp_name") or self.tags.get("mlflow.source.git.commit", "no commit")[:9]
             run.id = client.create_run(self._experiment_id, run_name=name, tags=self.tags | tags).info.run_id
-            params = [
-                Param(key, value if isinstance(value, str) else json.dumps(value)) for key, value in self.params.items()
-            ]
-            client.log_batch(run.id, params=params)
+            client.log_batch(run.id, params=[Param(key, value) for key, value in self.params.items()])
             client.log_inputs(run.id, [dataset(data, split) for split in ("train", "valid")])
             if patch := circumstances.patch():
                 client.log_text(run.id, f"{patch}\n", "git.patch")
@@ -134,8 +133,9 @@ class Tracker:
     ) -> None:
         """Complete the run of the training that made `weights` with `metrics`, the model `classifier` and the files.
 
-        Nothing that was evaluated before is overwritten: where all such runs have other `results` or `plots`, or where
-        there is none, since DVC took the weights from its cache, a new run is made of `history`, one row an epoch.
+        That is the latest run of these weights and params in the same DVC experiment that has not been evaluated: no
+        evaluation is overwritten. Where there is none, since this is another evaluation, or since DVC took the weights
+        from its cache, a new run is made of `history`, one row an epoch.
         """
         with self.spared():
             client = self.client()
@@ -145,7 +145,7 @@ class Tracker:
                 return
             run = Run(self, run_id)
             if run_id == "":
-                run = self._start(data, {WEIGHTS: made[WEIGHTS], "training": "taken from DVC's cache"})
+                run = self._start(data, {WEIGHTS: made[WEIGHTS], "training": "not repeated for this run"})
                 for row in history:
                     run.log_epoch(row)
             client.log_inputs(run.id, [dataset(data, "test")])
@@ -163,7 +163,11 @@ class Tracker:
         found = self.client().search_runs(
             [self._experiment_id], f"tags.`{WEIGHTS}` = '{made[WEIGHTS]}'"
         )  # latest first
-        ours = [run for run in found if run.data.tags.get("dvc.exp_name") == self.tags.get("dvc.exp_name")]
+        ours = [
+            run
+            for run in found
+            if run.data.tags.get("dvc.exp_name") == self.tags.get("dvc.exp_name") and run.data.params == self.params
+        ]
         if any(run.data.tags.get(EVALUATION) == made[EVALUATION] for run in ours):
             return None
         waiting = [run for run in ours if EVALUATION not in run.data.tags]

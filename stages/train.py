@@ -48,7 +48,7 @@ def train(knobs: params.Train, prepared: Path, weights: Path, history: Path, tra
     net = nets.initial(shape, knobs.net.bias_start, knobs.seed).to(device)
 
     # Loss, optimizer, schedule.
-    criterion = losses.criterion(**knobs.loss.model_dump(), device=device)
+    criterion = losses.criterion(**knobs.loss.model_dump(), n_classes=len(data.classes), device=device)
     optimizer = optimizers.optimizer(**knobs.optimizer.model_dump(), parameters=net.parameters())
     steps = knobs.epochs * math.ceil(len(training.labels) / knobs.batch_size)
     schedule = schedules.schedule(**knobs.schedule.model_dump(), optimizer=optimizer, steps=steps)
@@ -84,7 +84,7 @@ def train(knobs: params.Train, prepared: Path, weights: Path, history: Path, tra
                 "valid/accuracy": metrics.accuracy(scores.argmax(1), validation.labels),
             }
             rows.append({name: fixed(value) for name, value in row.items()})
-            run.log(rows[-1], step=epoch)
+            run.log_epoch(rows[-1])
             report(rows[-1], knobs.epochs, progress)
             if not best or rank(rows[-1]) > rank(best):
                 best = rows[-1]
@@ -104,7 +104,6 @@ def train(knobs: params.Train, prepared: Path, weights: Path, history: Path, tra
         checkpoints.save(weights, best_weights, description)
         with replacing(history) as partial:
             write_csv(partial, pd.DataFrame(rows).astype({"epoch": int}))
-        run.log({f"best/{name}": value for name, value in best.items() if name.startswith(("epoch", "valid"))})
         run.log({"seconds/training": time.perf_counter() - started})
         run.trained(weights)
     print(f"kept epoch {description.epoch}: validation accuracy {description.valid_accuracy:.4f}")
@@ -132,14 +131,15 @@ def rank(row: dict[str, float]) -> tuple[float, float]:
 
 def report(row: dict[str, float], epochs: int, progress: "tqdm[NoReturn]") -> None:
     """Show an epoch's figures: beside the bar on a terminal, as a line elsewhere."""
-    line = (
-        f"train loss {row['train/loss']:.4f} accuracy {row['train/accuracy']:.4f},"
-        f" validation loss {row['valid/loss']:.4f} accuracy {row['valid/accuracy']:.4f}"
-    )
+    epoch = f"epoch {row['epoch']:.0f}/{epochs}"
+    progress.set_description_str(epoch)
+    progress.set_postfix_str(f"validation accuracy {row['valid/accuracy']:.4f}")
     if progress.disable:
-        print(f"epoch {row['epoch']:.0f}/{epochs}: {line}", flush=True)
-    else:
-        progress.set_postfix_str(f"epoch {row['epoch']:.0f}/{epochs}: {line}")
+        print(
+            f"{epoch}: train loss {row['train/loss']:.4f} accuracy {row['train/accuracy']:.4f},"
+            f" validation loss {row['valid/loss']:.4f} accuracy {row['valid/accuracy']:.4f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""What the tests share: knobs, a prepared set, a real MLflow store, and copies of the project that may be broken."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from ruamel.yaml import YAML
+
+from stages import params
+from stages.prepare import prepare
+from stages.tracking import Tracker
+
+ROOT = Path(__file__).parents[1]
+yaml = YAML(typ="safe", pure=True)
+
+
+def changed(changes: dict[str, Any]) -> params.Params:
+    """Return params.yaml's knobs with some changed, by their dotted names."""
+    values = yaml.load((ROOT / "params.yaml").read_text())
+    for name, value in changes.items():
+        *sections, key = name.split(".")
+        section = values
+        for part in sections:
+            section = section[part]
+        section[key] = value
+    return params.Params.model_validate(values)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that prepare makes of the embedded digits."""
+    folder = tmp_path_factory.mktemp("digits") / "prepared"
+    prepare(changed({}).prepare, raw=folder / "none", prepared=folder)
+    return folder
+
+
+class Off(Tracker):
+    """A tracker that was switched off, as after a failure."""
+
+    def __init__(self) -> None:
+        super().__init__("", "", {}, {})
+        self._off = True
+
+
+class Project:
+    """A copy of the project in a git repository of its own, with commands run as a user would run them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+            text=True,
+            env=clean_environment(),
+        ).stdout
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():  # a deleted file is still listed
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, root / name)
+        self("git", "init", "-q")
+        self("git", "config", "user.name", "test")
+        self("git", "config", "user.email", "test@localhost")
+        self("git", "add", "-A")
+        self("git", "commit", "-q", "-m", "copy")
+
+    def start(self, *command: str, **environment: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=clean_environment() | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __call__(self, *command: str, fails: bool = False, **environment: str) -> str:
+        """Run a command and return what it prints, both streams; it must end with 0, or with another if it `fails`."""
+        process = self.start(*command, **environment)
+        output, _ = process.communicate(timeout=300)
+        assert (process.returncode != 0) == fails, f"{' '.join(command)} exited with {process.returncode}:\n{output}"
+        return output
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        text = (self.root / name).read_text()
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {name}"
+        (self.root / name).write_text(text.replace(old, new))
+
+    def runs(self) -> list[Any]:
+        """The runs in this copy's own store, the latest first."""
+        return runs(f"sqlite:///{self.root}/mlflow.db")
+
+
+def runs(uri: str) -> list[Any]:
+    """The runs of the project's experiment, the latest first."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("repronet")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what would redirect git, DVC, MLflow or Python; its `python` comes first."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DVC_", "MLFLOW_", "GIT_", "PYTHON", "PYTEST"))
+    }
+    return environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Project]:
+    return lambda: Project(tmp_path_factory.mktemp("project"))

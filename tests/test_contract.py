@@ -1,0 +1,171 @@
+"""What dvc.yaml, params.yaml and the code promise each other."""
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from stages import params
+from stages.evaluate import evaluate
+from stages.prepare import prepare
+from stages.train import train
+from tests.conftest import ROOT, Off, changed, yaml
+
+PIPELINE = yaml.load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = ["prepare", "train", "evaluate"]
+MODULES = {path.stem: path for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__"}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of stages that a file names in any import, also inside of functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "stages":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("stages."):
+            names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("stages.")}
+    return names
+
+
+def closure(stage: str) -> set[str]:
+    """The modules that a stage's process may run, itself among them."""
+    todo, found = {stage}, set[str]()
+    while todo:
+        module = todo.pop()
+        found.add(module)
+        todo |= imported(MODULES[module]) - found
+    return found
+
+
+def names_of(entries: list[Any]) -> list[str]:
+    """The paths of a stage's outs, some of which carry options."""
+    return [name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)]
+
+
+def test_the_pipeline_is_three_stages() -> None:
+    assert list(PIPELINE) == STAGES
+    assert list(params.Params.model_fields) == STAGES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_the_modules_that_do_the_work(stage: str) -> None:
+    code = [dep for dep in PIPELINE[stage]["deps"] if dep.startswith("stages/")]
+    assert code == sorted(f"stages/{module}.py" for module in closure(stage))
+
+
+def test_the_package_itself_does_no_work() -> None:
+    # It is no dep of any stage.
+    assert [type(node) for node in ast.parse((ROOT / "stages/__init__.py").read_text()).body] == [ast.Expr]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_command_names_inputs_and_outputs(stage: str) -> None:
+    entry = PIPELINE[stage]
+    program, arguments = entry["cmd"].split()[:3], entry["cmd"].split()[3:]
+    assert program == ["python", "-m", f"stages.{stage}"]
+    data = [dep for dep in entry["deps"] if not dep.startswith("stages/")]
+    assert sorted(arguments) == sorted(data + names_of(entry.get("outs", []) + entry.get("metrics", [])))
+
+
+def test_imports_go_one_way() -> None:
+    for name, path in MODULES.items():
+        assert not imported(path) & set(STAGES), f"{name} imports a stage"
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    for name, path in MODULES.items():
+        assert bool(re.search(r"^\s*(import|from) mlflow", path.read_text(), re.MULTILINE)) == (name == "tracking")
+
+
+def test_nothing_reads_pickles() -> None:
+    for path in MODULES.values():
+        assert not re.search(r"torch\.load|import pickle|allow_pickle=True", path.read_text()), path
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            assert field.is_required(), f"{prefix}{name} has a default outside of params.yaml"
+            yield f"{prefix}{name}"
+
+
+def test_every_key_is_a_field_and_every_field_a_key() -> None:
+    assert sorted(leaves(params.Params)) == sorted(changed({}).flat())
+
+
+def test_every_knob_is_explained_where_it_stands() -> None:
+    for line in (ROOT / "params.yaml").read_text().splitlines():
+        if re.match(r"\s+\w+: \S", line):
+            assert re.search(r" # \S", line), line
+
+
+class Read:
+    """A section of the knobs that notes what is read of it."""
+
+    def __init__(self, section: BaseModel, name: str, seen: set[str]) -> None:
+        self._section, self._name, self._seen = section, name, seen
+
+    def __getattr__(self, key: str) -> Any:
+        value, name = getattr(self._section, key), f"{self._name}{key}"
+        if isinstance(value, BaseModel):
+            return Read(value, f"{name}.", self._seen)
+        self._seen.add(name)
+        return value
+
+    def model_dump(self, exclude: frozenset[str] = frozenset()) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in type(self._section).model_fields if name not in exclude}
+
+
+def test_each_stage_lists_the_params_that_it_reads(tmp_path: Path) -> None:
+    knobs, read = changed({"train.epochs": 1}), {stage: set[str]() for stage in STAGES}
+    folder, weights, history = tmp_path / "prepared", tmp_path / "net", tmp_path / "train.csv"
+    prepare(Read(knobs, "", read["prepare"]).prepare, tmp_path, folder)
+    train(Read(knobs, "", read["train"]).train, folder, weights, history, Off())
+    everything: Any = Read(knobs, "", read["evaluate"])
+    evaluate(everything, weights, folder, history, tmp_path / "evaluate.json", tmp_path / "plots", Off())
+    for stage in STAGES:
+        listed = tuple(PIPELINE[stage]["params"])
+        covered = {
+            leaf for leaf in leaves(params.Params) if leaf in listed or leaf.startswith(tuple(f"{p}." for p in listed))
+        }
+        assert read[stage] == covered
+
+
+def test_metrics_have_the_promised_names() -> None:
+    assert {"accuracy", "loss"} <= json.loads((ROOT / "metrics/evaluate.json").read_text()).keys()
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
+
+
+def test_readme_s_commands_are_run_in_ci_or_in_a_test() -> None:
+    ran = (ROOT / ".ci/run").read_text() + "".join(path.read_text() for path in (ROOT / "tests").glob("test_[!c]*.py"))
+    commands = readme_commands()
+    assert "make repro" in commands
+    for command in commands:
+        assert command in ran or all(repr(word).replace("'", '"') in ran for word in shlex.split(command)), command
+
+
+def test_make_s_targets_are_listed_by_help() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [line.split()[1] for line in shown.splitlines()] == targets
+    assert {"setup", "check", "test", "repro", "ui", "help"} <= set(targets)
+
+
+def test_no_package_index_is_named() -> None:
+    for name in ("constraints.txt", "pyproject.toml", "Makefile", ".ci/run"):
+        assert not re.search(r"://|--(extra-)?index-url|--find-links", (ROOT / name).read_text()), name

@@ -1,0 +1,109 @@
+"""The Net against the plain formula, the course's two solutions, and its errors."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.command import InputError
+from stages.nets import Net, initial
+
+Weights = dict[str, Tensor]
+
+
+def randomly(net: Net) -> Weights:
+    """Fill the net's weights with random numbers, so that no initialisation hides an error, and return them."""
+    generator = torch.Generator().manual_seed(1)
+    weights = {name: torch.randn(tensor.shape, generator=generator) / 8 for name, tensor in net.state_dict().items()}
+    net.load_state_dict(weights)
+    return weights
+
+
+def test_default_is_one_convolution_one_pool_one_linear() -> None:
+    assert str(Net(20)) == (
+        "Net(\n"
+        "  (conv1): Conv2d(1, 32, kernel_size=(5, 5), stride=(1, 1))\n"
+        "  (pool): MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)\n"
+        "  (fc1): Linear(in_features=128, out_features=20, bias=True)\n"
+        ")"
+    )
+    assert {name: tuple(tensor.shape) for name, tensor in Net(20).state_dict().items()} == {
+        "conv1.weight": (32, 1, 5, 5),
+        "conv1.bias": (32,),
+        "fc1.weight": (20, 128),
+        "fc1.bias": (20,),
+    }
+
+
+def test_parameters_at_28_pixels() -> None:
+    # 32 * (5 * 5 + 1) + (32 * 12 * 12 + 1) * 10
+    assert sum(parameter.numel() for parameter in Net(10, image_size=28).parameters()) == 46_922
+
+
+def test_output_is_the_plain_formula_s() -> None:
+    net = Net(20)
+    w = randomly(net)
+    images = torch.randn(7, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+
+    x = F.max_pool2d(F.relu(F.conv2d(images, w["conv1.weight"], w["conv1.bias"])), 2, 2)
+    x = x.view(x.size(0), -1)
+    expected = F.relu(F.linear(x, w["fc1.weight"], w["fc1.bias"]))
+
+    assert x.shape == (7, 128)
+    assert torch.equal(net(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("output", "formula"),
+    [("relu", F.relu), ("logits", lambda x: x), ("log_softmax", lambda x: F.log_softmax(x, dim=1))],
+)
+def test_outputs(output: str, formula: Callable[[Tensor], Tensor]) -> None:
+    net, images = Net(3, output=output), torch.randn(5, 1, 8, 8)
+    w = randomly(net)
+    x = F.max_pool2d(F.relu(F.conv2d(images, w["conv1.weight"], w["conv1.bias"])), 2, 2).flatten(1)
+    assert torch.equal(net(images), formula(F.linear(x, w["fc1.weight"], w["fc1.bias"])))
+
+
+def test_course_s_first_solution() -> None:
+    net = Net(10, image_size=28, widths=[10, 20], kernel=3, output="log_softmax")
+    w = randomly(net)
+    images = torch.randn(4, 1, 28, 28)
+    x = F.max_pool2d(F.relu(F.conv2d(images, w["conv1.weight"], w["conv1.bias"])), 2, 2)
+    x = F.max_pool2d(F.relu(F.conv2d(x, w["conv2.weight"], w["conv2.bias"])), 2, 2).flatten(1)
+    assert torch.equal(net(images), F.log_softmax(F.linear(x, w["fc1.weight"], w["fc1.bias"]), dim=1))
+
+
+def test_course_s_second_solution() -> None:
+    net = Net(10, image_size=28, widths=[10, 20], kernel=3, hidden=[50], dropout=0.4, output="log_softmax")
+    assert {name: tuple(tensor.shape) for name, tensor in net.state_dict().items() if "weight" in name} == {
+        "conv1.weight": (10, 1, 3, 3),
+        "conv2.weight": (20, 10, 3, 3),
+        "fc1.weight": (50, 500),
+        "fc2.weight": (10, 50),
+    }
+    images = torch.randn(4, 1, 28, 28)
+    assert not torch.equal(net.train()(images), net(images)), "dropout must act while training"
+    assert torch.equal(net.eval()(images), net(images)), "and only then"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 4}, r"conv1 \(a 5x5 kernel\) needs at least 5 pixels a side, but of the image's 4 only 4"),
+        ({"pool": 5}, r"pooling after conv1 \(5x5\) needs at least 5 pixels a side, but of the image's 8 only 4"),
+        ({"widths": [8, 8]}, r"conv2 \(a 5x5 kernel\) needs at least 5 pixels a side, but of the image's 8 only 2"),
+    ],
+)
+def test_too_small_an_image_names_the_layer(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Net(10, **arguments)  # type: ignore[arg-type]
+
+
+def test_initial_net_follows_from_the_seed() -> None:
+    one, same, other = (initial({"n_classes": 10}, 1.0, seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(one["fc1.weight"], same["fc1.weight"])
+    assert not torch.equal(one["fc1.weight"], other["fc1.weight"])
+    assert torch.equal(one["fc1.bias"], torch.ones(10))
+    assert not torch.equal(initial({"n_classes": 10}, None, 3).state_dict()["fc1.bias"], torch.ones(10))

@@ -1,0 +1,150 @@
+"""The whole pipeline by DVC, in a copy of the project, with a real store: what runs when, and what it leaves."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Project
+
+
+def stages_run(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+@pytest.fixture(scope="module")
+def reproduced(make_project: Callable[[], Project]) -> Project:
+    """A copy in which the pipeline has run, and been committed."""
+    project = make_project()
+    (project.root / "dvc.lock").unlink()
+    assert stages_run(project("dvc", "repro")) == ["prepare", "train", "evaluate"]
+    project("git", "add", "-A")
+    project("git", "commit", "--allow-empty", "-q", "-m", "results")
+    return project
+
+
+def test_one_run_and_a_clean_tree(reproduced: Project) -> None:
+    assert reproduced("git", "status", "--porcelain") == ""
+    values = json.loads((reproduced.root / "metrics/evaluate.json").read_text())
+    assert values["accuracy"] >= 0.96
+    run = reproduced.runs()[-1]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["test/accuracy"] == values["accuracy"]
+    assert run.data.tags["git.dirty"] == "false"
+    assert "dvc.exp_name" not in run.data.tags
+
+
+def test_a_second_repro_runs_nothing(reproduced: Project) -> None:
+    assert stages_run(reproduced("dvc", "repro")) == []
+
+
+def test_two_copies_give_the_same_lock_and_metrics(reproduced: Project, make_project: Callable[[], Project]) -> None:
+    other = make_project()
+    (other.root / "dvc.lock").unlink()
+    other("dvc", "repro")
+    for name in ("dvc.lock", "metrics/evaluate.json", "metrics/train.csv"):
+        assert (other.root / name).read_bytes() == (reproduced.root / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("params.yaml", "# Every knob", "# Each knob", []),
+        ("params.yaml", "train:\n  seed: 0 ", "train:\n  seed: 1 ", ["train", "evaluate"]),
+        ("params.yaml", "calibration_bins: 15", "calibration_bins: 10", ["evaluate"]),
+        ("stages/evaluate.py", '"""Evaluate:', '"""Evaluates:', ["evaluate"]),
+        ("stages/pictures.py", '"""Pictures', '"""Drawings', ["evaluate"]),
+        ("stages/nets.py", '"""The Net:', '"""A Net:', ["train", "evaluate"]),
+        ("stages/sources.py", '"""Where', '"""Whence', ["prepare"]),
+    ],
+)
+def test_a_change_reruns_what_depends_on_it(
+    reproduced: Project, file: str, old: str, new: str, expected: list[str]
+) -> None:
+    reproduced.edit(file, old, new)
+    try:
+        # A stage whose inputs have changed says so; what comes after it would follow if its outputs change.
+        status = json.loads(reproduced("dvc", "status", "--json"))
+        changed = [
+            stage
+            for stage in ("prepare", "train", "evaluate")
+            if any(stage in reason.get("changed deps", {}) or reason for reason in status.get(stage, []))
+        ]
+        assert changed == expected
+    finally:
+        reproduced("git", "checkout", "-q", file)
+
+
+def test_changed_seed_reruns_train_and_evaluate(reproduced: Project) -> None:
+    reproduced.edit("params.yaml", "train:\n  seed: 0 ", "train:\n  seed: 1 ")
+    assert stages_run(reproduced("dvc", "repro")) == ["train", "evaluate"]
+    assert "accuracy" in reproduced("dvc", "metrics", "diff")
+    reproduced("git", "checkout", "-q", ".")
+    # Going back takes the results from DVC's cache: nothing runs, and the run is in MLflow already.
+    assert stages_run(reproduced("dvc", "repro")) == []
+    assert [run.info.status for run in reproduced.runs()] == ["FINISHED"] * 2
+
+
+def test_experiments_are_runs_in_the_main_repository_s_store(reproduced: Project) -> None:
+    before = {run.info.run_id for run in reproduced.runs()}
+    reproduced("dvc", "exp", "run", "--name", "here", "-S", "train.seed=2")
+    reproduced("git", "checkout", "-q", ".")
+    adam = ["-S", "train.optimizer.name=Adam", "-S", "+train.optimizer.arguments.SGD.momentum=0.5"]
+    reproduced("dvc", "exp", "run", "--name", "elsewhere", "--temp", *adam)
+    elsewhere, here = [run for run in reproduced.runs() if run.info.run_id not in before]
+    head = reproduced("git", "rev-parse", "HEAD").strip()
+    for run, name in [(here, "here"), (elsewhere, "elsewhere")]:
+        assert (run.info.run_name, run.info.status) == (name, "FINISHED")
+        assert run.data.tags["dvc.exp_name"] == name
+        assert run.data.tags["dvc.baseline_rev"] == head
+        assert run.data.metrics["test/accuracy"] > 0.9
+    assert here.data.params["train.seed"] == "2"
+    assert elsewhere.data.params["train.optimizer.name"] == "Adam"
+    assert ".dvc/tmp/exps" in elsewhere.data.tags["directory"]
+    assert Path(elsewhere.info.artifact_uri.removeprefix("file://")).is_relative_to(reproduced.root / "mlartifacts")
+    shown = reproduced("dvc", "exp", "show", "--csv")
+    assert "here" in shown
+    assert "elsewhere" in shown
+
+
+def test_plots_are_drawn(reproduced: Project) -> None:
+    reproduced("dvc", "plots", "show")
+    page = (reproduced.root / "dvc_plots/index.html").read_text()
+    for word in ("train/loss", "valid/accuracy", "confusion", "vegaEmbed"):
+        assert word in page
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "stage", "message"),
+    [
+        ("  epochs: 30 ", "  epoch: 30 ", "prepare", "train.epoch: unknown key (did you mean epochs?)"),
+        ("name: SGD ", "name: Sgd ", "train", "train.optimizer.name: 'Sgd' is unknown (did you mean SGD?)"),
+        ("name: CrossEntropyLoss ", "name: Cross ", "train", "train.loss.name: 'Cross' is unknown"),
+        ("  kernel: 5 ", "  kernel: 9 ", "train", "conv1 (a 9x9 kernel) needs at least 9 pixels"),
+    ],
+)
+def test_wrong_params_end_in_one_screen(
+    project: Project, digits: Path, old: str, new: str, stage: str, message: str
+) -> None:
+    project.edit("params.yaml", old, new)
+    arguments = {"prepare": ["data/raw", "out"], "train": [str(digits), "out", "out.csv"]}[stage]
+    output = project("python", "-m", f"stages.{stage}", *arguments, fails=True)
+    assert message in output
+    assert output.startswith("error: ")
+    assert len(output.splitlines()) <= 24
+    assert not list(project.root.glob("*out*"))
+
+
+def test_code_of_another_directory_is_refused(project: Project, tmp_path: Path) -> None:
+    (project.root / "elsewhere").mkdir()
+    command = f"cd elsewhere && PYTHONPATH={project.root} python -m stages.prepare --help"
+    output = project("sh", "-c", command, fails=True)
+    assert f"error: the code comes from {tmp_path}, but the current directory is {tmp_path}/elsewhere" in output
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "evaluate"])
+def test_help_has_an_example(project: Project, stage: str) -> None:
+    output = project("python", "-m", f"stages.{stage}", "--help")
+    assert f"    python -m stages.{stage} " in output
+    assert "usage: python -m stages." in output

@@ -1,0 +1,283 @@
+"""MLflow runs in real stores: what one holds, which one an evaluation completes, and what a broken store may cost."""
+
+import io
+import json
+import socket
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.artifacts import load_text
+
+from stages.command import InputError
+from stages.evaluate import evaluate
+from stages.tracking import Tracker
+from stages.train import train
+from tests.conftest import ROOT, Project, changed, runs
+
+SHORT = {"train.epochs": 2}
+
+
+def run_stages(
+    digits: Path, folder: Path, environment: dict[str, str], changes: dict[str, Any], only: str = ""
+) -> None:
+    """Train and evaluate, or one of them, as the stages' main functions do."""
+    knobs = changed(SHORT | changes)
+    weights, history = folder / "net.safetensors", folder / "train.csv"
+    if only != "evaluate":
+        train(knobs.train, digits, weights, history, Tracker.from_environment(knobs, environment))
+    if only != "train":
+        tracker = Tracker.from_environment(knobs, environment)
+        evaluate(knobs, weights, digits, history, folder / "evaluate.json", folder / "plots", tracker)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages run where dvc.yaml is."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def store(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of one training and evaluation, and the store that they were logged to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        folder = tmp_path_factory.mktemp("store")
+        run_stages(digits, folder, {"DVC_ROOT": str(folder), "DVC_EXP_NAME": "brave-newt"}, {})
+    return folder
+
+
+def only_run(folder: Path) -> Any:
+    [run] = runs(f"sqlite:///{folder}/mlflow.db")
+    return run
+
+
+def test_one_training_is_one_finished_run_named_as_dvc_s_experiment(store: Path) -> None:
+    run = only_run(store)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "brave-newt")
+    assert run.data.tags["dvc.exp_name"] == "brave-newt"
+    assert len(run.data.tags["mlflow.source.git.commit"]) == 40
+    assert run.data.tags["env.torch"] == torch.__version__
+    assert run.data.tags["env.threads"] == "2"
+
+
+def test_params_have_the_keys_of_params_yaml(store: Path) -> None:
+    run = only_run(store)
+    flat = changed(SHORT).flat()
+    assert run.data.params == {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()
+    }
+
+
+def test_metrics_are_those_of_dvc(store: Path) -> None:
+    run = only_run(store)
+    history = pd.read_csv(store / "train.csv")
+    client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
+    for name in ("lr", "train/loss", "train/accuracy", "valid/loss", "valid/accuracy"):
+        logged = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+        assert logged == list(zip(history["epoch"], history[name], strict=True))
+    values = json.loads((store / "evaluate.json").read_text())
+    for name in ("accuracy", "accuracy_untrained", "ece", "loss", "macro_f1", "never_predicted"):
+        assert run.data.metrics[f"test/{name}"] == values[name]
+    assert run.data.metrics["best/valid_accuracy"] == values["valid_accuracy"]
+    assert run.data.metrics["seconds/training"] > 0
+
+
+def test_datasets_have_the_digests_of_their_splits(store: Path, digits: Path) -> None:
+    facts = json.loads((digits / "dataset.json").read_text())
+    inputs = only_run(store).inputs.dataset_inputs
+    found = {entry.tags[0].value: (entry.dataset.name, entry.dataset.digest) for entry in inputs}
+    assert found == {
+        context: (f"digits {split}", facts["sha256"][split][:32])
+        for context, split in [("training", "train"), ("validation", "valid"), ("testing", "test")]
+    }
+
+
+def test_artifacts(store: Path) -> None:
+    run = only_run(store)
+    client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
+    names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert names - {"git.patch"} == {"dvc.lock", "dvc.yaml", "evaluate.json", "params.yaml", "plots"}
+    plots = {file.path: file.file_size for file in client.list_artifacts(run.info.run_id, "plots")}
+    assert plots == {f"plots/{path.name}": path.stat().st_size for path in (store / "plots").iterdir()}
+    lock = load_text(f"{run.info.artifact_uri}/dvc.lock")
+    assert "  train:" in lock
+    assert "  evaluate:" not in lock, "DVC has not written that entry while evaluate runs"
+
+
+def model_uri(store: Path) -> str:
+    mlflow.set_tracking_uri(f"sqlite:///{store}/mlflow.db")
+    [output] = only_run(store).outputs.model_outputs
+    return f"models:/{output.model_id}"
+
+
+@pytest.mark.parametrize("load", [mlflow.pytorch.load_model, mlflow.pyfunc.load_model])
+def test_the_model_gives_evaluate_s_classes_for_any_batch(
+    store: Path, digits: Path, load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    model = load(model_uri(store))
+    predictions = pd.read_csv(store / "plots/predictions.csv")
+    classes = json.loads((digits / "dataset.json").read_text())["classes"]
+    images = np.load(digits / "images.npy")[predictions["index"]]
+    for batch in (images, images[:1], images[:7]):
+        scores = model.predict(batch) if hasattr(model, "predict") else model(torch.tensor(batch)).detach().numpy()
+        assert [classes[i] for i in scores.argmax(1)] == predictions["predicted"].tolist()[: len(batch)]
+
+
+def test_the_model_s_file_holds_tensors_and_json_only(store: Path) -> None:
+    path = Path(mlflow.artifacts.download_artifacts(model_uri(store))) / "data/model.pt2"
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.endswith(".json")]
+        [sample] = [name for name in names if "sample_inputs" in name]
+        torch.load(io.BytesIO(archive.read(sample)), weights_only=True)
+    assert not [name for name in names if name.endswith((".pkl", ".py", ".so"))]
+
+
+def test_the_same_evaluation_again_adds_nothing(digits: Path, tmp_path: Path) -> None:
+    environment = {"DVC_ROOT": str(tmp_path)}
+    run_stages(digits, tmp_path, environment, {})
+    before = only_run(tmp_path).to_dictionary()
+    run_stages(digits, tmp_path, environment, {}, only="evaluate")
+    assert only_run(tmp_path).to_dictionary() == before
+
+
+def test_another_evaluation_of_the_same_weights_is_another_run(digits: Path, tmp_path: Path) -> None:
+    environment = {"DVC_ROOT": str(tmp_path)}
+    run_stages(digits, tmp_path, environment, {})
+    first = only_run(tmp_path).to_dictionary()
+    run_stages(digits, tmp_path, environment, {"evaluate.calibration_bins": 3}, only="evaluate")
+    second, again = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert again.to_dictionary() == first
+    assert second.info.status == "FINISHED"
+    assert second.data.params["evaluate.calibration_bins"] == "3"
+    for name in ("train/loss", "valid/accuracy", "test/accuracy", "best/epoch"):
+        assert second.data.metrics[name] == again.data.metrics[name]
+    assert len(second.outputs.model_outputs) == 1
+
+
+def test_an_experiment_with_cached_weights_gets_its_own_run(digits: Path, tmp_path: Path) -> None:
+    run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path), "DVC_EXP_NAME": "one"}, {})
+    run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path), "DVC_EXP_NAME": "two"}, {}, only="evaluate")
+    second, first = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert (first.info.run_name, second.info.run_name) == ("one", "two")
+    assert second.data.tags["training"] == "not repeated for this run"
+    rows = {name: value for name, value in first.data.metrics.items() if name != "seconds/training"}
+    assert second.data.metrics == rows
+
+
+def test_equal_trainings_at_the_same_time_are_told_apart_by_directory(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clone").mkdir()
+    for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
+        (tmp_path / "clone" / name).write_bytes((ROOT / name).read_bytes())
+    environment = {"DVC_ROOT": str(tmp_path)}
+    run_stages(digits, tmp_path, environment, {}, only="train")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "clone")
+        run_stages(digits, tmp_path, environment, {}, only="train")
+    run_stages(digits, tmp_path, environment, {}, only="evaluate")
+    evaluated = {
+        run.data.tags["directory"]: "test/accuracy" in run.data.metrics
+        for run in runs(f"sqlite:///{tmp_path}/mlflow.db")
+    }
+    assert evaluated == {str(ROOT): True, str(tmp_path / "clone"): False}
+
+
+def test_a_training_that_diverges_is_marked_failed(digits: Path, tmp_path: Path) -> None:
+    changes = {"train.optimizer.lr": 1e30, "train.net.output": "logits"}
+    with pytest.raises(InputError, match="the loss is nan"):
+        run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path)}, changes)
+    run = only_run(tmp_path)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["mlflow.note.content"].startswith("the loss is nan at step ")
+
+
+@pytest.mark.parametrize(
+    ("environment", "uri"),
+    [
+        ({"DVC_ROOT": "/main"}, "sqlite:////main/mlflow.db"),
+        ({}, f"sqlite:///{ROOT}/mlflow.db"),
+        ({"DVC_ROOT": "/main", "MLFLOW_TRACKING_URI": ""}, "sqlite:////main/mlflow.db"),
+        ({"DVC_ROOT": "/main", "MLFLOW_TRACKING_URI": "sqlite:///my/own.db"}, "sqlite:////main/my/own.db"),
+        ({"DVC_ROOT": "/main", "MLFLOW_TRACKING_URI": "sqlite:////tmp/own.db"}, "sqlite:////tmp/own.db"),
+        ({"DVC_ROOT": "/main", "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, "http://127.0.0.1:1"),
+    ],
+)
+def test_where_the_store_is(environment: dict[str, str], uri: str) -> None:
+    assert Tracker.from_environment(changed({}), environment).uri == uri
+
+
+def test_the_patch_makes_the_commit_what_was_run(digits: Path, project: Project) -> None:
+    project.edit("stages/metrics.py", '"""What is measured', '"""What we measured')
+    (project.root / "new.py").touch()
+    project("python", "-m", "stages.train", str(digits), "net.safetensors", "train.csv")
+    [run] = project.runs()
+    assert run.data.tags["git.dirty"] == "true"
+    assert "new.py" in run.data.tags["git.untracked"]
+    (project.root / "git.patch").write_text(load_text(f"{run.info.artifact_uri}/git.patch"))
+    project("git", "checkout", "stages")
+    project("git", "apply", "git.patch")
+    assert '"""What we measured' in (project.root / "stages/metrics.py").read_text()
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/none/mlflow.db", "nonsense://x"])
+def test_a_store_that_fails_costs_one_warning(
+    digits: Path, tmp_path: Path, store: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_stages(digits, tmp_path, {"MLFLOW_TRACKING_URI": uri}, {}, only="train")
+    assert capsys.readouterr().err.count(f"warning: MLflow at {uri} failed") == 1
+    run_stages(digits, tmp_path, {"MLFLOW_TRACKING_URI": uri}, {}, only="evaluate")
+    assert capsys.readouterr().err.count(f"warning: MLflow at {uri} failed") == 1
+    for name in ("net.safetensors", "train.csv", "evaluate.json"):
+        assert (tmp_path / name).read_bytes() == (store / name).read_bytes()
+
+
+def test_eight_first_runs_at_once(project: Project, digits: Path) -> None:
+    project.edit("params.yaml", "  epochs: 30 ", "  epochs: 2 ")
+    project.edit("params.yaml", "  threads: 2 ", "  threads: 1 ")
+    commands = [("python", "-m", "stages.train", str(digits), f"{i}/net", f"{i}/train.csv") for i in range(8)]
+    processes = [project.start(*command) for command in commands]
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        assert "warning" not in output
+    logged = project.runs()
+    assert [run.info.status for run in logged] == ["FINISHED"] * 8
+    assert len({run.data.metrics["valid/loss"] for run in logged}) == 1
+    assert not list(project.root.glob(".mlflow.db.partial*"))
+
+
+def test_a_server(project: Project, digits: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri, backend = f"http://127.0.0.1:{port}", f"sqlite:///{project.root}/server.db"
+    command = ["mlflow", "server", "--backend-store-uri", backend, "--host", "127.0.0.1", "--port", str(port)]
+    server = project.start(*command, "--workers", "1", MLFLOW_DISABLE_TELEMETRY="true")
+    try:
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.2)
+        run_stages(digits, tmp_path, {"MLFLOW_TRACKING_URI": uri}, {})
+        [run] = runs(uri)
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["test/accuracy"] > 0.5
+        [output] = run.outputs.model_outputs
+        mlflow.set_tracking_uri(uri)
+        assert mlflow.pyfunc.load_model(f"models:/{output.model_id}").predict(np.zeros((3, 8, 8), np.uint8)).shape == (
+            3,
+            10,
+        )
+    finally:
+        server.terminate()
+        server.communicate()

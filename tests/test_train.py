@@ -1,0 +1,171 @@
+"""Training as a whole, on the digits: bit for bit the same twice, and what its outputs hold."""
+
+import math
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from stages import batches, checkpoints, metrics
+from stages.command import InputError
+from stages.train import check_finite, rank, train
+from tests.conftest import ROOT, Off, Project, changed, clean_environment
+
+
+def trained(digits: Path, folder: Path, changes: dict[str, Any]) -> tuple[bytes, bytes]:
+    knobs = changed({"train.epochs": 3} | changes).train
+    train(knobs, digits, folder / "net.safetensors", folder / "train.csv", Off())
+    return (folder / "net.safetensors").read_bytes(), (folder / "train.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"train.net.hidden": [20], "train.net.dropout": 0.5, "train.optimizer.name": "AdamW"}]
+)
+def test_two_trainings_are_equal_bit_for_bit(digits: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    first = trained(digits, tmp_path / "one", changes)
+    torch.rand(3)  # what ran before in the process plays no part
+    assert trained(digits, tmp_path / "two", changes) == first
+    assert trained(digits, tmp_path / "three", changes | {"train.seed": 1}) != first
+
+
+def test_history_and_kept_epoch_agree_with_the_weights(digits: Path, tmp_path: Path) -> None:
+    trained(digits, tmp_path, {"train.epochs": 6})
+    history = pd.read_csv(tmp_path / "train.csv")
+    assert history.columns.tolist() == ["epoch", "lr", "train/loss", "train/accuracy", "valid/loss", "valid/accuracy"]
+    assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+
+    net, description = checkpoints.load(tmp_path / "net.safetensors")
+    kept = history.sort_values(["valid/accuracy", "valid/loss"], ascending=[False, True]).iloc[0]
+    assert (description.epoch, description.valid_accuracy) == (kept["epoch"], kept["valid/accuracy"])
+
+    validation = batches.Prepared(digits).split("valid", torch.device("cpu"))
+    classifier = nn.Sequential(batches.Normalise(description.mean, description.std), net)
+    scores = batches.scores(classifier, validation.images)
+    assert metrics.accuracy(scores.argmax(1), validation.labels) == pytest.approx(kept["valid/accuracy"], rel=1e-5)
+    loss = nn.CrossEntropyLoss()(scores, validation.labels).item()
+    assert loss == pytest.approx(kept["valid/loss"], rel=1e-5)
+
+
+def test_one_epoch_is_the_page_s_five_steps(digits: Path, tmp_path: Path) -> None:
+    """The weights equal those of a loop written out here, without anything of the project but data and Net."""
+    changes = {"train.epochs": 1, "train.optimizer.lr": 0.02, "train.schedule.name": "ConstantLR"}
+    trained(digits, tmp_path, changes)
+    weights = checkpoints.load(tmp_path / "net.safetensors")[0].state_dict()
+
+    data = batches.Prepared(digits)
+    split = data.split("train", torch.device("cpu"))
+    images = (split.images.float().unsqueeze(1) - 255 * torch.tensor(data.mean[0])) / (255 * torch.tensor(data.std[0]))
+    torch.manual_seed(0)
+    conv1, fc1 = nn.Conv2d(1, 32, 5), nn.Linear(128, 10)
+    nn.init.constant_(fc1.bias, 1.0)
+    optimizer = torch.optim.SGD([*conv1.parameters(), *fc1.parameters()], lr=0.02, momentum=0.9)
+    for rows in torch.randperm(len(images), generator=torch.Generator().manual_seed(1)).split(64):
+        scores = fc1(nn.functional.max_pool2d(conv1(images[rows]).relu(), 2).flatten(1)).relu()
+        loss = nn.functional.cross_entropy(scores, split.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.equal(weights["conv1.weight"], conv1.weight)
+    assert torch.equal(weights["fc1.bias"], fc1.bias)
+
+
+def test_nll_of_the_same_net_is_cross_entropy(digits: Path, tmp_path: Path) -> None:
+    trained(digits, tmp_path / "one", {"train.net.output": "logits"})
+    trained(digits, tmp_path / "two", {"train.net.output": "logits", "train.loss.name": "NLLLoss"})
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "one/train.csv"), pd.read_csv(tmp_path / "two/train.csv"), rtol=1e-3
+    )
+
+
+def test_threads_are_as_asked_for(digits: Path, tmp_path: Path) -> None:
+    for threads in (1, 2):
+        trained(digits, tmp_path, {"train.epochs": 1, "train.threads": threads})
+        assert torch.get_num_threads() == threads
+
+
+def test_rank() -> None:
+    rows = [{"valid/accuracy": a, "valid/loss": b} for a, b in [(0.9, 0.5), (0.95, 0.7), (0.95, 0.6), (0.8, 0.1)]]
+    assert max(rows, key=rank) == {"valid/accuracy": 0.95, "valid/loss": 0.6}
+
+
+def test_check_finite_names_step_rate_and_losses() -> None:
+    check_finite([1.0, 2.0], 0.1)
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(
+            InputError, match=rf"loss is {bad} at step 3, .* rate of 0\.1; the losses before it: 1, 2\."
+        ):
+            check_finite([1.0, 2.0, bad], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.loss.name": "CrossEntropy"}, "train.loss.name: 'CrossEntropy' is unknown"),
+        ({"train.optimizer.name": "SDG"}, "train.optimizer.name: 'SDG' is unknown"),
+        ({"train.net.kernel": 9}, r"conv1 \(a 9x9 kernel\) needs at least 9 pixels"),
+        ({"train.device": "mps"}, "train.device: 'mps' is not available here; accepted: auto, "),
+        ({"train.optimizer.lr": 1e30, "train.net.output": "logits"}, "the loss is nan at step"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_nothing(
+    digits: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        trained(digits, tmp_path, changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_leaves_a_killed_run_and_no_outputs(project: Project, digits: Path, number: int) -> None:
+    project.edit("params.yaml", "  epochs: 30 ", "  epochs: 100000 ")
+    process = project.start("python", "-m", "stages.train", str(digits), "net.safetensors", "train.csv")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("epoch 1/100000: train loss")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in output
+    assert not list(project.root.glob("*.safetensors*"))
+    assert not (project.root / "train.csv").exists()
+    [run] = project.runs()
+    assert run.info.status == "KILLED"
+    assert run.data.metrics["train/loss"] > 0
+
+
+def test_a_bar_with_the_time_left_on_a_terminal(project: Project, digits: Path) -> None:
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 100))
+    command = [sys.executable, "-m", "stages.train", str(digits), "net.safetensors", "train.csv"]
+    subprocess.run(command, cwd=project.root, env=clean_environment(), stdout=end, stderr=end, check=True, timeout=120)
+    os.close(end)
+    shown = b""
+    while True:
+        try:
+            block = os.read(terminal, 65536)
+        except OSError:  # how Linux says that nobody holds the other end
+            break
+        if not block:
+            break
+        shown += block
+    text = shown.decode()
+    assert re.search(r"epoch 30/30: 100%.*600/600 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+step/s, validation accuracy 0\.9", text)
+    assert "train loss" not in text
+
+
+def test_docstring_s_commands_are_dvc_s() -> None:
+    pipeline = (ROOT / "dvc.yaml").read_text()
+    for stage in ("prepare", "train", "evaluate"):
+        text = (ROOT / "stages" / f"{stage}.py").read_text()
+        command = next(line.strip() for line in text.splitlines() if line.startswith("    python -m"))
+        assert f"cmd: {command}\n" in pipeline
