@@ -2,19 +2,16 @@
 
 import inspect
 from collections.abc import Collection, Iterable
-from difflib import get_close_matches
 from typing import Any
 
-from stages.command import InputError
+from stages.command import InputError, unknown
 
 
 def check_names(section: str, name: str, arguments: Collection[str], accepted: Collection[str]) -> None:
     """Raise InputError if `name`, or a class name that `arguments` are given for, is not an accepted one."""
     for where, given in [(f"{section}.name", name), *((f"{section}.arguments", key) for key in arguments)]:
         if given not in accepted:
-            close = get_close_matches(given, accepted, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise InputError(f"{where}: {given!r} is unknown{hint}; accepted: {', '.join(accepted)}")
+            raise InputError(f"{where}: {given!r} is unknown{unknown(given, accepted)}")
 
 
 def build(
@@ -30,12 +27,8 @@ def build(
     accepted = [name for name in names[len(positional) :] if name not in derived]
     for name in arguments:
         if name not in accepted:
-            close = get_close_matches(name, accepted, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise InputError(
-                f"{section}.arguments.{cls.__name__}.{name}: not an argument to give here{hint};"
-                f" accepted: {', '.join(accepted)}"
-            )
+            where = f"{section}.arguments.{cls.__name__}.{name}"
+            raise InputError(f"{where}: not an argument to give here{unknown(name, accepted)}")
     try:
         return cls(*positional, **derived, **arguments)
     except (TypeError, ValueError) as error:

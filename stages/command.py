@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -11,6 +12,14 @@ from typing import NoReturn
 
 class InputError(ValueError):
     """Something that the user gave is wrong; the message names it, its value and what is accepted."""
+
+
+def unknown(given: str, accepted: Collection[str]) -> str:
+    """Return what to say after "unknown": which of the accepted names may be meant, and all of them."""
+    names = {name.lower(): name for name in accepted}
+    close = get_close_matches(given.lower(), names, n=1)
+    hint = f" (did you mean {names[close[0]]}?)" if close else ""
+    return f"{hint}; accepted: {', '.join(accepted)}"
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -1,6 +1,5 @@
 """params.yaml, parsed once into frozen typed objects. What each knob means stands beside it in params.yaml."""
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.command import InputError
+from stages.command import InputError, unknown
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(gt=0)]
@@ -112,10 +111,7 @@ def _explain(problem: Any) -> str:
     if kind == "missing":
         return f"{where}: missing"
     if kind == "extra_forbidden":
-        accepted = _keys(location[:-1])
-        close = get_close_matches(location[-1], accepted, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        return f"{where}: unknown key{hint}; accepted here: {', '.join(accepted)}"
+        return f"{where}: unknown key{unknown(location[-1], _keys(location[:-1]))}"
     if kind == "model_type":
         return f"{where}: {problem['input']!r}, should be a section with the keys {', '.join(_keys(location))}"
     return f"{where}: {problem['input']!r}, should be {problem['msg'].removeprefix('Input should be ')}"

@@ -168,12 +168,12 @@ class Tracker:
             for run in found
             if run.data.tags.get("dvc.exp_name") == self.tags.get("dvc.exp_name") and run.data.params == self.params
         ]
-        if any(run.data.tags.get(EVALUATION) == made[EVALUATION] for run in ours):
-            return None
         waiting = [run for run in ours if EVALUATION not in run.data.tags]
-        # Another clone may have made the same weights in the same store: our own directory goes first.
-        waiting.sort(key=lambda run: run.data.tags.get("directory") != self.tags["directory"])
-        return str(waiting[0].info.run_id) if waiting else ""
+        if waiting:
+            # Another clone may have made the same weights in the same store: our own directory goes first.
+            waiting.sort(key=lambda run: run.data.tags.get("directory") != self.tags["directory"])
+            return str(waiting[0].info.run_id)
+        return None if any(run.data.tags[EVALUATION] == made[EVALUATION] for run in ours) else ""
 
 
 class Run:

@@ -80,6 +80,7 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,  # a group of its own, to be ended with all that it starts
         )
 
     def __call__(self, *command: str, fails: bool = False, **environment: str) -> str:

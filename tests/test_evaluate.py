@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics
@@ -13,7 +12,6 @@ from sklearn import metrics
 from stages import checkpoints
 from stages.command import InputError
 from stages.evaluate import evaluate
-from stages.prepare import prepare
 from stages.train import train
 from tests.conftest import Off, changed
 
@@ -140,13 +138,3 @@ def test_weights_that_do_not_fit_the_net(digits: Path, folder: Path, tmp_path: P
     with pytest.raises(InputError, match=r"fc1\.weight: the Net has \(10, 128\), the file \(10, 127\)"):
         evaluated(digits, tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
-
-
-def test_fashion_mnist_reaches_0_90_in_5_epochs(tmp_path: Path) -> None:
-    changes = {"prepare.source": "fashion_mnist", "train.epochs": 5}
-    prepare(changed(changes).prepare, tmp_path, tmp_path / "prepared")
-    values = results(tmp_path / "prepared", tmp_path, changes)
-    assert values["accuracy"] >= 0.90
-    assert values["never_predicted"] == 0
-    assert np.load(tmp_path / "prepared/images.npy", mmap_mode="r").shape == (70_000, 28, 28)
-    assert len(pd.read_csv(tmp_path / "plots/predictions.csv")) == 10_000

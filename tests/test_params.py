@@ -50,7 +50,7 @@ def test_exponents_are_numbers_as_in_dvc(tmp_path: Path) -> None:
         (
             "  epochs: 30 ",
             "  epoch: 30 ",
-            r"train\.epoch: unknown key \(did you mean epochs\?\); accepted here: seed, ",
+            r"train\.epoch: unknown key \(did you mean epochs\?\); accepted: seed, ",
         ),
         ("  epochs: 30 ", "  epochs: thirty ", r"train\.epochs: 'thirty', should be a valid integer"),
         ("  epochs: 30 ", "  epochs: 2.5 ", r"train\.epochs: 2\.5, should be a valid integer"),

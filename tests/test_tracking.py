@@ -149,6 +149,16 @@ def test_the_same_evaluation_again_adds_nothing(digits: Path, tmp_path: Path) ->
     assert only_run(tmp_path).to_dictionary() == before
 
 
+def test_the_same_training_again_is_another_run_with_its_evaluation(digits: Path, tmp_path: Path) -> None:
+    environment = {"DVC_ROOT": str(tmp_path)}
+    for _ in range(2):
+        run_stages(digits, tmp_path, environment, {})
+    second, first = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert "training" not in second.data.tags
+    for name in ("valid/loss", "test/accuracy"):
+        assert second.data.metrics[name] == first.data.metrics[name]
+
+
 def test_another_evaluation_of_the_same_weights_is_another_run(digits: Path, tmp_path: Path) -> None:
     environment = {"DVC_ROOT": str(tmp_path)}
     run_stages(digits, tmp_path, environment, {})
