@@ -109,11 +109,11 @@ def runs(uri: str) -> list[Any]:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what would redirect git, DVC, MLflow or Python; its `python` comes first."""
+    """This process's environment without what would redirect git, DVC, MLflow, make or Python; its `python` comes first."""
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("DVC_", "MLFLOW_", "GIT_", "PYTHON", "PYTEST"))
+        if not name.startswith(("DVC_", "MLFLOW_", "GIT_", "PYTHON", "PYTEST", "MAKE", "MFLAGS"))
     }
     return environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"}
 

@@ -15,7 +15,7 @@ from stages import params
 from stages.evaluate import evaluate
 from stages.prepare import prepare
 from stages.train import train
-from tests.conftest import ROOT, Off, changed, yaml
+from tests.conftest import ROOT, Off, changed, clean_environment, yaml
 
 PIPELINE = yaml.load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = ["prepare", "train", "evaluate"]
@@ -154,7 +154,7 @@ def test_metrics_have_the_promised_names() -> None:
 
 
 def test_make_s_targets_are_listed_by_help() -> None:
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.check_output(["make", "help"], cwd=ROOT, env=clean_environment(), text=True)
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert [line.split()[1] for line in shown.splitlines()] == targets
     assert {"setup", "check", "test", "repro", "ui", "help"} <= set(targets)
