@@ -109,7 +109,7 @@ def runs(uri: str) -> list[Any]:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what would redirect git, DVC, MLflow, make or Python; its `python` comes first."""
+    """This process's environment, its `python` first, without what would redirect git, DVC, MLflow, make or Python."""
     environment = {
         name: value
         for name, value in os.environ.items()
