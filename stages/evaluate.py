@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from stages import batches, checkpoints, command, determinism, losses, metrics, params, pictures
+from stages import batches, checkpoints, command, determinism, losses, metrics, nets, params, pictures
 from stages.outputs import fixed, replacing, write_csv, write_json
 from stages.tracking import Tracker
 
@@ -89,6 +89,11 @@ def evaluate(
         pictures.confusion(partial / "confusion.png", table, data.classes)
         pictures.classes(partial / "classes.png", classes)
         pictures.mistakes(partial / "mistakes.png", test.images.cpu(), labels, predicted, probabilities, data.classes)
+        training, images = data.split("train", scores.device), test.images[:1].cpu()
+        pictures.examples(partial / "examples.png", training.images, training.labels, data.classes)
+        for name, before, after, pooled in nets.activations(net.cpu(), normalise.cpu()(images)):
+            pictures.filters(partial / f"filters_{name}.png", name, net.get_parameter(f"{name}.weight").detach())
+            pictures.activations(partial / f"activations_{name}.png", name, images[0], before[0], after[0], pooled[0])
 
     tracker.evaluated(
         data=data,

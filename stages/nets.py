@@ -1,6 +1,6 @@
 """The Net: convolutions with ReLU and max-pooling, then linear layers. Its default is one of each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -70,6 +70,19 @@ class Net(nn.Module):
         for linear in self.linears[:-1]:
             x = F.dropout(F.relu(self.get_submodule(linear)(x)), self.dropout, self.training)
         return OUTPUTS[self.output](self.get_submodule(self.linears[-1])(x))
+
+
+@torch.no_grad()
+def activations(net: Net, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """Yield each convolution's name and its maps before ReLU, after it and after pooling, float (n, width, h, w) each.
+
+    `x` is what the net takes, float (n, channels, image_size, image_size).
+    """
+    for name in net.convolutions:
+        before = net.get_submodule(name)(x)
+        after = F.relu(before)
+        x = net.pool(after)
+        yield name, before, after, x
 
 
 def _shrunk(side: int, layer: str, needed: int, left: int, image_size: int) -> int:

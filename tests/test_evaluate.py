@@ -103,9 +103,12 @@ def test_twice_gives_the_same_bytes_pictures_too(digits: Path, folder: Path, tmp
     assert names == [
         "evaluate.json",
         "net.safetensors",
+        "plots/activations_conv1.png",
         "plots/classes.csv",
         "plots/classes.png",
         "plots/confusion.png",
+        "plots/examples.png",
+        "plots/filters_conv1.png",
         "plots/learning_curves.png",
         "plots/mistakes.png",
         "plots/predictions.csv",
