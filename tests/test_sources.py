@@ -83,10 +83,13 @@ def test_absent_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not (tmp_path / "prepared").exists()
 
 
-def test_a_cut_packed_file(raw: Path) -> None:
+@pytest.mark.parametrize("cut", [0, 5, 100_000, -100])
+def test_a_cut_packed_file(raw: Path, cut: int) -> None:
     file = raw / "fashion_mnist" / f"{NAMES[2]}.gz"
-    file.write_bytes(file.read_bytes()[:100_000])
-    with pytest.raises(InputError, match=r"t10k-images-idx3-ubyte\.gz cannot be read, it may be cut: .*Fetch the file"):
+    file.write_bytes(file.read_bytes()[:cut])
+    expected, _ = sources.FASHION_MNIST[NAMES[2]]
+    message = rf"(?s)t10k-images-idx3-ubyte\.gz is not .*, or cut .*found +\w{{64}}\n.*expected {expected}\nFetch"
+    with pytest.raises(InputError, match=message):
         sources.load("fashion_mnist", raw)
 
 
