@@ -20,35 +20,36 @@ setup: .venv/installed ## make .venv with the pinned packages (2 minutes, 6.5 GB
 		{ echo "$(PYTHON) is $$($(PYTHON) --version), 3.11 or later is needed: make setup PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) lacks venv: install python3-venv"; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	"$(BIN)"/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 repro: setup ## prepare, train, evaluate: whatever has changed
-	$(BIN)/dvc repro
+	"$(BIN)"/dvc repro
 
 test: setup ## all tests
-	$(BIN)/python -m pytest
+	"$(BIN)"/python -m pytest
 
 check: setup ## format, lint, types, contract
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_contract.py
+	"$(BIN)"/ruff format --check .
+	"$(BIN)"/ruff check .
+	"$(BIN)"/mypy
+	"$(BIN)"/python -m pytest -q tests/test_contract.py
 
 format: setup ## let ruff mend format and lint
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+	"$(BIN)"/ruff format .
+	"$(BIN)"/ruff check --fix .
 
 ui: setup ## MLflow's pages on 127.0.0.1
+	@case "$$MLFLOW_TRACKING_URI" in http*) echo "the runs are at $$MLFLOW_TRACKING_URI"; exit 1;; esac
 	@test -n "$$MLFLOW_TRACKING_URI" || test -f mlflow.db || { echo "no run yet: make repro comes first"; exit 1; }
 	@echo "training runs: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning"
-	$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $(PORT) --workers 1
+	"$(BIN)"/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $(PORT) --workers 1
 
 lock: ## write constraints.txt anew, from the newest packages that pyproject.toml allows
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+	"$(BIN)"/python -m pip install --quiet -e '.[dev]'
+	"$(BIN)"/python -m pip freeze --exclude-editable > constraints.txt
 	@touch .venv/installed
 
 clean: ## remove .venv and caches; data, models and runs stay

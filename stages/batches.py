@@ -39,6 +39,8 @@ class Prepared:
             self.sha256: dict[str, str] = facts["sha256"]
             self._images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
             self._manifest = pd.read_csv(folder / "manifest.csv", usecols=["index", "split", "label"])
+            if len(self._manifest) != len(self._images):
+                raise ValueError(f"{len(self._manifest)} rows in manifest.csv, {len(self._images)} in images.npy")
         except (OSError, EOFError, ValueError, LookupError) as error:
             raise InputError(
                 f"{folder} is not a prepared set: {type(error).__name__}: {error}. Make it with dvc repro prepare."

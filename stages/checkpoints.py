@@ -40,7 +40,7 @@ def save(path: Path, weights: dict[str, Tensor], description: Description) -> No
     """Write the file; equal arguments give equal bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata={KEY: json.dumps(asdict(description), sort_keys=True)})
+        save_file(tensors, partial, metadata={KEY: json.dumps(asdict(description), sort_keys=True, allow_nan=False)})
 
 
 def load(path: Path) -> tuple[Net, Description]:

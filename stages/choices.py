@@ -31,5 +31,5 @@ def build(
             raise InputError(f"{where}: not an argument to give here{unknown(name, accepted)}")
     try:
         return cls(*positional, **derived, **arguments)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{section}: {cls.__name__} refuses {derived | arguments}: {error}") from error
+    except Exception as error:  # torch checks its arguments in many ways, and all of them come from the user
+        raise InputError(f"{section}: {cls.__name__} refuses {arguments}: {type(error).__name__}: {error}") from error

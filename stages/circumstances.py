@@ -13,25 +13,27 @@ import torch
 SOURCES = (".", ":(exclude)dvc.lock", ":(exclude)metrics")
 
 
-def git(*arguments: str) -> str:
-    """Return what git prints, "" where it fails or there is no git."""
+def _git(*arguments: str) -> bytes:
+    """Return what git prints, nothing where it fails or there is no git."""
     try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.rstrip("\n")
+        # DVC may hold the index, so git must not wait for a lock on it.
+        return subprocess.run(["git", "--no-optional-locks", *arguments], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return b""
 
 
-def patch() -> str:
-    """Return the changes to tracked files since the commit, in the form that `git apply` takes; "" for none."""
-    return git("diff", "--binary", "HEAD", "--", *SOURCES)
+def patch() -> bytes:
+    """Return the changes to tracked files since the commit, as `git apply` takes them whatever the user's settings."""
+    plain = ["--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
+    return _git("diff", *plain, "HEAD", "--", *SOURCES)
 
 
 def of_process(environment: Mapping[str, str]) -> dict[str, str]:
     """Return tags that tie a run to git and to DVC's experiment."""
-    commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--", *SOURCES)
+    commit = _git("rev-parse", "HEAD").decode().strip()
+    changed = _git("status", "--porcelain", "--", *SOURCES).decode(errors="replace")
     tags = {
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": _user(),
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit,
@@ -56,6 +58,13 @@ def of_computation(device: torch.device) -> dict[str, str]:
         "env.device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "env.threads": str(torch.get_num_threads()),
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return ""
 
 
 def _cpu_model() -> str:

@@ -1,5 +1,6 @@
 """What every command line of the project shares: how it starts, and how it fails."""
 
+import argparse
 import os
 import signal
 import sys
@@ -38,6 +39,16 @@ def run(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def paths(program: str, description: str | None, **names: str) -> dict[str, Path]:
+    """Return the paths on the command line of a stage, which takes nothing else; `names` holds the help for each."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, prog=f"python -m {program}"
+    )
+    for name, text in names.items():
+        parser.add_argument(name, type=Path, help=text)
+    return vars(parser.parse_args())
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -28,8 +28,6 @@ def criterion(name: str, arguments: dict[str, dict[str, Any]], n_classes: int, d
     """
     check_names("train.loss", name, arguments, LOSSES)
     given = arguments.get(name, {})
-    tensors = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in given.items()}
-    loss = build("train.loss", getattr(nn, name), (), MEAN, tensors).to(device)
     before = LOSSES[name]
 
     def of(scores: Tensor, labels: Tensor) -> Tensor:
@@ -38,7 +36,13 @@ def criterion(name: str, arguments: dict[str, dict[str, Any]], n_classes: int, d
 
     # Most arguments are looked at only when the loss is used, so use it once before anything is trained.
     try:
+        tensors = {
+            key: torch.tensor(value, dtype=torch.float) for key, value in given.items() if isinstance(value, list)
+        }
+        loss = build("train.loss", getattr(nn, name), (), MEAN, given | tensors).to(device)
         of(torch.zeros(1, n_classes, device=device), torch.zeros(1, dtype=torch.int64, device=device))
     except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"train.loss: {name} refuses {given} for {n_classes} classes: {error}") from error
     return of

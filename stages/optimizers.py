@@ -9,7 +9,7 @@ from stages.choices import build, check_names
 
 # Class name: defaults. The learning rates are peaks for OneCycleLR with batches of 64.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "SGD": {"lr": 0.05, "momentum": 0.9},
+    "SGD": {"lr": 0.03, "momentum": 0.9},
     "Adam": {"lr": 0.003},
     "AdamW": {"lr": 0.003},
 }

@@ -7,10 +7,11 @@ from torch.optim import lr_scheduler
 
 from stages.choices import build, check_names
 
-# Class name: defaults. torch's ConstantLR would start at a third of the learning rate.
+# Class name: defaults. torch's ConstantLR would start at a third of the learning rate, and its OneCycleLR would replace
+# the momentum that the optimizer was given.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "ConstantLR": {"factor": 1.0},
-    "OneCycleLR": {},
+    "OneCycleLR": {"cycle_momentum": False},
 }
 
 
@@ -19,7 +20,9 @@ def schedule(
 ) -> lr_scheduler.LRScheduler:
     """Return the schedule over `steps` steps in all. Raises InputError for an unknown name or argument."""
     check_names("train.schedule", name, arguments, SCHEDULES)
-    derived = {"max_lr": optimizer.defaults["lr"], "total_steps": steps} if name == "OneCycleLR" else {}
+    derived: dict[str, Any] = {"last_epoch": -1}
+    if name == "OneCycleLR":
+        derived |= {"max_lr": optimizer.defaults["lr"], "total_steps": steps}
     built: lr_scheduler.LRScheduler = build(
         "train.schedule", getattr(lr_scheduler, name), [optimizer], derived, SCHEDULES[name] | arguments.get(name, {})
     )

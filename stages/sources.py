@@ -120,7 +120,11 @@ def _read_idx(folder: Path, name: str, expected: str, shape: tuple[int, ...]) ->
         raise InputError(
             f"{path} is not Fashion-MNIST's, or cut ({len(content):,} bytes when decompressed):\n"
             f"  sha256 found    {found}\n  sha256 expected {expected}\n"
-            f"Fetch the file again, or remove {folder} to use Debian's package dataset-fashion-mnist or a download."
+            + (
+                "Reinstall Debian's package dataset-fashion-mnist."
+                if folder == DEBIAN
+                else f"Fetch the file again, or remove {folder} to use Debian's package or a download."
+            )
         )
     header = 4 + 4 * len(shape)  # a magic number, then each dimension, as 32-bit integers
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

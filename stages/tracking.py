@@ -7,12 +7,14 @@ import io
 import json
 import logging
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,10 +50,12 @@ class Tracker:
     def __init__(self, uri: str, experiment: str, params: dict[str, Any], tags: dict[str, str]) -> None:
         self.uri, self.experiment, self.tags = uri, experiment, tags
         # As MLflow keeps them: text as it is, the rest as JSON.
-        self.params = {key: value if isinstance(value, str) else json.dumps(value) for key, value in params.items()}
-        self._off = False
-        self._client: MlflowClient | None = None
-        self._experiment_id = ""
+        self.params = {
+            key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in params.items()
+        }
+        self._off = self._spared = False
+        self.connection: MlflowClient | None = None
+        self.experiment_id = ""
 
     @classmethod
     def from_environment(cls, params: Params, environment: Mapping[str, str] = os.environ) -> "Tracker":
@@ -68,7 +72,14 @@ class Tracker:
 
     @contextmanager
     def spared(self) -> Iterator[None]:
-        """Keep an error of the store from the caller: warn of the first one, and switch tracking off."""
+        """Keep an error of the store from the caller: warn of the first one, and switch tracking off.
+
+        Of nested ones the outermost does so: what fails inside of a larger piece of work ends all of it.
+        """
+        if self._spared:
+            yield
+            return
+        self._spared = True
         try:
             yield
         except Exception as error:
@@ -79,12 +90,14 @@ class Tracker:
                     file=sys.stderr,
                 )
             self._off = True
+        finally:
+            self._spared = False
 
     def client(self) -> "MlflowClient":
         """Return the store's client, connecting first. Raises whatever is wrong with it: call this within `spared`."""
         if self._off:
             raise RuntimeError("tracking is off")
-        if self._client is None:
+        if self.connection is None:
             for name, value in SETTINGS.items():
                 os.environ.setdefault(name, value)
             import mlflow  # 1 s, which --help and wrong input need not wait for
@@ -92,9 +105,9 @@ class Tracker:
             for name in ("mlflow", "alembic"):
                 logging.getLogger(name).setLevel(logging.WARNING)
             mlflow.set_tracking_uri(self.uri)
-            self._experiment_id = open_store(self.uri, self.experiment)
-            self._client = mlflow.MlflowClient(self.uri)
-        return self._client
+            self.experiment_id = open_store(self.uri, self.experiment)
+            self.connection = mlflow.MlflowClient(self.uri)
+        return self.connection
 
     @contextmanager
     def training(self, data: Prepared, device: torch.device) -> Iterator["Run"]:
@@ -110,15 +123,18 @@ class Tracker:
     def _start(self, data: Prepared, tags: dict[str, str]) -> "Run":
         run = Run(self, "")
         with self.spared():
+            client = self.client()  # before anything else of mlflow, which reads its settings when it is imported
             from mlflow.entities import Param
 
-            client = self.client()
             name = self.tags.get("dvc.exp_name") or self.tags.get("mlflow.source.git.commit", "no commit")[:9]
-            run.id = client.create_run(self._experiment_id, run_name=name, tags=self.tags | tags).info.run_id
-            client.log_batch(run.id, params=[Param(key, value) for key, value in self.params.items()])
-            client.log_inputs(run.id, [dataset(data, split) for split in ("train", "valid")])
-            if patch := circumstances.patch():
-                client.log_text(run.id, f"{patch}\n", "git.patch")
+            run.id = client.create_run(self.experiment_id, run_name=name, tags=self.tags | tags).info.run_id
+            with run.ending("FAILED"):
+                client.log_batch(run.id, params=[Param(key, value) for key, value in self.params.items()])
+                client.log_inputs(run.id, [dataset(data, split) for split in ("train", "valid")])
+                if patch := circumstances.patch():
+                    with TemporaryDirectory() as folder:
+                        (Path(folder) / "git.patch").write_bytes(patch)
+                        client.log_artifact(run.id, f"{folder}/git.patch")
         return run
 
     def evaluated(
@@ -143,37 +159,39 @@ class Tracker:
             run_id = self._to_complete(made)
             if run_id is None:
                 return
-            run = Run(self, run_id)
+            # Where it fails from here on, a trained run stays as it was, to be completed by the next evaluation.
+            run, status_on_error = Run(self, run_id), "FINISHED"
             if run_id == "":
                 run = self._start(data, {WEIGHTS: made[WEIGHTS], "training": "not repeated for this run"})
-                for row in history:
+                status_on_error = "FAILED"
+            with run.ending(status_on_error):
+                for row in history if run_id == "" else []:
                     run.log_epoch(row)
-            client.log_inputs(run.id, [dataset(data, "test")])
-            run.log(metrics, model_id=log_model(run.id, classifier, data))
-            for path in (Path("params.yaml"), Path("dvc.yaml"), results):
-                client.log_artifact(run.id, str(path))
-            client.log_text(run.id, lock_without("evaluate"), "dvc.lock")
-            client.log_artifacts(run.id, str(plots), "plots")
-            run.flush()
-            client.set_tag(run.id, EVALUATION, made[EVALUATION])
-            run.end("FINISHED")
+                client.log_inputs(run.id, [dataset(data, "test")])
+                run.log(metrics, model_id=log_model(run.id, classifier, data))
+                for path in (Path("params.yaml"), Path("dvc.yaml"), results):
+                    client.log_artifact(run.id, str(path))
+                if lock := lock_without("evaluate"):
+                    client.log_text(run.id, lock, "dvc.lock")
+                client.log_artifacts(run.id, str(plots), "plots")
+                run.flush()
+                client.set_tag(run.id, EVALUATION, made[EVALUATION])
+                run.end("FINISHED")
 
     def _to_complete(self, made: dict[str, str]) -> str | None:
         """Return the id of the run that this evaluation completes, "" if it needs a new one, None if it is recorded."""
-        found = self.client().search_runs(
-            [self._experiment_id], f"tags.`{WEIGHTS}` = '{made[WEIGHTS]}'"
-        )  # latest first
+        found = self.client().search_runs([self.experiment_id], f"tags.`{WEIGHTS}` = '{made[WEIGHTS]}'")  # latest first
         ours = [
             run
             for run in found
             if run.data.tags.get("dvc.exp_name") == self.tags.get("dvc.exp_name") and run.data.params == self.params
         ]
-        waiting = [run for run in ours if EVALUATION not in run.data.tags]
+        waiting = [run for run in ours if EVALUATION not in run.data.tags and run.info.status == "FINISHED"]
         if waiting:
             # Another clone may have made the same weights in the same store: our own directory goes first.
             waiting.sort(key=lambda run: run.data.tags.get("directory") != self.tags["directory"])
             return str(waiting[0].info.run_id)
-        return None if any(run.data.tags[EVALUATION] == made[EVALUATION] for run in ours) else ""
+        return None if any(run.data.tags.get(EVALUATION) == made[EVALUATION] for run in ours) else ""
 
 
 class Run:
@@ -213,11 +231,22 @@ class Run:
 
     def end(self, status: str, note: str = "") -> None:
         """End as FINISHED, FAILED or KILLED; `note` is shown as the run's description."""
-        self.flush()
-        with self._tracker.spared():
+        with self._tracker.spared(), self.ending("FAILED"):
+            self.flush()
             if note:
                 self._tracker.client().set_tag(self.id, "mlflow.note.content", note)
             self._tracker.client().set_terminated(self.id, status)
+
+    @contextmanager
+    def ending(self, status: str) -> Iterator[None]:
+        """Try to end the run with this status if what is done within fails, lest it seem to be RUNNING for ever."""
+        try:
+            yield
+        except Exception:
+            if self.id and self._tracker.connection:
+                with suppress(Exception):
+                    self._tracker.connection.set_terminated(self.id, status)
+            raise
 
 
 def open_store(uri: str, experiment: str) -> str:
@@ -235,10 +264,13 @@ def open_store(uri: str, experiment: str) -> str:
         location = str(database.parent / "mlartifacts")
         if not database.exists():
             database.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{database}.lock"):
+            with FileLock(f"{database}.lock", timeout=60):
                 if not database.exists():
                     with replacing(database) as partial:
                         MlflowClient(f"sqlite:///{partial}").create_experiment(experiment, location)
+
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("select 1 from sqlite_master")  # fails at once where MLflow would try for minutes
 
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)
@@ -270,7 +302,7 @@ def dataset(data: Prepared, split: str) -> "DatasetInput":
 def log_model(run_id: str, classifier: torch.nn.Module, data: Prepared) -> str:
     """Log `classifier`, which takes uint8 images (n, h, w) and gives scores (n, n_classes), and return its id.
 
-    It is exported as a graph (pt2), so that loading it runs no code of ours and unpickles none.
+    It is exported as a graph (pt2) that needs no code of ours and loads with pickle forbidden.
     """
     import mlflow
     import numpy as np
@@ -296,7 +328,12 @@ def log_model(run_id: str, classifier: torch.nn.Module, data: Prepared) -> str:
 
 
 def lock_without(stage: str) -> str:
-    """Return dvc.lock without the entry of `stage`: while that runs, DVC has not written its new entry yet."""
+    """Return dvc.lock without the entry of `stage`: while that runs, DVC has not written its new entry yet.
+
+    Where there is no dvc.lock, since a stage was run by hand, return "".
+    """
+    if not Path("dvc.lock").exists():
+        return ""
     yaml = YAML()
     lock = yaml.load(Path("dvc.lock").read_text(encoding="utf-8"))
     lock["stages"].pop(stage, None)

@@ -2,13 +2,14 @@
 
     python -m stages.train data/prepared models/net.safetensors metrics/train.csv
 
-writes the weights (with what rebuilds the Net) and one row an epoch. The training is a run in MLflow. Digits take 30
-epochs in 2 s, Fashion-MNIST 4 epochs in 30 s, on two cores of an x86-64 server.
+writes the weights (with what rebuilds the Net) and one row an epoch. The training is a run in MLflow. Of the
+training, 30 epochs of digits take 0.5 s and 6 of Fashion-MNIST 25 s, on two cores of an x86-64 server; the start 4 s.
 """
 
-import argparse
 import math
 import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,15 +23,15 @@ from stages.tracking import Tracker
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m stages.train"
+    arguments = command.paths(
+        "stages.train",
+        __doc__,
+        prepared="folder that prepare wrote, e.g. data/prepared",
+        weights="file to write, e.g. models/net.safetensors",
+        history="file to write, e.g. metrics/train.csv",
     )
-    parser.add_argument("prepared", type=Path, help="folder that prepare wrote, e.g. data/prepared")
-    parser.add_argument("weights", type=Path, help="file to write, e.g. models/net.safetensors")
-    parser.add_argument("history", type=Path, help="file to write, e.g. metrics/train.csv")
-    arguments = parser.parse_args()
     knobs = params.load()
-    train(knobs.train, arguments.prepared, arguments.weights, arguments.history, Tracker.from_environment(knobs))
+    train(knobs.train, **arguments, tracker=Tracker.from_environment(knobs))
 
 
 def train(knobs: params.Train, prepared: Path, weights: Path, history: Path, tracker: Tracker) -> None:
@@ -50,27 +51,28 @@ def train(knobs: params.Train, prepared: Path, weights: Path, history: Path, tra
     # Loss, optimizer, schedule.
     criterion = losses.criterion(**knobs.loss.model_dump(), n_classes=len(data.classes), device=device)
     optimizer = optimizers.optimizer(**knobs.optimizer.model_dump(), parameters=net.parameters())
-    steps = knobs.epochs * math.ceil(len(training.labels) / knobs.batch_size)
-    schedule = schedules.schedule(**knobs.schedule.model_dump(), optimizer=optimizer, steps=steps)
+    steps = math.ceil(len(training.labels) / knobs.batch_size)  # an epoch
+    schedule = schedules.schedule(**knobs.schedule.model_dump(), optimizer=optimizer, steps=steps * knobs.epochs)
 
     rows: list[dict[str, float]] = []
-    trace: list[float] = []  # the loss of every step
+    recent: deque[float] = deque(maxlen=6)  # losses
     best: dict[str, float] = {}
-    started = time.perf_counter()
-    with tracker.training(data, device) as run, tqdm(total=steps, unit="step", disable=None) as progress:
+    with tracker.training(data, device) as run, tqdm(total=steps * knobs.epochs, unit="step", disable=None) as progress:
+        started = time.perf_counter()
         for epoch in range(1, knobs.epochs + 1):
             lr, total, correct = learning_rate(optimizer), 0.0, 0
             net.train()
-            for images, labels in batches.shuffled(training, knobs.batch_size, knobs.seed, epoch):  # batch
+            shuffled = batches.shuffled(training, knobs.batch_size, knobs.seed, epoch)
+            for step, (images, labels) in enumerate(shuffled, start=steps * (epoch - 1) + 1):  # batch
                 scores = net(normalise(images))  # forward
                 loss = criterion(scores, labels)  # loss
-                trace.append(loss.item())
-                check_finite(trace, learning_rate(optimizer))
+                recent.append(loss.item())
+                check_finite(recent, step, learning_rate(optimizer))
                 optimizer.zero_grad()
                 loss.backward()  # backward
                 optimizer.step()  # update
                 schedule.step()
-                total += trace[-1] * len(labels)
+                total += recent[-1] * len(labels)
                 correct += int((scores.argmax(1) == labels).sum())
                 progress.update()
 
@@ -84,6 +86,7 @@ def train(knobs: params.Train, prepared: Path, weights: Path, history: Path, tra
                 "valid/accuracy": metrics.accuracy(scores.argmax(1), validation.labels),
             }
             rows.append({name: fixed(value) for name, value in row.items()})
+            check_finite([*recent, row["valid/loss"]], steps * epoch, lr)
             run.log_epoch(rows[-1])
             report(rows[-1], knobs.epochs, progress)
             if not best or rank(rows[-1]) > rank(best):
@@ -114,13 +117,13 @@ def learning_rate(optimizer: optim.Optimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
-def check_finite(trace: list[float], lr: float) -> None:
-    """Raise InputError if the last of the losses so far is NaN or infinite."""
-    if not math.isfinite(trace[-1]):
-        before = ", ".join(f"{loss:.4g}" for loss in trace[-6:-1]) or "none"
+def check_finite(losses: Sequence[float], step: int, lr: float) -> None:
+    """Raise InputError if the last of the losses is NaN or infinite."""
+    *before, last = losses
+    if not math.isfinite(last):
         raise command.InputError(
-            f"the loss is {trace[-1]} at step {len(trace)}, with a learning rate of {lr:.4g}; the losses before it:"
-            f" {before}.\nTry a lower train.optimizer.lr."
+            f"the loss is {last} at step {step}, with a learning rate of {lr:.4g}; the losses before it:"
+            f" {', '.join(f'{loss:.4g}' for loss in before) or 'none'}.\nTry a lower train.optimizer.lr."
         )
 
 

@@ -93,6 +93,14 @@ def test_pickled_arrays_are_refused(digits: Path, tmp_path: Path) -> None:
         Prepared(folder)
 
 
+def test_a_manifest_of_other_images_is_named(digits: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(digits, tmp_path / "prepared")
+    with (folder / "manifest.csv").open("a") as manifest:
+        manifest.write("1797,test,0,none\n")
+    with pytest.raises(InputError, match=r"1798 rows in manifest\.csv, 1797 in images\.npy"):
+        Prepared(folder)
+
+
 def test_digests_differ_between_splits(digits: Path) -> None:
     facts = json.loads((digits / "dataset.json").read_text())
     assert len(set(facts["sha256"].values())) == 3

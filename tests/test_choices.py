@@ -33,7 +33,7 @@ def test_nll_takes_log_probabilities_as_they_are() -> None:
 
 
 def test_loss_arguments() -> None:
-    weighted = criterion("CrossEntropyLoss", {"CrossEntropyLoss": {"weight": [1.0, 3.0]}}, 2, CPU)
+    weighted = criterion("CrossEntropyLoss", {"CrossEntropyLoss": {"weight": [1, 3]}}, 2, CPU)
     first, second = math.log(1 + math.exp(-2)), math.log(2)
     assert weighted(SCORES, LABELS).item() == pytest.approx((first + 3 * second) / 4)
 
@@ -58,6 +58,16 @@ def test_sgd_step_with_momentum() -> None:
         weight.grad = torch.tensor([1.0])
         sgd.step()
         assert weight.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("arguments", [{"SGD": {"momentum": 0.0}}, {"SGD": {"momentum": 0.5}}])
+def test_the_default_schedule_keeps_the_momentum(arguments: dict[str, Any]) -> None:
+    sgd = optimizer("SGD", 0.1, arguments, [parameter()])
+    plan = schedule("OneCycleLR", {}, sgd, 10)
+    for _ in range(10):
+        assert sgd.param_groups[0]["momentum"] == arguments["SGD"]["momentum"]
+        sgd.step()
+        plan.step()
 
 
 def rates(name: str, arguments: dict[str, Any], steps: int) -> list[float]:
@@ -110,6 +120,26 @@ def test_one_cycle_schedule() -> None:
         (
             lambda: criterion("CrossEntropyLoss", {"CrossEntropyLoss": {"weight": [1.0, 2.0, 3.0]}}, 2, CPU),
             "for 2 classes: weight tensor",
+        ),
+        (
+            lambda: criterion("CrossEntropyLoss", {"CrossEntropyLoss": {"weight": ["a", "b"]}}, 2, CPU),
+            r"CrossEntropyLoss refuses \{'weight': \['a', 'b'\]\}",
+        ),
+        (
+            lambda: optimizer("Adam", None, {"Adam": {"betas": [0.9]}}, [parameter()]),
+            r"Adam refuses \{'betas': \[0.9\]\}",
+        ),
+        (
+            lambda: schedule(
+                "OneCycleLR", {"OneCycleLR": {"div_factor": 0}}, optimizer("SGD", 1.0, {}, [parameter()]), 9
+            ),
+            "OneCycleLR refuses .*'div_factor': 0.*ZeroDivisionError",
+        ),
+        (
+            lambda: schedule(
+                "OneCycleLR", {"OneCycleLR": {"last_epoch": 3}}, optimizer("SGD", 1.0, {}, [parameter()]), 9
+            ),
+            "last_epoch: not an argument to give here",
         ),
         (
             lambda: criterion("NLLLoss", {"NLLLoss": {"reduction": "none"}}, 2, CPU),

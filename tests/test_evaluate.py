@@ -13,7 +13,7 @@ from stages import checkpoints
 from stages.command import InputError
 from stages.evaluate import evaluate
 from stages.train import train
-from tests.conftest import Off, changed
+from tests.conftest import Off, Project, changed
 
 
 def results(digits: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -103,19 +103,27 @@ def test_twice_gives_the_same_bytes_pictures_too(digits: Path, folder: Path, tmp
     assert names == [
         "evaluate.json",
         "net.safetensors",
-        "plots/activations_conv1.png",
         "plots/classes.csv",
-        "plots/classes.png",
-        "plots/confusion.png",
-        "plots/examples.png",
-        "plots/filters_conv1.png",
-        "plots/learning_curves.png",
-        "plots/mistakes.png",
+        "plots/pictures/activations_conv1.png",
+        "plots/pictures/classes.png",
+        "plots/pictures/confusion.png",
+        "plots/pictures/examples.png",
+        "plots/pictures/filters_conv1.png",
+        "plots/pictures/learning_curves.png",
+        "plots/pictures/mistakes.png",
         "plots/predictions.csv",
         "train.csv",
     ]
     for name in names:
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_the_user_s_matplotlibrc_plays_no_part(folder: Path, project: Project, digits: Path) -> None:
+    (project.root / "matplotlibrc").write_text("font.size: 20\naxes.facecolor: red\n")
+    inputs = [str(folder / "net.safetensors"), str(digits), str(folder / "train.csv")]
+    project("python", "-m", "stages.evaluate", *inputs, "evaluate.json", "plots")
+    for path in (folder / "plots/pictures").iterdir():
+        assert (project.root / "plots/pictures" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_weights_of_other_images_or_classes(digits: Path, folder: Path, tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ def test_plots_are_drawn(reproduced: Project) -> None:
     page = (reproduced.root / "dvc_plots/index.html").read_text()
     for word in ("train/loss", "valid/accuracy", "confusion", "vegaEmbed"):
         assert word in page
+    drawn = {path.name for path in (reproduced.root / "dvc_plots/static").iterdir()}
+    assert {f"workspace_plots_pictures_{name}.png" for name in ("examples", "mistakes", "filters_conv1")} <= drawn
 
 
 @pytest.mark.parametrize(

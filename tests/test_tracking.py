@@ -16,6 +16,7 @@ import pytest
 import torch
 from mlflow.artifacts import load_text
 
+from stages import circumstances
 from stages.command import InputError
 from stages.evaluate import evaluate
 from stages.tracking import Tracker
@@ -105,8 +106,13 @@ def test_artifacts(store: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert names - {"git.patch"} == {"dvc.lock", "dvc.yaml", "evaluate.json", "params.yaml", "plots"}
-    plots = {file.path: file.file_size for file in client.list_artifacts(run.info.run_id, "plots")}
-    assert plots == {f"plots/{path.name}": path.stat().st_size for path in (store / "plots").iterdir()}
+    for folder in ("plots", "plots/pictures"):
+        logged = {
+            file.path: file.file_size for file in client.list_artifacts(run.info.run_id, folder) if not file.is_dir
+        }
+        assert logged == {
+            f"{folder}/{path.name}": path.stat().st_size for path in (store / folder).iterdir() if path.is_file()
+        }
     lock = load_text(f"{run.info.artifact_uri}/dvc.lock")
     assert "  train:" in lock
     assert "  evaluate:" not in lock, "DVC has not written that entry while evaluate runs"
@@ -226,20 +232,102 @@ def test_where_the_store_is(environment: dict[str, str], uri: str) -> None:
     assert Tracker.from_environment(changed({}), environment).uri == uri
 
 
-def test_the_patch_makes_the_commit_what_was_run(digits: Path, project: Project) -> None:
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("stages/metrics.py", None, b"text"),
+        ("dos.txt", b"one\r\ntwo\r\n", b"one\r\n2\r\n"),
+        ("latin.txt", b"caf\xe9\n", b"th\xe9\n"),
+        ("blob.bin", bytes(range(256)), bytes(range(255, -1, -1)) + b"\n\n"),
+        ("a name with spaces \u00fc.txt", b"no end", b"another end\n\n"),
+    ],
+)
+def test_the_patch_makes_the_commit_what_was_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch, name: str, before: bytes | None, after: bytes
+) -> None:
+    monkeypatch.chdir(project.root)
+    for setting in ("color.ui=always", "diff.noprefix=true", "core.quotepath=true"):
+        project("git", "config", *setting.split("="))
+    if before is not None:
+        (project.root / name).write_bytes(before)
+        project("git", "add", "-A")
+        project("git", "commit", "-qm", "before")
+    (project.root / name).write_bytes(after)
+    (project.root.parent / "run.patch").write_bytes(circumstances.patch())
+    project("git", "checkout", "-q", ".")
+    assert (project.root / name).read_bytes() != after
+    project("git", "apply", "../run.patch")
+    assert (project.root / name).read_bytes() == after
+
+
+def test_changes_since_the_commit_are_logged(digits: Path, project: Project) -> None:
     project.edit("stages/metrics.py", '"""What is measured', '"""What we measured')
     (project.root / "new.py").touch()
     project("python", "-m", "stages.train", str(digits), "net.safetensors", "train.csv")
     [run] = project.runs()
     assert run.data.tags["git.dirty"] == "true"
     assert "new.py" in run.data.tags["git.untracked"]
-    (project.root / "git.patch").write_text(load_text(f"{run.info.artifact_uri}/git.patch"))
-    project("git", "checkout", "stages")
-    project("git", "apply", "git.patch")
-    assert '"""What we measured' in (project.root / "stages/metrics.py").read_text()
+    assert '+"""What we measured' in load_text(f"{run.info.artifact_uri}/git.patch")
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/none/mlflow.db", "nonsense://x"])
+def test_telemetry_is_off_from_the_first_import(project: Project, digits: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from stages import params; from stages.batches import Prepared;"
+        "from stages.tracking import Tracker; import torch;"
+        f"tracker = Tracker.from_environment(params.load()); data = Prepared(Path({str(digits)!r}));"
+        "run = tracker.training(data, torch.device('cpu')); run.__enter__(); run.__exit__(None, None, None);"
+        "from mlflow.telemetry.client import get_telemetry_client; print('client:', get_telemetry_client())"
+    )
+    assert project("python", "-c", program).splitlines()[-1] == "client: None"
+
+
+@pytest.mark.parametrize("method", ["log_batch", "log_artifacts"])
+def test_an_evaluation_that_could_not_be_written_is_completed_by_the_next(
+    digits: Path, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = {"DVC_ROOT": str(tmp_path)}
+    run_stages(digits, tmp_path, environment, {}, only="train")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    for experiment in ({}, {"DVC_EXP_NAME": "other"}):  # a run to complete, and one to make
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mlflow.MlflowClient, method, fail)
+            run_stages(digits, tmp_path, environment | experiment, {}, only="evaluate")
+        assert capsys.readouterr().err.count("OSError: disk full") == 1
+        run_stages(digits, tmp_path, environment | experiment, {}, only="evaluate")
+        run = runs(f"sqlite:///{tmp_path}/mlflow.db")[0]
+        assert run.info.status == "FINISHED"
+        assert {"train/loss", "test/accuracy", "best/epoch"} <= run.data.metrics.keys()
+    assert not [run for run in runs(f"sqlite:///{tmp_path}/mlflow.db") if run.info.status == "RUNNING"]
+
+
+def test_a_store_that_fails_in_the_middle_costs_one_warning(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = mlflow.MlflowClient.log_batch
+
+    def fail_on_metrics(*arguments: Any, metrics: Any = (), **named: Any) -> Any:
+        if metrics:
+            raise OSError("disk full")
+        return write(*arguments, **named)
+
+    monkeypatch.setattr("stages.tracking.FLUSH_SECONDS", 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_batch", fail_on_metrics)
+        run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path)}, {}, only="train")
+    assert capsys.readouterr().err.count("warning: MLflow") == 1
+    assert only_run(tmp_path).info.status == "FAILED"
+    run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path)}, {}, only="evaluate")
+    second, first = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert (first.info.status, second.info.status) == ("FAILED", "FINISHED")
+    assert {"train/loss", "test/accuracy"} <= second.data.metrics.keys()
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "sqlite:////proc/none/mlflow.db", "sqlite:////etc/passwd", "nonsense://x"]
+)
 def test_a_store_that_fails_costs_one_warning(
     digits: Path, tmp_path: Path, store: Path, uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

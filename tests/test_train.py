@@ -99,12 +99,12 @@ def test_rank() -> None:
 
 
 def test_check_finite_names_step_rate_and_losses() -> None:
-    check_finite([1.0, 2.0], 0.1)
+    check_finite([1.0, 2.0], 7, 0.1)
     for bad in (math.nan, math.inf, -math.inf):
         with pytest.raises(
-            InputError, match=rf"loss is {bad} at step 3, .* rate of 0\.1; the losses before it: 1, 2\."
+            InputError, match=rf"loss is {bad} at step 7, .* rate of 0\.1; the losses before it: 1, 2\."
         ):
-            check_finite([1.0, 2.0, bad], 0.1)
+            check_finite([1.0, 2.0, bad], 7, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,11 @@ def test_check_finite_names_step_rate_and_losses() -> None:
         ({"train.optimizer.name": "SDG"}, "train.optimizer.name: 'SDG' is unknown"),
         ({"train.net.kernel": 9}, r"conv1 \(a 9x9 kernel\) needs at least 9 pixels"),
         ({"train.device": "mps"}, "train.device: 'mps' is not available here; accepted: auto, "),
-        ({"train.optimizer.lr": 1e30, "train.net.output": "logits"}, "the loss is nan at step"),
+        ({"train.optimizer.lr": 1e30, "train.net.output": "logits"}, "the loss is nan at step 2,"),
+        (
+            {"train.optimizer.lr": 1e38, "train.net.output": "logits", "train.batch_size": 2000, "train.epochs": 1},
+            "the loss is nan at step 1,",
+        ),
     ],
 )
 def test_what_cannot_be_trained_leaves_nothing(
