@@ -81,21 +81,6 @@ def test_changed_seed_reruns_train_and_evaluate(reproduced: Project) -> None:
     assert [run.info.status for run in reproduced.runs()] == ["FINISHED"] * 2
 
 
-def test_an_experiment_elsewhere_is_a_run_in_the_main_repository_s_store(reproduced: Project) -> None:
-    overrides = ["-S", "train.optimizer.name=Adam", "-S", "+train.optimizer.arguments.SGD.momentum=0.5"]
-    reproduced("dvc", "exp", "run", "--name", "elsewhere", "--temp", *overrides)
-    run = reproduced.runs()[0]
-    assert (run.info.run_name, run.info.status) == ("elsewhere", "FINISHED")
-    assert run.data.tags["dvc.exp_name"] == "elsewhere"
-    assert run.data.tags["dvc.baseline_rev"] == reproduced("git", "rev-parse", "HEAD").strip()
-    assert ".dvc/tmp/exps" in run.data.tags["directory"]
-    assert run.data.params["train.optimizer.name"] == "Adam"
-    assert run.data.params["train.optimizer.arguments.SGD.momentum"] == "0.5"
-    assert run.data.metrics["test/accuracy"] > 0.9
-    assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(reproduced.root / "mlartifacts")
-    assert reproduced("git", "status", "--porcelain") == ""
-
-
 def test_plots_are_drawn(reproduced: Project) -> None:
     reproduced("dvc", "plots", "show")
     page = (reproduced.root / "dvc_plots/index.html").read_text()

@@ -46,8 +46,13 @@ def test_command(copy: Project, command: str) -> None:
         run = copy.runs()[0]
         assert run.info.status == "FINISHED"
         assert run.info.run_name == run.data.tags["dvc.exp_name"]
+        assert run.data.tags["dvc.baseline_rev"] == copy("git", "rev-parse", "HEAD").strip()
+        assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(copy.root / "mlartifacts")
+        assert (".dvc/tmp/exps" in run.data.tags["directory"]) == ("--temp" in command)
         assert run.data.metrics["test/accuracy"] >= (0.90 if "fashion_mnist" in command else 0.96)
         assert run.data.metrics["test/never_predicted"] == 0
+        for key, value in re.findall(r"-S \+?(\S+)=(\S+)", command):
+            assert run.data.params[key] == value
 
 
 def test_make_ui_serves_the_runs_on_this_machine_only(copy: Project) -> None:

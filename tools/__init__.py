@@ -1,0 +1,1 @@
+"""What people run beside DVC: python -m tools.NAME."""
