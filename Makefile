@@ -27,7 +27,7 @@ repro: setup ## prepare, train, evaluate: whatever has changed
 	"$(BIN)"/dvc repro
 
 test: setup ## all tests
-	"$(BIN)"/python -m pytest
+	"$(BIN)"/python -m pytest -n 2 --dist loadscope
 
 check: setup ## format, lint, types, contract
 	"$(BIN)"/ruff format --check .

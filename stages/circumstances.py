@@ -41,6 +41,7 @@ def of_process(environment: Mapping[str, str]) -> dict[str, str]:
         "git.untracked": ", ".join(line[3:] for line in changed.splitlines() if line.startswith("??")),
         "dvc.exp_name": environment.get("DVC_EXP_NAME", ""),
         "dvc.baseline_rev": environment.get("DVC_EXP_BASELINE_REV", ""),
+        "sweep": environment.get("REPRONET_SWEEP", ""),
         "directory": str(Path.cwd()),
     }
     return {name: value for name, value in tags.items() if value}

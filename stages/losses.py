@@ -41,8 +41,8 @@ def criterion(name: str, arguments: dict[str, dict[str, Any]], n_classes: int, d
         }
         loss = build("train.loss", getattr(nn, name), (), MEAN, given | tensors).to(device)
         of(torch.zeros(1, n_classes, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    except InputError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"train.loss: {name} refuses {given} for {n_classes} classes: {error}") from error
     return of
