@@ -7,7 +7,7 @@ export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help setup repro test check format ui lock clean
+.PHONY: help setup repro test soak serve check format ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,8 +26,11 @@ setup: .venv/installed ## make .venv with the pinned packages (2 minutes, 6.5 GB
 repro: setup ## prepare, train, evaluate: whatever has changed
 	"$(BIN)"/dvc repro
 
-test: setup ## all tests
-	"$(BIN)"/python -m pytest -n 2 --dist loadscope
+test: setup ## the tests, but those of soak
+	"$(BIN)"/python -m pytest -n 2 --dist loadscope -m "not slow"
+
+soak: setup ## the tests that take minutes: sweeps that are killed
+	"$(BIN)"/python -m pytest -m slow
 
 check: setup ## format, lint, types, contract
 	"$(BIN)"/ruff format --check .
@@ -44,6 +47,9 @@ ui: setup ## MLflow's pages on 127.0.0.1
 	@test -n "$$MLFLOW_TRACKING_URI" || test -f mlflow.db || { echo "no run yet: make repro comes first"; exit 1; }
 	@echo "training runs: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning"
 	"$(BIN)"/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $(PORT) --workers 1
+
+serve: setup ## the best model over HTTP on 127.0.0.1:5001; RUN=name serves another
+	"$(BIN)"/python -m tools.serve $(RUN)
 
 lock: ## write constraints.txt anew, from the newest packages that pyproject.toml allows
 	rm -rf .venv

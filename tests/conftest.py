@@ -2,9 +2,13 @@
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import params
+from stages.evaluate import evaluate
 from stages.prepare import prepare
 from stages.tracking import Tracker
+from stages.train import train
 
 ROOT = Path(__file__).parents[1]
 yaml = YAML(typ="safe", pure=True)
@@ -131,3 +137,52 @@ def project(tmp_path: Path) -> Project:
 @pytest.fixture(scope="session")
 def make_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Project]:
     return lambda: Project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def compared(digits: Path, make_project: Callable[[], Project]) -> Project:
+    """A copy of the project whose store has four evaluated runs; one was tested on images of another digest."""
+    project = make_project()
+    other = shutil.copytree(digits, project.root / "other")
+    facts = (other / "dataset.json").read_text()
+    (other / "dataset.json").write_text(facts.replace('"test": "', '"test": "0'))
+    trainings: list[tuple[str, Path, dict[str, Any]]] = [
+        ("others", other, {}),
+        ("closed", digits, {"train.net.bias_start": None}),
+        ("seed-0", digits, {}),
+        ("seed-1", digits, {"train.seed": 1}),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        for name, prepared, changes in trainings:
+            knobs = changed(changes)
+            folder = project.root / name
+            environment = {"DVC_ROOT": str(project.root), "DVC_EXP_NAME": name}
+            weights, history = folder / "net", folder / "train.csv"
+            train(knobs.train, prepared, weights, history, Tracker.from_environment(knobs, environment))
+            tracker = Tracker.from_environment(knobs, environment)
+            evaluate(knobs, weights, prepared, history, folder / "evaluate.json", folder / "plots", tracker)
+    return project
+
+
+@contextmanager
+def served(project: Project, *command: str, port: int, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start a server in the project, wait until it listens on `port` of 127.0.0.1, and end it with all it started."""
+    server = project.start(*command, **environment)
+    try:
+        deadline = time.monotonic() + 90
+        while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+            assert server.poll() is None, server.communicate()[0]
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.2)
+        yield server
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.communicate(timeout=60)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

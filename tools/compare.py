@@ -77,28 +77,55 @@ def differences(columns: Sequence[dict[str, str]]) -> list[list[str]]:
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two runs on the same test images: how many each of them gets right alone, and what follows."""
+
+    n_images: int
+    only_first: int
+    only_second: int
+
+    @classmethod
+    def of(cls, first: Result, second: Result) -> "Pair | None":
+        """Return the comparison image by image, None where the runs were tested on different images."""
+        if first.data["testing"] != second.data["testing"]:
+            return None
+        right_first, right_second = first.right(), second.right()
+        return cls(len(right_first), int((right_first & ~right_second).sum()), int((right_second & ~right_first).sum()))
+
+    @property
+    def difference(self) -> float:
+        """Second minus first test accuracy."""
+        return (self.only_second - self.only_first) / self.n_images
+
+    @property
+    def p(self) -> float:
+        """p-value of McNemar's exact test."""
+        return mcnemar(self.only_first, self.only_second)
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the difference is more than chance among test images would make."""
+        return self.p < 0.05
+
+
 def verdict(first: Result, second: Result) -> str:
-    """Return whether the two differ in test accuracy, image by image."""
-    pair = f"{second.name} against {first.name}"
-    if first.data["testing"] != second.data["testing"]:
+    """Return in words whether the two differ in test accuracy."""
+    names, pair = f"{second.name} against {first.name}", Pair.of(first, second)
+    if pair is None:
         return (
-            f"{pair}: cannot be compared, they were tested on different images:"
+            f"{names}: cannot be compared, they were tested on different images:"
             f" {second.data['testing']} and {first.data['testing']}."
         )
-    right_first = (first.predictions["label"] == first.predictions["predicted"]).to_numpy()
-    right_second = (second.predictions["label"] == second.predictions["predicted"]).to_numpy()
-    only_first, only_second = int((right_first & ~right_second).sum()), int((right_second & ~right_first).sum())
-    n = len(right_first)
-    low, high = bootstrap_interval(only_first, only_second, n)
-    p = mcnemar(only_first, only_second)
-    better = second.name if only_second > only_first else first.name
-    conclusion = f"The difference is real: {better} is better" if p < 0.05 else "No difference can be told"
+    low, high = bootstrap_interval(pair.only_first, pair.only_second, pair.n_images)
+    better = second.name if pair.difference > 0 else first.name
+    conclusion = f"The difference is real: {better} is better" if pair.is_real else "No difference can be told"
     return (
-        f"{pair}: {right_second.mean():.4f} and {right_first.mean():.4f} on the same {n:,} test images;"
-        f" {only_second} right in the former alone, {only_first} in the latter alone.\n"
-        f"  Difference {(only_second - only_first) / n:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
-        f" (paired bootstrap, {RESAMPLES:,} resamples). McNemar's exact test: p = {p:.4f}.\n"
-        f"  {conclusion} (p {'<' if p < 0.05 else '>='} 0.05)."
+        f"{names}: {second.right().mean():.4f} and {first.right().mean():.4f} on the same {pair.n_images:,} test"
+        f" images; {pair.only_second} right in the former alone, {pair.only_first} in the latter alone.\n"
+        f"  Difference {pair.difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+        f" (paired bootstrap, {RESAMPLES:,} resamples). McNemar's exact test: p = {pair.p:.4f}.\n"
+        f"  {conclusion} (p {'<' if pair.is_real else '>='} 0.05)."
     )
 
 

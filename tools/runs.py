@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from stages import params
@@ -12,6 +14,7 @@ from stages.tracking import EVALUATION, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
+    from mlflow.entities.model_registry import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,12 @@ class Result:
     tags: dict[str, str]
     data: dict[str, str]  # name and digest of the dataset of each context: training, validation, testing
     patch: str  # what differed from the commit
+    model: str  # models:/<id>
     predictions: pd.DataFrame  # one row a test image: index, label, predicted, probabilities
+
+    def right(self) -> npt.NDArray[np.bool_]:
+        """Return whether each test image was classified correctly."""
+        return (self.predictions["label"] == self.predictions["predicted"]).to_numpy()
 
 
 class Store:
@@ -39,17 +47,37 @@ class Store:
             raise InputError(
                 f"MLflow at {self._tracker.uri} cannot be read: {type(error).__name__}: {error}"
             ) from error
+        self.uri = self._tracker.uri
+
+    def model_version(self, name: str, alias: str) -> "ModelVersion | None":
+        """Return the registered model's version with this alias, None if there is none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_model_version_by_alias(name, alias)
+        except MlflowException:
+            return None
 
     def find(self, name: str) -> Result:
-        """Return the evaluated run with this id or name, the latest of several; "best" is the best by validation.
+        """Return the evaluated run with this id or name, the latest of several.
 
-        Raises InputError if there is none, naming those that there are.
+        "best" is the best by validation of those that were validated on the same images as the latest run. Raises
+        InputError if there is none, naming those that there are.
         """
         evaluated = self.client.search_runs(
-            [self._tracker.experiment_id], f"tags.`{EVALUATION}` != ''", max_results=1000, order_by=["start_time DESC"]
+            [self._tracker.experiment_id],
+            f"tags.`{EVALUATION}` != ''",
+            max_results=50_000,
+            order_by=["start_time DESC"],
         )
         if name == "best" and evaluated:
-            return self._read(max(evaluated, key=lambda run: run.data.metrics["best/valid_accuracy"]))
+            images = _data(evaluated[0])["validation"]
+            return self._read(
+                max(
+                    (run for run in evaluated if _data(run)["validation"] == images),
+                    key=lambda run: (run.data.metrics["best/valid_accuracy"], -run.data.metrics["best/valid_loss"]),
+                )
+            )
         for run in evaluated:
             if name in (run.info.run_id, run.info.run_name):
                 return self._read(run)
@@ -60,7 +88,7 @@ class Store:
     def _read(self, run: "MlflowRun") -> Result:
         from mlflow.artifacts import load_text
 
-        assert run.inputs is not None  # the stages log them
+        assert run.outputs is not None  # evaluate logs the model
         files = {file.path for file in self.client.list_artifacts(run.info.run_id)}
         return Result(
             id=run.info.run_id,
@@ -68,10 +96,51 @@ class Store:
             params=run.data.params,
             metrics=run.data.metrics,
             tags=run.data.tags,
-            data={
-                entry.tags[0].value: f"{entry.dataset.name} {entry.dataset.digest[:8]}"
-                for entry in run.inputs.dataset_inputs
-            },
+            data=_data(run),
             patch=load_text(f"{run.info.artifact_uri}/git.patch") if "git.patch" in files else "",
+            model=f"models:/{run.outputs.model_outputs[0].model_id}",
             predictions=pd.read_csv(StringIO(load_text(f"{run.info.artifact_uri}/plots/predictions.csv"))),
         )
+
+
+def _data(run: "MlflowRun") -> dict[str, str]:
+    """Return name and digest of the dataset of each context."""
+    assert run.inputs is not None  # the stages log them
+    return {
+        entry.tags[0].value: f"{entry.dataset.name} {entry.dataset.digest[:8]}" for entry in run.inputs.dataset_inputs
+    }
+
+
+class SweepRuns:
+    """The runs of a sweep's experiments. Where the store fails, it warns once and does nothing from then on."""
+
+    def __init__(self, sweep: str) -> None:
+        self._sweep, self._tracker = sweep, Tracker.from_environment(params.load())
+        self.uri = self._tracker.uri
+        self._seen: dict[str, int] = {}  # number of epochs taken note of, by run id
+        with self._tracker.spared():
+            self._tracker.client()  # makes the store, before many processes want it at once
+
+    def _find(self, status: str, name: str = "") -> "list[MlflowRun]":
+        filters = [f"tags.sweep = '{self._sweep}'", f"attributes.status = '{status}'"]
+        if name:
+            filters.append(f"tags.`dvc.exp_name` = '{name}'")
+        client = self._tracker.client()
+        return list(client.search_runs([self._tracker.experiment_id], " and ".join(filters), max_results=50_000))
+
+    def close_running(self, name: str = "") -> None:
+        """Mark runs as KILLED that say they are running, of the experiment `name` or of all; none of them is."""
+        with self._tracker.spared():
+            for run in self._find("RUNNING", name):
+                self._tracker.client().set_terminated(run.info.run_id, "KILLED")
+
+    def new_epochs(self, name: str) -> list[tuple[int, float]]:
+        """Return epoch and validation accuracy of each epoch of a running experiment that was not returned before."""
+        epochs: list[tuple[int, float]] = []
+        with self._tracker.spared():
+            for run in self._find("RUNNING", name):
+                history = self._tracker.client().get_metric_history(run.info.run_id, "valid/accuracy")
+                new = history[self._seen.get(run.info.run_id, 0) :]
+                self._seen[run.info.run_id] = len(history)
+                epochs += [(metric.step, metric.value) for metric in new]
+        return epochs

@@ -1,0 +1,183 @@
+"""Sweeps with real experiments of DVC and a real store, whatever is killed."""
+
+import os
+import pty
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import Project, clean_environment
+
+SHORT = "train.epochs=2"
+
+
+@pytest.fixture(scope="module")
+def project(make_project: Callable[[], Project]) -> Project:
+    """A copy of the project in which the data are prepared."""
+    project = make_project()
+    project("dvc", "repro", "prepare")
+    return project
+
+
+def sweep(project: Project, *arguments: str, fails: bool = False) -> str:
+    return project("python", "-m", "tools.sweep", *arguments, fails=fails)
+
+
+def experiments(project: Project) -> set[str]:
+    refs = project("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    return {ref.rsplit("/", 1)[1] for ref in refs}
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_twelve_experiments_whatever_is_killed(project: Project) -> None:
+    command = ["python", "-m", "tools.sweep", "--name", "killed", "--jobs", "2", "-S", SHORT]
+    command += ["-S", "train.optimizer.name=SGD,Adam", "-S", "train.optimizer.lr=0.01,0.03,0.1", "-S", "train.seed=0,1"]
+    project.edit("README.md", "# Repronet\n", "# Repronet, changed\n")
+    changes = project("git", "diff")
+    left_before = files(project.root / ".dvc/tmp")
+
+    first = project.start(*command)
+    time.sleep(random.uniform(4, 20))
+    of_experiments = [
+        process
+        for child in psutil.Process(first.pid).children()
+        for process in [child, *child.children(recursive=True)]
+    ]
+    victim = random.choice(of_experiments)
+    print("killed:", victim.cmdline())
+    victim.kill()
+    time.sleep(random.uniform(4, 20))
+    first.kill()
+    print(first.communicate()[0])
+
+    # The second time on a terminal, which shows the live table.
+    ours, theirs = pty.openpty()
+    second = subprocess.Popen(
+        command,
+        cwd=project.root,
+        env=clean_environment() | {"TERM": "xterm", "COLUMNS": "200"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = ""
+    try:
+        while text := os.read(ours, 100_000):
+            shown += text.decode()
+    except OSError:  # the other end was closed
+        pass
+    assert second.wait() == 0, shown
+    assert re.search(r"sweep killed: \d+ of 12 done, 2 running.* left", shown)
+    assert re.search(r"killed-\S+ +running +0:\d\d", shown)
+
+    expected = {
+        f"killed-{optimizer}-{lr}-s{seed}"
+        for optimizer in ("SGD", "Adam")
+        for lr in (0.01, 0.03, 0.1)
+        for seed in (0, 1)
+    }
+    assert experiments(project) == expected
+    runs = project.runs()
+    finished = [run for run in runs if run.info.status == "FINISHED" and "test/accuracy" in run.data.metrics]
+    assert sorted(run.info.run_name for run in finished) == sorted(expected)
+    assert not [run for run in runs if run.info.status == "RUNNING"]
+    assert {run.data.tags["sweep"] for run in runs} == {"killed"}
+    for run in finished:
+        assert f"killed-{run.data.params['train.optimizer.name']}-" in run.info.run_name
+        assert run.data.params["train.threads"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
+        assert run.data.tags["dvc.exp_name"] == run.info.run_name
+        assert run.data.tags["dvc.baseline_rev"] == project("git", "rev-parse", "HEAD").strip()
+
+    assert files(project.root / ".dvc/tmp") == left_before
+    assert not (project.root / ".dvc/tmp/sweeps/killed").exists()
+    assert files(project.root / "sweeps/killed") == ["lock", "plan.json"]
+    assert project("git", "diff") == changes
+    assert project("git", "stash", "list") == ""
+
+    # What is printed in the end can be done.
+    [name] = re.findall(r"dvc exp apply (\S+)", shown)
+    best = max(finished, key=lambda run: run.data.metrics["best/valid_accuracy"])
+    assert name in {run.info.run_name for run in finished}
+    configuration = [run for run in finished if run.info.run_name.rsplit("-", 1)[0] == name.rsplit("-", 1)[0]]
+    assert len(configuration) == 2
+    assert best.data.metrics["best/valid_accuracy"] >= max(
+        run.data.metrics["best/valid_accuracy"] for run in configuration
+    )
+    project("git", "checkout", "-q", "README.md")
+
+
+def test_a_failed_experiment_is_tried_again_then_reported_and_does_no_harm(project: Project) -> None:
+    # Not a number after some steps, for the one; the other is fine.
+    output = sweep(
+        project,
+        "--name",
+        "bad",
+        "-S",
+        SHORT,
+        "-S",
+        "train.optimizer.lr=1e30,0.01",
+        "-S",
+        "train.net.output=logits",
+        fails=True,
+    )
+    assert output.count("bad-1e_30 failed: error: the loss is nan at step ") == 2
+    assert "bad-0.01: validation accuracy" in output
+    assert re.search(r"^0\.01 +1 +0\.\d{4} +0\.\d{4}", output, re.MULTILINE)
+    assert "failed: bad-1e_30  error: the loss is nan" in output
+    assert "error: 1 failed; their output is in sweeps/bad. The same command tries them again." in output
+    assert "the loss is nan" in (project.root / "sweeps/bad/bad-1e_30.log").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_cleanly_and_a_search_goes_on(project: Project) -> None:
+    command = ["--name", "sea", "--search", "3", "-S", SHORT, "-S", "train.optimizer.lr=tag(log,interval(1e-3,1e-1))"]
+    first = project.start("python", "-m", "tools.sweep", *command)
+    while not (project.root / ".dvc/tmp/sweeps/sea/sea-00").exists():
+        assert first.poll() is None
+        time.sleep(0.2)
+    time.sleep(6)
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, output
+    assert "stopping …" in output
+    assert "The same command goes on from here." in output
+    assert "Traceback" not in output
+    assert not (project.root / ".dvc/tmp/sweeps/sea").exists()
+    assert not [process for process in psutil.process_iter(["cmdline"]) if "--name=sea" in str(process.info["cmdline"])]
+
+    output = sweep(project, *command)
+    assert {name for name in experiments(project) if name.startswith("sea-")} == {"sea-00", "sea-01", "sea-02"}
+    assert not [run for run in project.runs() if run.info.status == "RUNNING"]
+    table = re.split(r"^sweep sea\s*$", output, flags=re.MULTILINE)[1]
+    assert sweep(project, *command).endswith(table), "once more, there is nothing left to run"
+
+
+def test_wrong_input_runs_nothing(project: Project) -> None:
+    before = experiments(project)
+    for arguments, message in [
+        (["-S", "train.epochs=x"], "train.epochs: 'x', should be"),
+        (["-S", "train.optimizer.lr=interval(0,1)"], "an interval can be searched, with --search N, but not listed"),
+        (["-S", "train.seed=1", "--name", "a b"], "--name 'a b': letters, digits and hyphens are accepted"),
+        (
+            ["-S", "train.seed=1", "--name", "killed"],
+            "--name killed is a sweep with other overrides; take another name",
+        ),
+        (["-S", "train.seed=1", "--jobs", "0"], "argument --jobs: '0' is not a whole number above 0"),
+        ([], "give at least one -S KEY=VALUES"),
+    ]:
+        output = sweep(project, *arguments, fails=True)
+        assert message in output
+        assert "Traceback" not in output
+    assert experiments(project) == before

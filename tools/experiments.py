@@ -1,0 +1,173 @@
+"""DVC's experiments as processes of their own, each in a copy of the repository that nobody else works in.
+
+`dvc exp run --temp` makes such copies, too, but puts the user's uncommitted changes aside for a moment whenever it
+starts. Where it is killed in that moment, they stay aside, and git stays locked. Here whatever is killed, wherever, is
+lost with its copy, and an experiment sees the code as it was when the sweep began, whatever is edited meanwhile.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from stages import circumstances
+from stages.command import InputError
+from stages.train import rank
+
+SWEEP = "REPRONET_SWEEP"  # the environment variable that names the sweep to its experiments' runs
+GRACE_SECONDS = 20.0  # what an interrupted experiment has to close its run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment came to."""
+
+    valid_accuracy: float  # of the epoch that was kept
+    valid_loss: float
+    test_accuracy: float
+
+    def __str__(self) -> str:
+        return f"validation accuracy {self.valid_accuracy:.4f}, test accuracy {self.test_accuracy:.4f}"
+
+
+@dataclass
+class Experiment:
+    """One experiment of DVC, and how far it is."""
+
+    name: str
+    number: int  # of its configuration: those of one number differ in their seed alone
+    values: dict[str, str]  # what tells configurations apart
+    overrides: list[str]
+    state: str = "waiting"  # waiting | running | done | failed | pruned
+    attempts: int = 0
+    started: float = 0.0  # seconds, of time.monotonic
+    seconds: float = 0.0  # that it took, where it was run now
+    outcome: Outcome | None = None
+    reason: str = ""
+    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    @property
+    def prepared(self) -> tuple[str, ...]:
+        """What of the overrides the prepare stage sees: experiments that agree in it share the prepared data."""
+        return tuple(override for override in self.overrides if override.lstrip("+").startswith("prepare."))
+
+
+def git(*arguments: str) -> str:
+    """Return what git prints. Raises CalledProcessError where it fails."""
+    return subprocess.run(["git", *arguments], capture_output=True, check=True, text=True).stdout
+
+
+def copy_repository(folder: Path, commit: str) -> None:
+    """Make `folder` a copy of the repository at `commit`, with the uncommitted changes and with the same DVC cache.
+
+    Raises InputError where git does not know who the user is.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    git("clone", "-q", "--shared", "--no-checkout", ".", str(folder))
+    git("-C", str(folder), "checkout", "-q", "--detach", commit)
+    if patch := circumstances.patch():
+        subprocess.run(["git", "-C", str(folder), "apply"], input=patch, capture_output=True, check=True)
+    for key in ("user.name", "user.email"):  # they may stand in this clone's own settings
+        try:
+            git("-C", str(folder), "config", key, git("config", key).strip())
+        except subprocess.CalledProcessError as error:
+            raise InputError(f"DVC commits experiments, and git has no {key}: git config --global {key} …") from error
+    local = Path(".dvc/config.local")
+    if local.exists():
+        shutil.copy(local, folder / local)
+    cache = subprocess.run([*_dvc(), "cache", "dir"], capture_output=True, check=True, text=True).stdout.strip()
+    subprocess.run([*_dvc(), "cache", "dir", "--local", str(Path(cache).resolve())], cwd=folder, check=True)
+
+
+def _dvc() -> list[str]:
+    return [sys.executable, "-m", "dvc"]
+
+
+def start(
+    name: str, overrides: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    """Start the experiment `name` in the copy `folder`; it writes what it prints into `log`."""
+    # A stage calls plain `python`, which has to be this one, whether or not its environment is activated.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [*_dvc(), "exp", "run", "--name", name, *(f"--set-param={override}" for override in overrides)],
+            cwd=folder,
+            env={**os.environ, "PATH": path, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the sweep, which ends its experiments itself
+        )
+
+
+def stop(groups: Collection[int]) -> None:
+    """End process groups: as by Ctrl-C, after a while for good."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while any(_group(process) in groups for process in _living()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def left_running(folder: Path) -> set[int]:
+    """Return the process groups that work in the copies under `folder`, left behind by a sweep that was killed."""
+    groups = set()
+    for process in _living():
+        with contextlib.suppress(psutil.Error):
+            if Path(process.cwd()).is_relative_to(folder.resolve()):
+                groups.add(_group(process))
+    return groups - {os.getpgrp(), -1}
+
+
+def _living() -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+def _group(process: psutil.Process) -> int:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return -1
+
+
+def collect(name: str, baseline: str, folder: Path) -> bool:
+    """Bring the experiment `name` from the copy `folder`, and return whether it is there."""
+    ref = f"{_prefix(baseline)}{name}"
+    with contextlib.suppress(subprocess.CalledProcessError):
+        git("fetch", "-q", "--no-tags", str(folder), f"{ref}:{ref}")
+    return name in revisions(baseline)
+
+
+def revisions(baseline: str) -> dict[str, str]:
+    """Return the commit of each experiment of the commit `baseline`, by its name."""
+    lines = git("for-each-ref", "--format=%(objectname) %(refname)", _prefix(baseline)).splitlines()
+    return {ref.removeprefix(_prefix(baseline)): commit for commit, ref in (line.split(" ") for line in lines)}
+
+
+def _prefix(baseline: str) -> str:
+    return f"refs/exps/{baseline[:2]}/{baseline[2:]}/"
+
+
+def outcome(revision: str) -> Outcome:
+    """Return what stands in the metrics files of an experiment's commit."""
+    history = pd.read_csv(StringIO(git("show", f"{revision}:metrics/train.csv")))
+    best = max(({str(name): value for name, value in row.items()} for row in history.to_dict("records")), key=rank)
+    results = json.loads(git("show", f"{revision}:metrics/evaluate.json"))
+    return Outcome(best["valid/accuracy"], best["valid/loss"], results["accuracy"])

@@ -1,0 +1,83 @@
+"""What a sweep is to do, settled before anything runs and written down."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages import circumstances
+from stages.command import InputError
+from stages.outputs import replacing, write_json
+from tools import overrides
+from tools.experiments import git
+
+FOLDER = Path("sweeps")  # for each sweep its plan, its lock, the search's journal and the logs of what failed
+SEED, THREADS = "train.seed", "train.threads"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is to do. It is written down, so that the same name cannot come to mean something else."""
+
+    name: str
+    baseline: str  # commit
+    axes: list[overrides.Axis]
+    search: int | None
+    threads: int | None  # of each experiment, where it gets fewer than params.yaml says
+
+    @classmethod
+    def of(cls, given: Sequence[str], search: int | None, name: str | None, jobs: int) -> "Plan":
+        """Return the plan, the one written down earlier for the same command. Raises InputError for wrong overrides."""
+        try:
+            baseline = git("rev-parse", "HEAD").strip()
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise InputError("an experiment needs a git repository with a commit") from error
+        axes = overrides.parse(given)
+        for axis in axes:
+            if axis.interval and not search:
+                raise InputError(f"-S {axis.name}: an interval can be searched, with --search N, but not listed")
+        identity = {
+            "baseline": baseline,
+            "changes": hashlib.sha256(circumstances.patch()).hexdigest(),
+            "overrides": sorted(given),
+            "search": bool(search),
+        }
+        name = name or f"sweep-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:6]}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", name):
+            raise InputError(f"--name {name!r}: letters, digits and hyphens are accepted")
+        file = FOLDER / name / "plan.json"
+        with suppress(FileNotFoundError):
+            written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            threads = written.pop("threads")
+            if written != identity:
+                differs = ", ".join(key for key in identity if identity[key] != written.get(key))
+                raise InputError(f"--name {name} is a sweep with other {differs}; take another name")
+            return cls(name, baseline, axes, search, threads)
+
+        # An example of each value, to find mistakes before anything runs.
+        lengths = range(max(len(axis.values) for axis in axes) or 1)
+        for i in lengths:
+            knobs = overrides.check([f"{axis.key}={_example(axis, i)}" for axis in axes])
+        share = max(1, _cores() // jobs)
+        fewer = knobs.train.threads > share and THREADS not in [axis.name for axis in axes]
+        threads = share if fewer else None
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as partial:
+            write_json(partial, {**identity, "threads": threads})
+        return cls(name, baseline, axes, search, threads)
+
+
+def _example(axis: overrides.Axis, i: int) -> str:
+    if axis.interval:
+        return str(axis.interval.low)
+    return axis.values[min(i, len(axis.values) - 1)]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

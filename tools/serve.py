@@ -1,0 +1,58 @@
+"""Serve a run's model over HTTP, on this machine only.
+
+    python -m tools.serve best --port 5001
+    curl 127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d '{"inputs": [[[0, ...], ...]]}'
+
+A run is named as for tools.compare: by id, by name (DVC's), or as `best`, the best by validation; or give a model of
+the registry: repronet@champion. The server is MLflow's own. It takes uint8 images (n, height, width) as JSON, and
+answers with scores (n, classes); the largest one is the class.
+"""
+
+import argparse
+import os
+import socket
+import sys
+
+from stages import command
+from stages.command import InputError
+from tools.runs import Store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m tools.serve"
+    )
+    parser.add_argument("run", nargs="?", default="best", metavar="RUN", help="run id, run name, MODEL@ALIAS or best")
+    parser.add_argument("--port", type=int, default=5001, help="default 5001")
+    arguments = parser.parse_args()
+    check_free(arguments.port)
+    store = Store()
+    if "@" in arguments.run:
+        name, alias = arguments.run.split("@", 1)
+        if store.model_version(name, alias) is None:
+            raise InputError(f"the registry in {store.uri} has no model {arguments.run}")
+        served, model = arguments.run, f"models:/{arguments.run}"
+    else:
+        result = store.find(arguments.run)
+        served, model = f"{result.name} ({result.metrics['test/accuracy']:.4f} test accuracy)", result.model
+    print(f"serving {served} on http://127.0.0.1:{arguments.port}/invocations", flush=True)
+    program = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    # In this process's place, so that Ctrl-C and SIGTERM reach the server.
+    os.execve(sys.executable, [*program, "--host", "127.0.0.1", "--port", str(arguments.port)], environment)
+
+
+def check_free(port: int) -> None:
+    """Raise InputError if a server cannot listen on this port of 127.0.0.1."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just freed will do
+            probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--port {port} cannot be used ({error}); take another, such as {port % 60_000 + 1}"
+        ) from error
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,284 @@
+"""Sweep: many experiments, several at once. Whatever fails or is killed, the same command goes on where it stopped.
+
+    python -m tools.sweep --jobs 2 -S train.optimizer.name=SGD,Adam -S train.seed=0,1,2
+    python -m tools.sweep --search 20 -S 'train.optimizer.lr=tag(log,interval(1e-4,1e-1))' -S train.net.widths=[16],[32]
+
+Overrides are those of `dvc exp run -S`; every combination of their values is run. With --search, Optuna chooses from
+the values and intervals, and trainings that fall behind are stopped. Each experiment is an ordinary one of DVC, and a
+run in MLflow with the tag `sweep`. In the end the configurations stand in a table, the best by validation first, with
+mean and 95 % interval over the seeds where there are several: -S train.seed=0,1,2.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from stages import command
+from stages.command import InputError
+from tools import experiments
+from tools.champion import challenge
+from tools.experiments import Experiment
+from tools.plan import FOLDER, SEED, THREADS, Plan
+from tools.progress import Progress, report
+from tools.runs import Store, SweepRuns
+from tools.search import Grid, Search
+
+COPIES = Path(".dvc/tmp/sweeps")  # of the repository, for each sweep; DVC does not look for stages there
+POLL_SECONDS, MIRROR_SECONDS = 0.2, 2.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m tools.sweep"
+    )
+    parser.add_argument("-S", "--set-param", metavar="KEY=VALUES", action="append", default=[], dest="overrides")
+    parser.add_argument("--name", help="begins the experiments' names; by default it follows from overrides and code")
+    parser.add_argument("--jobs", type=_positive, metavar="N", help="experiments at once; by default one a GPU, else 1")
+    parser.add_argument("--search", type=_positive, metavar="N", help="N configurations that Optuna chooses, no grid")
+    parser.add_argument("--retries", type=_whole, default=1, metavar="N", help="of an experiment that fails; default 1")
+    parser.add_argument("--register", metavar="MODEL", help="make the best MODEL@champion if it beats the present one")
+    parser.add_argument("--timeout", type=_positive, metavar="MINUTES", help="stop an experiment that takes longer")
+    arguments = parser.parse_args()
+    if not arguments.overrides:
+        parser.error("give at least one -S KEY=VALUES")
+    gpus = _gpus()
+    jobs = arguments.jobs or len(gpus) or 1
+    plan = Plan.of(arguments.overrides, arguments.search, arguments.name, jobs)
+    folder = FOLDER / plan.name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            sweep = Sweep(plan, folder, jobs, gpus, arguments.retries, 60 * (arguments.timeout or 0))
+            sweep.run()
+    except Timeout as error:
+        raise InputError(f"the sweep {plan.name} is running already") from error
+    best = report(plan.name, sweep.experiments)
+    if best and arguments.register:
+        store = Store()
+        print(challenge(store, arguments.register, store.find(best)))
+    if failed := [experiment for experiment in sweep.experiments if experiment.state == "failed"]:
+        raise InputError(f"{len(failed)} failed; their output is in {folder}. The same command tries them again.")
+
+
+class Sweep:
+    """Runs the plan's experiments, `jobs` at once, each on a GPU of its own where there are several."""
+
+    def __init__(self, plan: Plan, folder: Path, jobs: int, gpus: Sequence[str], retries: int, timeout: float) -> None:
+        self._plan, self._folder, self._retries, self._timeout = plan, folder, retries, timeout
+        self._mirror = SweepRuns(plan.name)
+        varied = [axis for axis in plan.axes if axis.name != SEED]
+        self._seeds = next((axis for axis in plan.axes if axis.name == SEED), None)
+        self._source = Search(varied, plan.search, folder / "search.log") if plan.search else Grid(varied)
+        self.experiments: list[Experiment] = []
+        total = self._source.size * (len(self._seeds.values) if self._seeds else 1)
+        self._progress = Progress(plan.name, total, jobs, self.experiments)
+        self._environment = {experiments.SWEEP: plan.name, "MLFLOW_TRACKING_URI": self._mirror.uri}
+        if jobs > 1:
+            self._environment["OMP_WAIT_POLICY"] = "passive"  # threads that wait actively would take others' cores
+        # What each of `jobs` slots adds to its experiment's environment.
+        self._free = [{"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if len(gpus) > 1 else {} for job in range(jobs)]
+        self._used: dict[str, dict[str, str]] = {}
+        self._ready: set[tuple[str, ...]] = {()} if Path("data/prepared").exists() else set()
+        self._next_look = 0.0
+        self._copies = COPIES / plan.name
+        self._template = self._copies / ".template"
+
+    def run(self) -> None:
+        """Run what has not been run yet. On Ctrl-C, stop what is running and leave nothing of it."""
+        self._end_leftovers()
+        experiments.copy_repository(self._template, self._plan.baseline)
+        self._progress.say(f"sweep {self._plan.name}: {self._progress.total} experiments, {len(self._free)} at once")
+        if self._plan.threads:
+            self._progress.say(
+                f"{THREADS}={self._plan.threads} for each: it is part of their params, and their results"
+            )
+        with self._progress:
+            try:
+                while self._start_some() or self._running():
+                    time.sleep(POLL_SECONDS)
+                    for experiment in self._running():
+                        self._look_at(experiment)
+                    self._prune()
+            except KeyboardInterrupt:
+                self._progress.say("stopping …")
+                self._end_leftovers()
+                self._progress.say(f"{self._progress.summary()}. The same command goes on from here.")
+                raise
+        shutil.rmtree(self._copies)
+
+    def _end_leftovers(self) -> None:
+        """End what is running of this sweep, be it of an earlier process that was killed, and clean up after it."""
+        experiments.stop(experiments.left_running(self._copies))
+        for experiment in self._running():
+            experiment.state = "waiting"
+        for folder in self._copies.glob("*"):
+            if folder != self._template:
+                experiments.collect(folder.name, self._plan.baseline, folder)  # if it had just ended
+        shutil.rmtree(self._copies, ignore_errors=True)
+        self._mirror.close_running()
+
+    def _running(self) -> list[Experiment]:
+        return [experiment for experiment in self.experiments if experiment.state == "running"]
+
+    def _start_some(self) -> bool:
+        """Fill the free slots, and return whether there was something to start."""
+        started = False
+        while self._free and (experiment := self._next()):
+            environment = self._used[experiment.name] = self._free.pop()
+            folder = self._copies / experiment.name
+            shutil.copytree(self._template, folder, symlinks=True)
+            experiment.state, experiment.started = "running", time.monotonic()
+            experiment.attempts += 1
+            experiment.process = experiments.start(
+                experiment.name, experiment.overrides, folder, self._log(experiment), self._environment | environment
+            )
+            started = True
+        return started
+
+    def _next(self) -> Experiment | None:
+        """Return an experiment to start, None where there is none or all have to wait."""
+        while True:
+            busy = {experiment.prepared for experiment in self._running()} - self._ready
+            for experiment in self.experiments:
+                # Of those that share prepared data, one makes it first, and the others take it from DVC's cache.
+                if experiment.state == "waiting" and experiment.prepared not in busy:
+                    return experiment
+            if any(experiment.state == "waiting" for experiment in self.experiments):
+                return None
+            proposal = self._source.ask()
+            if proposal is None:
+                return None
+            revisions = experiments.revisions(self._plan.baseline)
+            for seed in self._seeds.values if self._seeds else ("",):
+                experiment = self._experiment(proposal.number, proposal.values, seed)
+                experiment.state = proposal.ended or "waiting"
+                if experiment.name in revisions:
+                    experiment.state, experiment.outcome = "done", experiments.outcome(revisions[experiment.name])
+                    self._log(experiment).unlink(missing_ok=True)
+                self.experiments.append(experiment)
+            self._settle(proposal.number)
+
+    def _experiment(self, number: int, values: dict[str, str], seed: str) -> Experiment:
+        assigned = {**values, **({self._seeds.key: seed} if self._seeds else {})}
+        if self._plan.threads:
+            assigned[THREADS] = str(self._plan.threads)
+        varied = {
+            axis.name: values[axis.key] for axis in self._plan.axes if axis.name != SEED and len(axis.values) != 1
+        }
+        words = [f"{number:02}"] if self._plan.search else list(varied.values())
+        if self._seeds and len(self._seeds.values) > 1:
+            words.append(f"s{seed}")
+        name = "-".join([self._plan.name, *(re.sub(r"[^A-Za-z0-9.]+", "_", word).strip("_.") for word in words)])
+        if len(name) > 80 or name in [experiment.name for experiment in self.experiments]:
+            name = f"{self._plan.name}-{len(self.experiments):03}"
+        return Experiment(name, number, varied, [f"{key}={value}" for key, value in assigned.items()])
+
+    def _look_at(self, experiment: Experiment) -> None:
+        """Take note of what became of a running experiment."""
+        assert experiment.process is not None
+        log = self._log(experiment)
+        if experiment.prepared not in self._ready and re.search(
+            r"^(Running stage|Stage) 'train'", log.read_text(errors="replace"), re.M
+        ):
+            self._ready.add(experiment.prepared)
+        took = time.monotonic() - experiment.started
+        if experiment.process.poll() is None:
+            if self._timeout and took > self._timeout:
+                self._end(experiment, "failed", f"took longer than {self._timeout / 60:g} minutes")
+            return
+        # Where DVC itself was killed, its stage goes on.
+        self._end(experiment, "failed", "")
+
+    def _end(self, experiment: Experiment, state: str, reason: str) -> None:
+        """End a running experiment, if it still runs, and note its outcome, or `state` where there is none."""
+        assert experiment.process is not None
+        experiments.stop([experiment.process.pid])
+        code = experiment.process.wait()
+        there = experiments.collect(experiment.name, self._plan.baseline, self._copies / experiment.name)
+        shutil.rmtree(self._copies / experiment.name)
+        self._free.append(self._used.pop(experiment.name))
+        experiment.seconds = time.monotonic() - experiment.started
+        if there:
+            revision = experiments.revisions(self._plan.baseline)[experiment.name]
+            experiment.state, experiment.outcome = "done", experiments.outcome(revision)
+            self._log(experiment).unlink()
+            self._progress.say(f"{experiment.name}: {experiment.outcome} in {experiment.seconds:.0f} s")
+        else:
+            self._mirror.close_running(experiment.name)
+            experiment.state, experiment.reason = state, reason or _reason(self._log(experiment), code)
+            self._progress.say(f"{experiment.name} {state}: {experiment.reason}")
+            if state == "failed" and experiment.attempts <= self._retries:
+                experiment.state = "waiting"
+        self._settle(experiment.number)
+
+    def _settle(self, number: int) -> None:
+        """Tell the source what came of a configuration, once all of its experiments have ended."""
+        group = self._of(number)
+        if all(experiment.state in ("done", "failed", "pruned") for experiment in group):
+            values = [experiment.outcome.valid_accuracy for experiment in group if experiment.outcome]
+            mean = sum(values) / len(values) if len(values) == len(group) else None
+            self._source.tell(number, mean, pruned=any(experiment.state == "pruned" for experiment in group))
+
+    def _prune(self) -> None:
+        """Stop the configurations that have no hope, by the validation accuracy of their first seed so far."""
+        if not self._plan.search or time.monotonic() < self._next_look:
+            return
+        for number in {experiment.number for experiment in self._running()}:
+            first, *others = self._of(number)
+            epochs = self._mirror.new_epochs(first.name) if first.state == "running" else []
+            for epoch, accuracy in epochs:
+                if self._source.is_hopeless(number, epoch, accuracy):
+                    reason = f"after epoch {epoch}, validation accuracy {accuracy:.4f}"
+                    for other in others:
+                        if other.state == "waiting":
+                            other.state, other.reason = "pruned", reason
+                        elif other.state == "running":
+                            self._end(other, "pruned", reason)
+                    self._end(first, "pruned", reason)
+                    break
+        self._next_look = time.monotonic() + MIRROR_SECONDS
+
+    def _of(self, number: int) -> list[Experiment]:
+        return [experiment for experiment in self.experiments if experiment.number == number]
+
+    def _log(self, experiment: Experiment) -> Path:
+        return self._folder / f"{experiment.name}.log"
+
+
+def _reason(log: Path, code: int) -> str:
+    """Return the line of an experiment's output that says why it failed."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith("error: ")] or [
+        line for line in lines if line.startswith("ERROR")
+    ]
+    return errors[0] if errors else f"dvc exited with {code}"
+
+
+def _gpus() -> list[str]:
+    """Return the names that CUDA_VISIBLE_DEVICES has for the GPUs in reach."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return (
+        visible[: torch.cuda.device_count()] if visible != [""] else [str(i) for i in range(torch.cuda.device_count())]
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+if __name__ == "__main__":
+    command.run(main)
