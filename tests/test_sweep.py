@@ -1,5 +1,7 @@
 """Sweeps with real experiments of DVC and a real store, whatever is killed."""
 
+import hashlib
+import json
 import os
 import pty
 import random
@@ -13,7 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stages.command import InputError
 from tests.conftest import Project, clean_environment
+from tools.plan import Plan
 
 SHORT = "train.epochs=2"
 
@@ -164,20 +168,38 @@ def test_ctrl_c_stops_cleanly_and_a_search_goes_on(project: Project) -> None:
     assert sweep(project, *command).endswith(table), "once more, there is nothing left to run"
 
 
-def test_wrong_input_runs_nothing(project: Project) -> None:
-    before = experiments(project)
-    for arguments, message in [
-        (["-S", "train.epochs=x"], "train.epochs: 'x', should be"),
-        (["-S", "train.optimizer.lr=interval(0,1)"], "an interval can be searched, with --search N, but not listed"),
-        (["-S", "train.seed=1", "--name", "a b"], "--name 'a b': letters, digits and hyphens are accepted"),
-        (
-            ["-S", "train.seed=1", "--name", "killed"],
-            "--name killed is a sweep with other overrides; take another name",
-        ),
-        (["-S", "train.seed=1", "--jobs", "0"], "argument --jobs: '0' is not a whole number above 0"),
-        ([], "give at least one -S KEY=VALUES"),
-    ]:
-        output = sweep(project, *arguments, fails=True)
-        assert message in output
-        assert "Traceback" not in output
-    assert experiments(project) == before
+@pytest.mark.parametrize(
+    ("overrides", "name", "message"),
+    [
+        (["train.epochs=x"], None, r"train\.epochs: 'x', should be"),
+        (["train.seed=1,2,-3"], None, r"train\.seed: -3, should be"),
+        (["train.optimizer.lr=interval(0,1)"], None, "an interval can be searched, with --search N, but not listed"),
+        (["train.seed=1"], "a b", "--name 'a b': letters, digits and hyphens are accepted"),
+        (["train.seed=1"], "taken", "--name taken is a sweep with other baseline, overrides; take another name"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_runs(
+    project: Project, monkeypatch: pytest.MonkeyPatch, overrides: list[str], name: str | None, message: str
+) -> None:
+    monkeypatch.chdir(project.root)
+    other = {"baseline": "", "changes": hashlib.sha256(b"").hexdigest(), "overrides": [], "search": False, "threads": 1}
+    (project.root / "sweeps/taken").mkdir(parents=True, exist_ok=True)
+    (project.root / "sweeps/taken/plan.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match=message):
+        Plan.of(overrides, None, name, jobs=1)
+
+
+def test_the_plan_is_the_same_for_the_same_command(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
+    plan = Plan.of(["train.seed=1,2", "train.epochs=3"], None, None, jobs=100)
+    assert Plan.of(["train.seed=1,2", "train.epochs=3"], None, None, jobs=1) == plan, "also what follows from jobs"
+    assert plan.threads == 1
+    assert Plan.of(["train.seed=1,2", "train.epochs=4"], None, None, jobs=1).name != plan.name
+    project.edit("stages/nets.py", '"""The Net:', '"""A Net:')
+    assert Plan.of(["train.seed=1,2", "train.epochs=3"], None, None, jobs=1).name != plan.name
+    project("git", "checkout", "-q", "stages/nets.py")
+
+
+def test_wrong_arguments(project: Project) -> None:
+    output = sweep(project, "-S", "train.seed=1", "--jobs", "0", fails=True)
+    assert "argument --jobs: '0' is not a whole number above 0" in output
