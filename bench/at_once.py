@@ -1,0 +1,46 @@
+"""How many of eight experiments that start at once are logged, in a clone that has no store yet.
+
+    python -m bench.at_once --times 10
+    python -m bench.at_once --times 10 --sweep
+
+runs eight processes of `dvc exp run --temp`, or one sweep with eight jobs; a time takes 1 minute on two cores.
+"""
+
+import argparse
+
+from bench.clones import finish, fresh, start, statuses
+
+AT_ONCE = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--sweep", action="store_true", help="as a sweep with eight jobs")
+    arguments = parser.parse_args()
+    logged = 0
+    for time in range(1, arguments.times + 1):
+        with fresh() as clone:
+            if arguments.sweep:
+                seeds = ",".join(str(seed) for seed in range(AT_ONCE))
+                command = ["python", "-m", "tools.sweep", "--jobs", str(AT_ONCE), "-S", f"train.seed={seeds}"]
+                processes = [start(clone, *command, "-S", "train.threads=1")]
+            else:
+                command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "-S", "train.threads=1"]
+                processes = [
+                    start(clone, *command, "--name", f"seed-{seed}", "-S", f"train.seed={seed}")
+                    for seed in range(AT_ONCE)
+                ]
+            for process in processes:
+                finish(process)
+            found = statuses(clone)
+        good = sum(each == ["FINISHED"] for each in found.values())
+        logged += good
+        print(f"{time}: {good} of {AT_ONCE} logged once and finished", flush=True)
+        if good != AT_ONCE:
+            print(found)
+    print(f"{logged} of {AT_ONCE * arguments.times}")
+
+
+if __name__ == "__main__":
+    main()

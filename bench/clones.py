@@ -1,0 +1,54 @@
+"""Fresh clones of the committed project, to measure in."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mlflow
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))} | {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "GIT_COMMITTER_NAME": "bench",
+    "GIT_COMMITTER_EMAIL": "bench@localhost",
+}
+
+
+@contextmanager
+def fresh() -> Iterator[Path]:
+    """Yield a clone of the project's last commit, without data, results or store; it is removed afterwards."""
+    with TemporaryDirectory() as folder:
+        clone = Path(folder) / "clone"
+        subprocess.run(["git", "clone", "-q", ".", str(clone)], check=True)
+        for key, value in (("user.name", "bench"), ("user.email", "bench@localhost")):
+            subprocess.run(["git", "-C", str(clone), "config", key, value], check=True)
+        yield clone
+
+
+def start(clone: Path, *command: str) -> "subprocess.Popen[str]":
+    """Start a command in a clone; what it prints can be read when it has ended."""
+    return subprocess.Popen(
+        command, cwd=clone, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    """Wait for a command and return what it printed. Raises RuntimeError if it failed."""
+    output, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{process.args} failed:\n{output}")
+    return output
+
+
+def statuses(clone: Path) -> dict[str, list[str]]:
+    """Return the status of each run in the clone's store by the run's name; "FINISHED" only where it was evaluated."""
+    client = mlflow.MlflowClient(f"sqlite:///{clone}/mlflow.db")
+    experiment = client.get_experiment_by_name("repronet")
+    found: dict[str, list[str]] = {}
+    for run in client.search_runs([experiment.experiment_id]) if experiment else []:
+        complete = run.info.status != "FINISHED" or "test/accuracy" in run.data.metrics
+        found.setdefault(str(run.info.run_name), []).append(run.info.status if complete else "not evaluated")
+    return found
