@@ -39,7 +39,7 @@ def finish(process: "subprocess.Popen[str]") -> str:
     """Wait for a command and return what it printed. Raises RuntimeError if it failed."""
     output, _ = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"{process.args} failed:\n{output}")
+        raise RuntimeError(f"{process.args!r} failed:\n{output}")
     return output
 
 
