@@ -7,7 +7,7 @@ export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help setup repro test soak serve check format ui lock clean
+.PHONY: help setup repro test soak show serve check format ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,6 +47,9 @@ ui: setup ## MLflow's pages on 127.0.0.1
 	@test -n "$$MLFLOW_TRACKING_URI" || test -f mlflow.db || { echo "no run yet: make repro comes first"; exit 1; }
 	@echo "training runs: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning"
 	"$(BIN)"/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $(PORT) --workers 1
+
+show: setup ## DVC's experiments in a table, the best first: what differs, and what came of it
+	"$(BIN)"/dvc exp show --no-pager --only-changed --drop '(data|metrics|models|stages)/' --sort-by valid_accuracy --sort-order desc
 
 serve: setup ## the best model over HTTP on 127.0.0.1:5001; RUN=name serves another
 	"$(BIN)"/python -m tools.serve $(RUN)
