@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,21 @@ class Split:
     index: Tensor  # int64 (n,), the rows of the manifest
 
 
-class Prepared:
-    """The folder that prepare wrote. Raises InputError if it is not complete."""
+@contextmanager
+def _complete(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, ValueError, LookupError) as error:
+        raise InputError(
+            f"{folder} is not a prepared set: {type(error).__name__}: {error}. Make it with dvc repro prepare."
+        ) from error
+
+
+class Facts:
+    """What dataset.json says of a prepared set. Raises InputError if it does not."""
 
     def __init__(self, folder: Path) -> None:
-        try:
+        with _complete(folder):
             facts: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
             self.source: str = facts["source"]
             self.classes: list[str] = facts["classes"]
@@ -37,14 +48,18 @@ class Prepared:
             self.std: list[float] = facts["std"]
             self.sizes: dict[str, int] = facts["sizes"]
             self.sha256: dict[str, str] = facts["sha256"]
+
+
+class Prepared(Facts):
+    """The folder that prepare wrote. Raises InputError if it is not complete."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        with _complete(folder):
             self._images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
             self._manifest = pd.read_csv(folder / "manifest.csv", usecols=["index", "split", "label"])
             if len(self._manifest) != len(self._images):
                 raise ValueError(f"{len(self._manifest)} rows in manifest.csv, {len(self._images)} in images.npy")
-        except (OSError, EOFError, ValueError, LookupError) as error:
-            raise InputError(
-                f"{folder} is not a prepared set: {type(error).__name__}: {error}. Make it with dvc repro prepare."
-            ) from error
 
     def split(self, name: str, device: torch.device) -> Split:
         """Return the images of "train", "valid" or "test"."""

@@ -4,6 +4,7 @@ import getpass
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 SOURCES = (".", ":(exclude)dvc.lock", ":(exclude)metrics")
 
 
-def _git(*arguments: str) -> bytes:
+def git(*arguments: str) -> bytes:
     """Return what git prints, nothing where it fails or there is no git."""
     try:
         # DVC may hold the index, so git must not wait for a lock on it.
@@ -22,16 +23,28 @@ def _git(*arguments: str) -> bytes:
         return b""
 
 
-def patch() -> bytes:
-    """Return the changes to tracked files since the commit, as `git apply` takes them whatever the user's settings."""
+@dataclass(frozen=True)
+class Origin:
+    """What a run is said to come from."""
+
+    tags: dict[str, str]
+    patch: bytes = b""  # what made the code and params differ from the commit
+    time: int | None = None  # ms since 1970 when its results were recorded, None: now
+
+
+def patch(*commits: str) -> bytes:
+    """Return the changes to tracked files between two commits, or since the last, as `git apply` takes them.
+
+    The user's settings play no part.
+    """
     plain = ["--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
-    return _git("diff", *plain, "HEAD", "--", *SOURCES)
+    return git("diff", *plain, *(commits or ["HEAD"]), "--", *SOURCES)
 
 
-def of_process(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return tags that tie a run to git and to DVC's experiment."""
-    commit = _git("rev-parse", "HEAD").decode().strip()
-    changed = _git("status", "--porcelain", "--", *SOURCES).decode(errors="replace")
+def of_process(environment: Mapping[str, str]) -> Origin:
+    """Return the origin of what this process makes: tags that tie it to git and to DVC's experiment, and the patch."""
+    commit = git("rev-parse", "HEAD").decode().strip()
+    changed = git("status", "--porcelain", "--", *SOURCES).decode(errors="replace")
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": "dvc.yaml",
@@ -44,7 +57,23 @@ def of_process(environment: Mapping[str, str]) -> dict[str, str]:
         "sweep": environment.get("REPRONET_SWEEP", ""),
         "directory": str(Path.cwd()),
     }
-    return {name: value for name, value in tags.items() if value}
+    return Origin({name: value for name, value in tags.items() if value}, patch())
+
+
+def of_commit(commit: str, experiment: str = "", baseline: str = "") -> Origin:
+    """Return the origin of results that a commit holds, for an experiment's as a run in that experiment had it."""
+    author, seconds = git("log", "-1", "--format=%an%n%ct", commit).decode(errors="replace").splitlines()
+    changes = patch(baseline, commit) if baseline else b""
+    tags = {
+        "mlflow.user": author,
+        "mlflow.source.name": "dvc.yaml",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": baseline or commit,
+        "git.dirty": str(bool(changes)).lower(),
+        "dvc.exp_name": experiment,
+        "dvc.baseline_rev": baseline,
+    }
+    return Origin({name: value for name, value in tags.items() if value}, changes, int(seconds) * 1000)
 
 
 def of_computation(device: torch.device) -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from stages import batches, checkpoints, command, determinism, losses, metrics, nets, params, pictures
 from stages.outputs import fixed, replacing, write_csv, write_json
+from stages.record import Record
 from stages.tracking import Tracker
 
 
@@ -65,12 +66,6 @@ def evaluate(
         "macro_f1": per_class.f1.mean().item(),
     }
     values = {name: fixed(value) for name, value in values.items()} | {"never_predicted": len(never_predicted)}
-    chosen = {
-        "epoch": description.epoch,
-        "valid_accuracy": description.valid_accuracy,
-        "valid_loss": description.valid_loss,
-    }
-    epochs = pd.read_csv(history)
 
     # Outputs.
     with replacing(results) as partial:
@@ -87,7 +82,7 @@ def evaluate(
 
         drawn = partial / "pictures"
         drawn.mkdir()
-        pictures.learning_curves(drawn / "learning_curves.png", epochs, description.epoch)
+        pictures.learning_curves(drawn / "learning_curves.png", pd.read_csv(history), description.epoch)
         pictures.confusion(drawn / "confusion.png", table, data.classes)
         pictures.classes(drawn / "classes.png", classes)
         pictures.mistakes(drawn / "mistakes.png", test.images.cpu(), labels, predicted, probabilities, data.classes)
@@ -97,16 +92,7 @@ def evaluate(
             pictures.filters(drawn / f"filters_{name}.png", name, net.get_parameter(f"{name}.weight").detach())
             pictures.activations(drawn / f"activations_{name}.png", name, image[0], before[0], after[0], pooled[0])
 
-    tracker.evaluated(
-        data=data,
-        classifier=classifier,
-        weights=weights,
-        results=results,
-        plots=plots,
-        metrics={f"test/{name}": value for name, value in values.items()}
-        | {f"best/{name}": value for name, value in chosen.items()},
-        history=[{str(name): value for name, value in row.items()} for row in epochs.to_dict("records")],
-    )
+    tracker.evaluated(Record(weights, prepared, history, results, plots))
     print(f"test accuracy {values['accuracy']:.4f}, before training {values['accuracy_untrained']:.4f}")
     if never_predicted:
         print(f"warning: never predicted: {', '.join(never_predicted)}", file=sys.stderr)

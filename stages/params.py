@@ -76,14 +76,15 @@ class Params(Section):
     evaluate: Evaluate
 
     def flat(self) -> dict[str, Any]:
-        """Return {"train.optimizer.name": "SGD", ...}: the keys of params.yaml, dotted; an empty mapping stays {}."""
-        return _flat(self.model_dump())
+        """Return {"train.optimizer.name": "SGD", ...}: the keys of params.yaml, dotted."""
+        return flattened(self.model_dump())
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return `values` with the keys of nested mappings dotted; an empty mapping stays {}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
 
 

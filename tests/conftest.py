@@ -21,8 +21,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import params
+from stages.circumstances import Origin
 from stages.evaluate import evaluate
 from stages.prepare import prepare
+from stages.store import Store
 from stages.tracking import Tracker
 from stages.train import train
 
@@ -55,7 +57,7 @@ class Off(Tracker):
     """A tracker that was switched off, as after a failure."""
 
     def __init__(self) -> None:
-        super().__init__("", "", {}, {})
+        super().__init__(Store("", ""), {}, Origin({}))
         self._off = True
 
 

@@ -19,6 +19,7 @@ from mlflow.artifacts import load_text
 from stages import circumstances
 from stages.command import InputError
 from stages.evaluate import evaluate
+from stages.store import Store
 from stages.tracking import Tracker
 from stages.train import train
 from tests.conftest import ROOT, Project, changed, runs
@@ -229,7 +230,7 @@ def test_a_training_that_diverges_is_marked_failed(digits: Path, tmp_path: Path)
     ],
 )
 def test_where_the_store_is(environment: dict[str, str], uri: str) -> None:
-    assert Tracker.from_environment(changed({}), environment).uri == uri
+    assert Store.from_environment(environment).uri == uri
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from stages import params
+from stages import params, store
 from stages.command import InputError
-from stages.tracking import EVALUATION, Tracker
+from stages.record import EVALUATION
+from stages.tracking import Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -40,14 +41,13 @@ class Store:
     """The store of the stages, for reading. Raises InputError if it cannot be reached."""
 
     def __init__(self) -> None:
-        self._tracker = Tracker.from_environment(params.load())
+        opened = store.Store.from_environment()
+        self.uri = opened.uri
         try:
-            self.client = self._tracker.client()
+            self.client = opened.client()
         except Exception as error:
-            raise InputError(
-                f"MLflow at {self._tracker.uri} cannot be read: {type(error).__name__}: {error}"
-            ) from error
-        self.uri = self._tracker.uri
+            raise InputError(f"MLflow at {self.uri} cannot be read: {type(error).__name__}: {error}") from error
+        self.experiment_id = opened.experiment_id
 
     def model_version(self, name: str, alias: str) -> "ModelVersion | None":
         """Return the registered model's version with this alias, None if there is none."""
@@ -65,7 +65,7 @@ class Store:
         InputError if there is none, naming those that there are.
         """
         evaluated = self.client.search_runs(
-            [self._tracker.experiment_id],
+            [self.experiment_id],
             f"tags.`{EVALUATION}` != ''",
             max_results=50_000,
             order_by=["start_time DESC"],
@@ -83,7 +83,7 @@ class Store:
                 return self._read(run)
         names = list(dict.fromkeys(str(run.info.run_name) for run in evaluated))
         known = ", ".join(["best", *names[:20]]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        raise InputError(f"no evaluated run is called {name!r} in {self._tracker.uri}; there are: {known}")
+        raise InputError(f"no evaluated run is called {name!r} in {self.uri}; there are: {known}")
 
     def _read(self, run: "MlflowRun") -> Result:
         from mlflow.artifacts import load_text
@@ -116,7 +116,7 @@ class SweepRuns:
 
     def __init__(self, sweep: str) -> None:
         self._sweep, self._tracker = sweep, Tracker.from_environment(params.load())
-        self.uri = self._tracker.uri
+        self.uri = self._tracker.store.uri
         self._seen: dict[str, int] = {}  # number of epochs taken note of, by run id
         with self._tracker.spared():
             self._tracker.client()  # makes the store, before many processes want it at once
@@ -126,7 +126,7 @@ class SweepRuns:
         if name:
             filters.append(f"tags.`dvc.exp_name` = '{name}'")
         client = self._tracker.client()
-        return list(client.search_runs([self._tracker.experiment_id], " and ".join(filters), max_results=50_000))
+        return list(client.search_runs([self._tracker.store.experiment_id], " and ".join(filters), max_results=50_000))
 
     def close_running(self, name: str = "") -> None:
         """Mark runs as KILLED that say they are running, of the experiment `name` or of all; none of them is."""
