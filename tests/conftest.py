@@ -84,6 +84,13 @@ class Project:
         self("git", "add", "-A")
         self("git", "commit", "-q", "-m", "copy")
 
+    @classmethod
+    def at(cls, root: Path) -> "Project":
+        """Return what is there already, such as a clone."""
+        project = cls.__new__(cls)
+        project.root = root
+        return project
+
     def start(self, *command: str, **environment: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             command,

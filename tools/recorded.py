@@ -1,0 +1,201 @@
+"""Results as DVC records them, in experiments, in commits and in the workspace, and how to get at their files."""
+
+import hashlib
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages import circumstances
+from stages.circumstances import Origin, git
+from stages.command import InputError, unknown
+from stages.record import Record
+
+if TYPE_CHECKING:
+    from dvc.api import DVCFileSystem
+
+EXPERIMENT = re.compile(r"(\w+) refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/([^/]+)")
+EVALUATE = ["python", "-m", "stages.evaluate"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One result."""
+
+    name: str  # the experiment's, the abbreviated commit, or "workspace"
+    commit: str = ""  # that holds it; none for the workspace
+    baseline: str = ""  # of an experiment: the commit that it started from
+
+    @property
+    def experiment(self) -> str:
+        return self.name if self.baseline else ""
+
+    def origin(self) -> Origin:
+        """Return what its run is said to come from."""
+        if self.commit:
+            return circumstances.of_commit(self.commit, self.experiment, self.baseline)
+        return circumstances.of_process({})
+
+    @contextmanager
+    def files(self) -> Iterator[Record]:
+        """Yield its files, for a commit copies that go away again. Raises InputError if they cannot be used."""
+        if not self.commit:
+            check_workspace()
+            lock = as_yaml(Path("dvc.lock").read_bytes())
+            yield _record(_arguments(lock), Path())
+            return
+        from dvc.api import DVCFileSystem
+        from dvc.config import Config
+
+        # With today's configuration: the commit may be older than the remote, and DVC takes a relative path in the
+        # configuration of a commit as one from / on.
+        fs = DVCFileSystem(str(Path.cwd()), rev=self.commit, config=Config.from_cwd(validate=False))
+        lock = as_yaml(fs.read_bytes("dvc.lock") if fs.exists("dvc.lock") else b"")
+        arguments = _arguments(lock)
+        check_commit(lock, fs)
+        with TemporaryDirectory() as folder:
+            record = _record(arguments, Path(folder))
+            weights, prepared, *others = arguments
+            paths = ["params.yaml", "dvc.yaml", "dvc.lock", weights, f"{prepared}/dataset.json", *others]
+            missing = [path for path in paths if not copied(fs, path, Path(folder))]
+            if missing:
+                where = f"dvc exp pull REMOTE {self.name}" if self.experiment else "dvc fetch --all-commits"
+                raise InputError(f"DVC's cache and remote lack {', '.join(missing)}; bring them with {where}")
+            try:
+                yield record
+            except InputError as error:
+                raise InputError(str(error).replace(f"{folder}/", "")) from error
+
+
+def everything() -> list[Recorded]:
+    """Return the results of all experiments, of the commits of HEAD and all branches, and of the workspace."""
+    commits: dict[object, str] = {}
+    for commit in git(
+        "log", "--full-history", "--reverse", "--format=%H", "HEAD", "--branches", "--", "dvc.lock"
+    ).split():
+        # Many a commit changes code, and dvc.lock with it, but no result: of these the last stands for all.
+        if result := _result_of(commit.decode()):
+            commits.pop(result, None)
+            commits[result] = commit.decode()
+    return [*experiments(), *(Recorded(commit[:9], commit) for commit in commits.values()), Recorded("workspace")]
+
+
+def named(names: Collection[str]) -> list[Recorded]:
+    """Return the results with these names: of experiments, of revisions, "workspace". Raises InputError for others."""
+    found = []
+    for name in names:
+        commit = git("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}").decode().strip()
+        if name == "workspace":
+            found.append(Recorded(name))
+        elif of_name := [experiment for experiment in experiments() if experiment.name == name]:
+            found += of_name
+        elif commit:
+            found.append(Recorded(commit[:9], commit))
+        else:
+            known = ["workspace", *(experiment.name for experiment in experiments())]
+            raise InputError(f"no experiment or revision is called {name!r}{unknown(name, known)}, any git revision")
+    return found
+
+
+def experiments() -> list[Recorded]:
+    """Return DVC's experiments."""
+    lines = git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").decode().splitlines()
+    found = [match.groups() for line in lines if (match := EXPERIMENT.fullmatch(line))]
+    return [Recorded(name, commit, start + rest) for commit, start, rest, name in found]
+
+
+def as_yaml(content: bytes) -> dict[str, Any]:
+    """Return a mapping as YAML says it, an empty one for what is none."""
+    try:
+        values = YAML(typ="safe", pure=True).load(content)
+    except YAMLError:  # such as the marks of a merge
+        values = None
+    return values if isinstance(values, dict) else {}
+
+
+def _result_of(commit: str) -> object:
+    """Return what is equal for commits with the same result: params.yaml and the outputs. None if it holds none."""
+    stages = as_yaml(git("show", f"{commit}:dvc.lock")).get("stages", {})
+    if "evaluate" not in stages:
+        return None
+    outs = [(out["path"], out["md5"]) for stage in stages.values() for out in stage.get("outs", [])]
+    return git("rev-parse", f"{commit}:params.yaml"), tuple(sorted(outs))
+
+
+def _arguments(lock: dict[str, Any]) -> list[str]:
+    """Return weights, prepared set, history, results and plots, as on the command line of evaluate."""
+    if "evaluate" not in lock.get("stages", {}):
+        raise InputError("dvc.lock has no evaluation")
+    command = lock["stages"]["evaluate"]["cmd"]
+    words = command.split() if isinstance(command, str) else []
+    if words[:3] != EVALUATE or len(words) != 8:
+        raise InputError(f"evaluate was another command than today's: {command}")
+    return words[3:]
+
+
+def _record(arguments: list[str], root: Path) -> Record:
+    weights, prepared, history, results, plots = (root / argument for argument in arguments)
+    return Record(weights, prepared, history, results, plots, root)
+
+
+def check_workspace() -> None:
+    """Raise InputError if the workspace is not what dvc.lock says."""
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            changed = repo.status()
+    except LockError as error:
+        raise InputError("DVC is at work in it; run this again when that has ended") from error
+    if changed:
+        raise InputError(
+            f"it is not what dvc.lock says ({', '.join(changed)} in dvc status); dvc repro makes it so, dvc checkout or"
+            " dvc pull brings missing files"
+        )
+
+
+def check_commit(lock: dict[str, Any], fs: "DVCFileSystem") -> None:
+    """Raise InputError if params or code were committed without the results that they give."""
+    changed: dict[str, None] = {}
+    for stage in lock["stages"].values():
+        for file, params in stage.get("params", {}).items():
+            values = as_yaml(fs.read_bytes(file)) if fs.exists(file) else {}
+            changed |= {f"{file}: {key}": None for key, value in params.items() if _value(values, key) != value}
+        for entry in [*stage.get("deps", []), *stage.get("outs", [])]:
+            # What DVC keeps is found by its digest, so it is the right one; folders in git are a source's raw data.
+            path = entry["path"]
+            in_git = entry.get("hash") == "md5" and "nfiles" not in entry and not Path(path).is_absolute()
+            if in_git and not fs.isdvc(path) and not (fs.exists(path) and _md5(fs.read_bytes(path)) == entry["md5"]):
+                changed[path] = None
+    if changed:
+        raise InputError(f"committed without dvc repro: {', '.join(changed)}")
+
+
+def _value(values: Any, key: str) -> object:
+    """Return what stands under a dotted key."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def copied(fs: "DVCFileSystem", path: str, folder: Path) -> bool:
+    """Copy a file or folder into `folder`; return whether git, DVC's cache or a remote has it."""
+    from dvc_data.index import DataIndexDirError
+
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        fs.get(path, str(folder / path), recursive=True)
+    except (FileNotFoundError, DataIndexDirError):
+        return False
+    return True
