@@ -1,5 +1,6 @@
 """MLflow brought to agree with DVC: with real experiments, a real remote and real stores."""
 
+import re
 import shutil
 import socket
 import time
@@ -20,7 +21,7 @@ from stages.tracking import Tracker
 from stages.train import train
 from tests.conftest import Project, runs
 from tools import recorded
-from tools.sync import Sync
+from tools.sync import Sync, read_params
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)
 TIES = ("dvc.exp_name", "dvc.baseline_rev", "mlflow.source.git.commit", "git.dirty")
@@ -89,11 +90,13 @@ def row(uri: str, run: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def synced(project: Project, uri: str = "", only: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
+def synced(
+    project: Project, uri: str = "", only: tuple[str, ...] = (), dry_run: bool = False
+) -> dict[str, tuple[str, str]]:
     """Run tools.sync in this process; return what became of each result."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.root)
-        sync = Sync(Store.from_environment({"MLFLOW_TRACKING_URI": uri}), dry_run=False)
+        sync = Sync(Store.from_environment({"MLFLOW_TRACKING_URI": uri}), dry_run)
         results = recorded.named(only) if only else recorded.everything()
         return {result.name: sync.outcome(result) for result in results}
 
@@ -188,6 +191,10 @@ def test_a_run_that_was_not_evaluated_is_completed(
     tracker = Tracker.from_environment(knobs, environment)
     train(knobs.train, Path("data/prepared"), tmp_path / "net", tmp_path / "train.csv", tracker)
     [trained] = runs(uri)
+    before = trained.to_dictionary()
+    planned = synced(clone, uri, ("seed-1",), dry_run=True)
+    assert planned == {"seed-1": ("would be completed", f", run {trained.info.run_id}")}
+    assert [run.to_dictionary() for run in runs(uri)] == [before]
     assert synced(clone, uri, ("seed-1",)) == {"seed-1": ("completed", f", run {trained.info.run_id}")}
     assert synced(clone, uri, ("seed-1",)) == {"seed-1": ("in place", "")}
     [completed] = runs(uri)
@@ -279,9 +286,10 @@ def test_a_store_that_cannot_be_reached(clone: Project) -> None:
 
 
 def test_a_workspace_in_which_dvc_is_at_work(broken: Project) -> None:
-    process = broken.start("dvc", "repro", "--force", "--single-item", "prepare")
+    assert done(synced(broken, only=("workspace",))) == ["created"]
+    process = broken.start("dvc", "repro", "--force", "--single-item", "train")
     assert process.stdout is not None
-    assert process.stdout.readline() == "Running stage 'prepare':\n"
+    assert process.stdout.readline() == "Running stage 'train':\n"
     what, why = synced(broken, only=("workspace",))["workspace"]
     process.communicate(timeout=60)
     assert (what, why) == ("skipped", ", DVC is at work in it; run this again when that has ended")
@@ -295,13 +303,24 @@ def test_names(clone: Project) -> None:
     assert clone("python", "-m", "tools.sync", "--help").count("    python -m tools.sync") == 3
 
 
-def test_commits_with_one_result_are_one(broken: Project) -> None:
+def test_params_of_other_code_are_taken_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("train:\n  seed: 1\n  rate: 1e-3\n  net: {}\n")
+    assert read_params(tmp_path / "params.yaml") == {"train.seed": 1, "train.rate": 1e-3, "train.net": {}}
+
+
+def test_commits_with_one_result_are_one_and_branches_count(broken: Project) -> None:
     before = last(broken)
     lock = (broken.root / "dvc.lock").read_text()
     (broken.root / "dvc.lock").write_text(lock + "# the same\n")
     broken("git", "commit", "-qam", "another digest of some code")
+    here = last(broken)
+    broken("git", "checkout", "-q", "-b", "other")
+    (broken.root / "dvc.lock").write_text(re.sub(r"(net.safetensors\n.*\n *md5: ).", r"\g<1>x", lock))
+    broken("git", "commit", "-qam", "other weights")
+    there = last(broken)
+    broken("git", "checkout", "-q", "-")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(broken.root)
         names = [result.name for result in recorded.everything()]
     assert before not in names
-    assert names[-2:] == [last(broken), "workspace"]
+    assert names == ["seed-1", here, there, "workspace"]

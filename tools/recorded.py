@@ -77,7 +77,7 @@ def everything() -> list[Recorded]:
     """Return the results of all experiments, of the commits of HEAD and all branches, and of the workspace."""
     commits: dict[object, str] = {}
     for commit in git(
-        "log", "--full-history", "--reverse", "--format=%H", "HEAD", "--branches", "--", "dvc.lock"
+        "log", "--full-history", "--topo-order", "--reverse", "--format=%H", "HEAD", "--branches", "--", "dvc.lock"
     ).split():
         # Many a commit changes code, and dvc.lock with it, but no result: of these the last stands for all.
         if result := _result_of(commit.decode()):
