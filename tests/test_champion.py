@@ -5,18 +5,18 @@ import pytest
 from stages.command import InputError
 from tests.conftest import Project
 from tools.champion import challenge
-from tools.runs import Store
+from tools.runs import Runs
 
 
 @pytest.fixture
-def store(compared: Project, monkeypatch: pytest.MonkeyPatch) -> Store:
+def runs(compared: Project, monkeypatch: pytest.MonkeyPatch) -> Runs:
     monkeypatch.chdir(compared.root)
-    return Store()
+    return Runs()
 
 
-def test_only_a_better_model_takes_the_place(store: Store) -> None:
+def test_only_a_better_model_takes_the_place(runs: Runs) -> None:
     def challenged(name: str) -> str:
-        return challenge(store, "digits", store.find(name))
+        return challenge(runs, "digits", runs.find(name))
 
     assert challenged("closed") == "digits@champion is now closed, version 1, its first"
     assert challenged("closed") == "closed is digits@champion already"
@@ -29,11 +29,11 @@ def test_only_a_better_model_takes_the_place(store: Store) -> None:
     assert "No difference can be told (p >= 0.05)." in challenged("seed-1"), "better by chance is not better"
     assert "they were tested on different images" in challenged("others")
 
-    version = store.client.get_model_version_by_alias("digits", "champion")
-    assert (int(version.version), version.run_id) == (2, store.find("seed-0").id)
-    assert len(store.client.search_model_versions("name = 'digits'")) == 2
+    version = runs.client.get_model_version_by_alias("digits", "champion")
+    assert (int(version.version), version.run_id) == (2, runs.find("seed-0").id)
+    assert len(runs.client.search_model_versions("name = 'digits'")) == 2
 
 
-def test_names_that_the_registry_refuses(store: Store) -> None:
+def test_names_that_the_registry_refuses(runs: Runs) -> None:
     with pytest.raises(InputError, match="seed-0 cannot be registered as a/b: "):
-        challenge(store, "a/b", store.find("seed-0"))
+        challenge(runs, "a/b", runs.find("seed-0"))

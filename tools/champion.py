@@ -2,12 +2,12 @@
 
 from stages.command import InputError
 from tools.compare import Pair, verdict
-from tools.runs import Result, Store
+from tools.runs import Result, Runs
 
 ALIAS = "champion"
 
 
-def challenge(store: Store, name: str, challenger: Result) -> str:
+def challenge(runs: Runs, name: str, challenger: Result) -> str:
     """Register the challenger's model as `name`@champion if it beats the present one, and return what was done and why.
 
     It does so where it classifies more of the same test images correctly and McNemar's exact test tells that from
@@ -16,11 +16,11 @@ def challenge(store: Store, name: str, challenger: Result) -> str:
     from mlflow import register_model
     from mlflow.exceptions import MlflowException
 
-    present = store.model_version(name, ALIAS)
+    present = runs.model_version(name, ALIAS)
     if present is not None:
         if present.run_id is None:
             raise InputError(f"{name}@{ALIAS} is a model without a run, so what it gets right is not known")
-        champion = store.find(present.run_id)
+        champion = runs.find(present.run_id)
         if champion.id == challenger.id:
             return f"{challenger.name} is {name}@{ALIAS} already"
         pair = Pair.of(champion, challenger)
@@ -28,7 +28,7 @@ def challenge(store: Store, name: str, challenger: Result) -> str:
             return f"{name}@{ALIAS} stays {champion.name}. {verdict(champion, challenger)}"
     try:
         version = register_model(challenger.model, name)
-        store.client.set_registered_model_alias(name, ALIAS, version.version)
+        runs.client.set_registered_model_alias(name, ALIAS, version.version)
     except MlflowException as error:
         raise InputError(f"{challenger.name} cannot be registered as {name}: {error}") from error
     beaten = f"; it was {champion.name}. {verdict(champion, challenger)}" if present is not None else ", its first"

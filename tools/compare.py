@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stages import command
 from stages.outputs import replacing
-from tools.runs import Result, Store
+from tools.runs import Result, Runs
 from tools.statistics import RESAMPLES, bootstrap_interval, mcnemar, mean_interval
 
 METRICS = ["test/accuracy", "test/loss", "test/macro_f1", "test/ece", "test/never_predicted", "best/valid_accuracy"]
@@ -40,8 +40,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if len(arguments.runs) < 2:
         parser.error("name two runs or more")
-    store = Store()
-    results = [store.find(name) for name in arguments.runs]
+    runs = Runs()
+    results = [runs.find(name) for name in arguments.runs]
     tables, verdicts = compare(results)
     print(as_text(tables, verdicts))
     page = as_html(tables, verdicts)
@@ -51,7 +51,7 @@ def main() -> None:
     if arguments.log:
         for result in results:
             others = "-".join(other.name for other in results if other is not result)
-            store.client.log_text(result.id, page, f"comparisons/{others}.html")
+            runs.client.log_text(result.id, page, f"comparisons/{others}.html")
 
 
 def compare(results: Sequence[Result]) -> tuple[list[Table], list[str]]:

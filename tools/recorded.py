@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ class Recorded:
     name: str  # the experiment's, the abbreviated commit, or "workspace"
     commit: str = ""  # that holds it; none for the workspace
     baseline: str = ""  # of an experiment: the commit that it started from
+    sweep: str = ""  # that an experiment belongs to, where that is known
 
     @property
     def experiment(self) -> str:
@@ -39,7 +40,8 @@ class Recorded:
     def origin(self) -> Origin:
         """Return what its run is said to come from."""
         if self.commit:
-            return circumstances.of_commit(self.commit, self.experiment, self.baseline)
+            origin = circumstances.of_commit(self.commit, self.experiment, self.baseline)
+            return replace(origin, tags=origin.tags | {"sweep": self.sweep}) if self.sweep else origin
         return circumstances.of_process({})
 
     @contextmanager

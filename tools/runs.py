@@ -37,8 +37,8 @@ class Result:
         return (self.predictions["label"] == self.predictions["predicted"]).to_numpy()
 
 
-class Store:
-    """The store of the stages, for reading. Raises InputError if it cannot be reached."""
+class Runs:
+    """The runs in the store of the stages, for reading. Raises InputError if it cannot be reached."""
 
     def __init__(self) -> None:
         opened = store.Store.from_environment()
@@ -133,6 +133,12 @@ class SweepRuns:
         with self._tracker.spared():
             for run in self._find("RUNNING", name):
                 self._tracker.client().set_terminated(run.info.run_id, "KILLED")
+
+    def evaluated(self) -> set[str]:
+        """Return the names of the experiments that have an evaluated run."""
+        with self._tracker.spared():
+            return {run.data.tags["dvc.exp_name"] for run in self._find("FINISHED") if EVALUATION in run.data.tags}
+        return set()
 
     def new_epochs(self, name: str) -> list[tuple[int, float]]:
         """Return epoch and validation accuracy of each epoch of a running experiment that was not returned before."""

@@ -15,7 +15,7 @@ import sys
 
 from stages import command
 from stages.command import InputError
-from tools.runs import Store
+from tools.runs import Runs
 
 
 def main() -> None:
@@ -26,18 +26,18 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=5001, help="default 5001")
     arguments = parser.parse_args()
     check_free(arguments.port)
-    store = Store()
+    runs = Runs()
     if "@" in arguments.run:
         name, alias = arguments.run.split("@", 1)
-        if store.model_version(name, alias) is None:
-            raise InputError(f"the registry in {store.uri} has no model {arguments.run}")
+        if runs.model_version(name, alias) is None:
+            raise InputError(f"the registry in {runs.uri} has no model {arguments.run}")
         served, model = arguments.run, f"models:/{arguments.run}"
     else:
-        result = store.find(arguments.run)
+        result = runs.find(arguments.run)
         served, model = f"{result.name} ({result.metrics['test/accuracy']:.4f} test accuracy)", result.model
     print(f"serving {served} on http://127.0.0.1:{arguments.port}/invocations", flush=True)
     program = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": runs.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     # In this process's place, so that Ctrl-C and SIGTERM reach the server.
     os.execve(sys.executable, [*program, "--host", "127.0.0.1", "--port", str(arguments.port)], environment)
 

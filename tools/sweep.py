@@ -15,19 +15,22 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from stages import command
 from stages.command import InputError
-from tools import experiments
+from stages.store import Store
+from tools import experiments, recorded
 from tools.champion import challenge
 from tools.experiments import Experiment
 from tools.plan import FOLDER, SEED, THREADS, Plan
 from tools.progress import Progress, report
-from tools.runs import Store, SweepRuns
+from tools.runs import Runs, SweepRuns
 from tools.search import Grid, Search
+from tools.sync import Sync
 
 COPIES = Path(".dvc/tmp/sweeps")  # of the repository, for each sweep; DVC does not look for stages there
 POLL_SECONDS, MIRROR_SECONDS = 0.2, 2.0
@@ -60,8 +63,8 @@ def main() -> None:
         raise InputError(f"the sweep {plan.name} is running already") from error
     best = report(plan.name, sweep.experiments)
     if best and arguments.register:
-        store = Store()
-        print(challenge(store, arguments.register, store.find(best)))
+        runs = Runs()
+        print(challenge(runs, arguments.register, runs.find(best)))
     if failed := [experiment for experiment in sweep.experiments if experiment.state == "failed"]:
         raise InputError(f"{len(failed)} failed; their output is in {folder}. The same command tries them again.")
 
@@ -111,6 +114,22 @@ class Sweep:
                 self._progress.say(f"{self._progress.summary()}. The same command goes on from here.")
                 raise
         shutil.rmtree(self._copies)
+        self._log_what_was_cached()
+
+    def _log_what_was_cached(self) -> None:
+        """Give a run to the experiments that ran nothing, since DVC took every stage from its cache."""
+        lacking = {experiment.name for experiment in self.experiments if experiment.state == "done"}
+        lacking -= self._mirror.evaluated()
+        results = [result for result in recorded.experiments() if result.name in lacking]
+        if not results:
+            return
+        try:
+            sync = Sync(Store.from_environment(), dry_run=False)
+            for result in results:
+                if result.baseline == self._plan.baseline:
+                    sync.outcome(replace(result, sweep=self._plan.name))
+        except InputError as error:
+            self._progress.say(f"warning: {error}")
 
     def _end_leftovers(self) -> None:
         """End what is running of this sweep, be it of an earlier process that was killed, and clean up after it."""
