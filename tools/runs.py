@@ -43,6 +43,8 @@ class Runs:
     def __init__(self) -> None:
         opened = store.Store.from_environment()
         self.uri = opened.uri
+        if opened.database and not opened.database.exists():
+            raise InputError(f"there are no runs yet, since there is no {opened.database}: make repro comes first")
         try:
             self.client = opened.client()
         except Exception as error:
