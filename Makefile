@@ -42,11 +42,8 @@ format: setup ## let ruff mend format and lint
 	"$(BIN)"/ruff format .
 	"$(BIN)"/ruff check --fix .
 
-ui: setup ## MLflow's pages on 127.0.0.1
-	@case "$$MLFLOW_TRACKING_URI" in http*) echo "the runs are at $$MLFLOW_TRACKING_URI"; exit 1;; esac
-	@test -n "$$MLFLOW_TRACKING_URI" || test -f mlflow.db || { echo "no run yet: make repro comes first"; exit 1; }
-	@echo "training runs: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning"
-	"$(BIN)"/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $(PORT) --workers 1
+ui: setup ## MLflow's pages on 127.0.0.1, with the training runs prepared
+	@"$(BIN)"/python -m tools.ui --port $(PORT)
 
 show: setup ## DVC's experiments in a table, the best first: what differs, and what came of it
 	"$(BIN)"/dvc exp show --no-pager --only-changed --drop '(data|metrics|models|stages)/' --sort-by valid_accuracy --sort-order desc
