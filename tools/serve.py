@@ -10,12 +10,12 @@ answers with scores (n, classes); the largest one is the class.
 
 import argparse
 import os
-import socket
 import sys
 
 from stages import command
 from stages.command import InputError
 from tools.runs import Runs
+from tools.servers import HOST, check_port
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("run", nargs="?", default="best", metavar="RUN", help="run id, run name, MODEL@ALIAS or best")
     parser.add_argument("--port", type=int, default=5001, help="default 5001")
     arguments = parser.parse_args()
-    check_free(arguments.port)
+    check_port(arguments.port, "--port 5002")
     runs = Runs()
     if "@" in arguments.run:
         name, alias = arguments.run.split("@", 1)
@@ -35,23 +35,11 @@ def main() -> None:
     else:
         result = runs.find(arguments.run)
         served, model = f"{result.name} ({result.metrics['test/accuracy']:.4f} test accuracy)", result.model
-    print(f"serving {served} on http://127.0.0.1:{arguments.port}/invocations", flush=True)
+    print(f"serving {served} on http://{HOST}:{arguments.port}/invocations", flush=True)
     program = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local"]
     environment = os.environ | {"MLFLOW_TRACKING_URI": runs.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     # In this process's place, so that Ctrl-C and SIGTERM reach the server.
-    os.execve(sys.executable, [*program, "--host", "127.0.0.1", "--port", str(arguments.port)], environment)
-
-
-def check_free(port: int) -> None:
-    """Raise InputError if a server cannot listen on this port of 127.0.0.1."""
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just freed will do
-            probe.bind(("127.0.0.1", port))
-    except (OSError, OverflowError) as error:
-        raise InputError(
-            f"--port {port} cannot be used ({error}); take another, such as {port % 60_000 + 1}"
-        ) from error
+    os.execve(sys.executable, [*program, "--host", HOST, "--port", str(arguments.port)], environment)
 
 
 if __name__ == "__main__":

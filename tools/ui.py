@@ -10,12 +10,10 @@ view is prepared there and nothing is started.
 
 import argparse
 import base64
-import errno
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,8 +27,8 @@ from urllib.parse import quote
 from stages import command, params
 from stages.command import InputError, unknown
 from tools.runs import Runs
+from tools.servers import HOST, check_port, listens
 
-HOST = "127.0.0.1"  # MLflow asks no password, so nobody else may reach it
 METRICS = ["test/accuracy", "test/loss", "best/valid_accuracy", "test/macro_f1", "test/never_predicted"]
 CURVES = ["train/loss", "valid/loss", "train/accuracy", "valid/accuracy"]
 MOST_PARAMETERS = 8  # more columns than that nobody sees at once
@@ -46,7 +44,7 @@ def main() -> None:
     store = Runs()
     remote = store.uri.startswith(("http:", "https:"))
     if not remote:
-        check_port(arguments.port)
+        check_port(arguments.port, "make ui PORT=5001")
     path = prepare(store, arguments.sweep)
     if remote:
         announce(re.sub("//[^/]*@", "//", store.uri).rstrip("/") + path)  # without a password
@@ -143,18 +141,6 @@ def packed(name: str, state: dict[str, Any]) -> str:
     return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": f"deflate;{compressed}"})
 
 
-def check_port(port: int) -> None:
-    """Raise InputError unless a server can listen there."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will, just after another has ended
-        try:
-            probe.bind((HOST, port))
-        except (OSError, OverflowError) as error:
-            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-            reason = "is taken, perhaps by an earlier make ui" if taken else f"cannot be used ({error})"
-            raise InputError(f"port {port} of {HOST} {reason}; another: make ui PORT=5001") from error
-
-
 @contextmanager
 def serving(uri: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
     """Yield MLflow's server of this store once it listens; it ends with the block, and its children with it."""
@@ -181,11 +167,6 @@ def serving(uri: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
 
 
 def announce(link: str) -> None:

@@ -1,0 +1,26 @@
+"""Ports of this machine, for MLflow's servers."""
+
+import errno
+import socket
+
+from stages.command import InputError
+
+HOST = "127.0.0.1"  # MLflow asks no password, so nobody else may reach it
+
+
+def check_port(port: int, hint: str) -> None:
+    """Raise InputError, ending in `hint`, unless a server can listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will, just after another has ended
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            reason = "is taken, perhaps by an earlier server" if taken else f"cannot be used ({error})"
+            raise InputError(f"port {port} of {HOST} {reason}; another: {hint}") from error
+
+
+def listens(port: int) -> bool:
+    """Return whether a server does."""
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
