@@ -29,7 +29,7 @@ repro: setup ## prepare, train, evaluate: whatever has changed
 test: setup ## the tests, but those of soak
 	"$(BIN)"/python -m pytest -n 2 --dist loadscope -m "not slow"
 
-soak: setup ## the tests that take minutes: sweeps that are killed
+soak: setup ## the tests that take minutes or drive a browser
 	"$(BIN)"/python -m pytest -m slow
 
 check: setup ## format, lint, types, contract

@@ -29,7 +29,7 @@ def test_images_as_json_give_evaluate_s_classes(compared: Project, digits: Path)
         assert f"00000000:{port:04X}" not in listening
 
         busy = compared("python", "-m", "tools.serve", "--port", str(port), fails=True)
-        assert f"error: --port {port} cannot be used" in busy
+        assert f"error: port {port} of 127.0.0.1 is taken" in busy
     assert server.returncode is not None
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import time
 import urllib.request
@@ -19,33 +18,26 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from stages.command import InputError
-from stages.evaluate import evaluate
-from stages.tracking import Tracker
-from stages.train import train
-from tests.conftest import ROOT, Project, changed
-from tools.ui import CURVES, METRICS, check_port, packed, varying, view
+from tests.conftest import ROOT, Project, free_port
+from tools.servers import check_port
+from tools.ui import CURVES, METRICS, packed, varying, view
 
-NAMES = [f"{optimizer}-{rate}" for optimizer in ("SGD", "Adam") for rate in (0.003, 0.01, 0.03)]
+NAMES = [f"lr-{optimizer}-{rate}" for optimizer in ("SGD", "Adam") for rate in (0.003, 0.01, 0.03)]
 VARYING = ["train.optimizer.name", "train.optimizer.lr"]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
-def project(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(make_project: Callable[[], Project]) -> Project:
     """A copy of the project whose store has a sweep of six runs, beside another experiment."""
-    project = Project(tmp_path_factory.mktemp("ui"))
+    project = make_project()
     store = mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db")
     store.create_experiment("another")  # so that ours is not number 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        for name in NAMES:
-            optimizer, rate = name.split("-")
-            knobs = changed({"train.epochs": 5, "train.optimizer.name": optimizer, "train.optimizer.lr": float(rate)})
-            folder = project.root / name
-            environment = {"DVC_ROOT": str(project.root), "DVC_EXP_NAME": name, "REPRONET_SWEEP": "lr"}
-            weights, history = folder / "net", folder / "train.csv"
-            train(knobs.train, digits, weights, history, Tracker.from_environment(knobs, environment))
-            tracker = Tracker.from_environment(knobs, environment)
-            evaluate(knobs, weights, digits, history, folder / "evaluate.json", folder / "plots", tracker)
+    values = ["train.optimizer.name=SGD,Adam", "train.optimizer.lr=0.003,0.01,0.03", "train.epochs=5"]
+    arguments = [f"--set-param={value}" for value in values]
+    project("python", "-m", "tools.sweep", "--name", "lr", "--jobs", "2", *arguments)
     return project
 
 
@@ -65,12 +57,6 @@ def served(project: Project, *command: str, **environment: str) -> Iterator[tupl
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             process.communicate(timeout=60)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +142,7 @@ def test_the_runs_with_what_varies_best_first(page: Page, project: Project, link
     assert sorted(row["attributes.`Run Name`"] for row in rows) == sorted(NAMES)
     for row in rows:
         run = next(run for run in stored if run.info.run_name == row["attributes.`Run Name`"])
-        assert [row[f"params.`{name}`"] for name in VARYING] == row["attributes.`Run Name`"].split("-")
+        assert [row[f"params.`{name}`"] for name in VARYING] == row["attributes.`Run Name`"].split("-")[1:]
         for name in METRICS:
             assert float(row[f"metrics.`{name}`"]) == pytest.approx(run.data.metrics[name], rel=1e-5)
     expect(page.get_by_test_id("saved-views-trigger")).to_have_text("Training runs")
@@ -255,7 +241,7 @@ def test_a_sweep_s_link_goes_to_the_browser_and_ctrl_c_ends_the_server(
     assert process.returncode == 0
     assert "Traceback" not in output
     assert not alive(children)
-    check_port(port)
+    check_port(port, "")
 
 
 def test_make_ui_serves_the_runs_on_this_machine_only(project: Project) -> None:
@@ -273,7 +259,7 @@ def test_make_ui_serves_the_runs_on_this_machine_only(project: Project) -> None:
         output, _ = process.communicate(timeout=30)
     assert "Traceback" not in output
     assert not alive(children)
-    check_port(port)
+    check_port(port, "")
 
 
 def ui(project: Project, *arguments: str, fails: bool = False, **environment: str) -> str:
@@ -294,14 +280,14 @@ def test_a_port_that_is_taken(project: Project, link: str) -> None:
     output = ui(project, "--port", port, fails=True)
     assert (
         output
-        == f"error: port {port} of 127.0.0.1 is taken, perhaps by an earlier make ui; another: make ui PORT=5001\n"
+        == f"error: port {port} of 127.0.0.1 is taken, perhaps by an earlier server; another: make ui PORT=5001\n"
     )
 
 
 def test_ports_that_are_none() -> None:
     for port in (-1, 65536, 10**9):
         with pytest.raises(InputError, match=f"port {port} of 127.0.0.1 cannot be used"):
-            check_port(port)
+            check_port(port, "")
 
 
 def test_no_runs(project: Project) -> None:
