@@ -17,7 +17,10 @@ import pytest
 
 from stages.command import InputError
 from tests.conftest import Project, clean_environment
+from tools.experiments import Experiment
 from tools.plan import Plan
+from tools.search import Search
+from tools.sweep import Sweep
 
 SHORT = "train.epochs=2"
 
@@ -37,6 +40,11 @@ def sweep(project: Project, *arguments: str, fails: bool = False) -> str:
 def experiments(project: Project) -> set[str]:
     refs = project("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
     return {ref.rsplit("/", 1)[1] for ref in refs}
+
+
+def prefix(project: Project) -> str:
+    commit = project("git", "rev-parse", "HEAD").strip()
+    return f"refs/exps/{commit[:2]}/{commit[2:]}/"
 
 
 def files(folder: Path) -> list[str]:
@@ -174,6 +182,7 @@ def test_ctrl_c_stops_cleanly_and_a_search_goes_on(project: Project) -> None:
         (["train.epochs=x"], None, r"train\.epochs: 'x', should be"),
         (["train.seed=1,2,-3"], None, r"train\.seed: -3, should be"),
         (["train.optimizer.lr=interval(0,1)"], None, "an interval can be searched, with --search N, but not listed"),
+        (["train.seed=int(interval(1,5))"], None, "seeds are listed, not searched: train.seed=0,1,2"),
         (["train.seed=1"], "a b", "--name 'a b': letters, digits and hyphens are accepted"),
         (["train.seed=1"], "taken", "--name taken is a sweep with other baseline, overrides; take another name"),
     ],
@@ -203,3 +212,50 @@ def test_the_plan_is_the_same_for_the_same_command(project: Project, monkeypatch
 def test_wrong_arguments(project: Project) -> None:
     output = sweep(project, "-S", "train.seed=1", "--jobs", "0", fails=True)
     assert "argument --jobs: '0' is not a whole number above 0" in output
+
+
+def test_what_falls_behind_is_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four trials were good; the fifth is a process that sleeps, and says in a real run how bad it is."""
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///pruned.db")
+    plan = Plan.of(["train.optimizer.lr=interval(0.01,0.1)", "train.seed=1,2"], 5, "prune", jobs=1)
+    sweep = Sweep(plan, project.root / "sweeps/prune", jobs=2, gpus=[], retries=1, timeout=0)
+    for number in range(4):
+        sweep._source.ask()
+        assert not sweep._source.is_hopeless(number, 2, 0.9)
+        sweep._source.tell(number, 0.9)
+    sweep._source.ask()
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    for name in ("prune-04-s1", "prune-04-s2"):
+        (project.root / ".dvc/tmp/sweeps/prune" / name).mkdir(parents=True)
+        (project.root / "sweeps/prune" / f"{name}.log").touch()
+    bad = Experiment("prune-04-s1", 4, {}, [], state="running", attempts=1, process=process)
+    waiting = Experiment("prune-04-s2", 4, {}, [])
+    sweep.experiments += [bad, waiting]
+    sweep._used[bad.name] = sweep._free.pop()
+
+    client = sweep._mirror._tracker.client()
+    experiment = client.get_experiment_by_name("repronet")
+    assert experiment is not None
+    tags = {"sweep": "prune", "dvc.exp_name": bad.name}
+    run = client.create_run(experiment.experiment_id, tags=tags).info.run_id
+    client.log_metric(run, "valid/accuracy", 0.1, step=1)
+    sweep._prune()
+    assert bad.state == "running", "the first epoch says little"
+    client.log_metric(run, "valid/accuracy", 0.2, step=2)
+    sweep._next_look = 0
+    sweep._prune()
+    assert (bad.state, waiting.state) == ("pruned", "pruned")
+    assert bad.reason == "after epoch 2, validation accuracy 0.2000"
+    assert process.returncode == -signal.SIGINT
+    assert client.get_run(run).info.status == "KILLED"
+    assert len(sweep._free) == 2
+    again = Search(plan.axes[:1], 5, project.root / "sweeps/prune/search.log")
+    assert [proposal.ended for _ in range(5) if (proposal := again.ask())] == ["", "", "", "", "pruned"]
+
+
+def test_an_experiment_of_that_name_with_other_params_is_not_taken_for_done(project: Project) -> None:
+    project("git", "update-ref", f"{prefix(project)}other-s1", "HEAD")  # its params are those of the commit
+    output = sweep(project, "--name", "other", "-S", "train.seed=1,2", "-S", "train.epochs=1", fails=True)
+    project("git", "update-ref", "-d", f"{prefix(project)}other-s1")
+    assert "error: there is an experiment other-s1 with other params; dvc exp remove other-s1" in output

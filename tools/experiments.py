@@ -17,11 +17,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import psutil
 
-from stages import circumstances
+from stages import circumstances, params
 from stages.command import InputError
 from stages.train import rank
 
@@ -163,6 +164,14 @@ def revisions(baseline: str) -> dict[str, str]:
 
 def _prefix(baseline: str) -> str:
     return f"refs/exps/{baseline[:2]}/{baseline[2:]}/"
+
+
+def params_of(revision: str) -> params.Params:
+    """Return the params of an experiment's commit. Raises InputError if they are not such as today's."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "params.yaml"
+        file.write_text(git("show", f"{revision}:params.yaml"), encoding="utf-8")
+        return params.load(file)
 
 
 def outcome(revision: str) -> Outcome:

@@ -81,22 +81,25 @@ def grid(axes: Sequence[Axis]) -> list[dict[str, str]]:
     ]
 
 
-def check(overrides: Sequence[str]) -> params.Params:
-    """Return params.yaml with `overrides`, as DVC would change it. Raises InputError if a stage would refuse that."""
+def check(overrides: Sequence[str], file: Path = Path("params.yaml")) -> params.Params:
+    """Return the params of `file` with `overrides`, as DVC would change it.
+
+    Raises InputError if a stage would refuse them.
+    """
     from dvc.exceptions import DvcException
     from dvc.utils.hydra import apply_overrides
 
     given = " ".join(f"-S {override}" for override in overrides)
     with TemporaryDirectory() as folder:
-        file = Path(copy("params.yaml", folder))
+        changed = Path(copy(file, folder))
         try:
-            apply_overrides(file, list(overrides))
-            knobs = params.load(file)
+            apply_overrides(changed, list(overrides))
+            knobs = params.load(changed)
         except DvcException as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise InputError(f"{given}: {reason} (a key that params.yaml lacks is added with +KEY=VALUE)") from error
         except InputError as error:
-            raise InputError(str(error).replace(str(file), f"params.yaml with {given}")) from error
+            raise InputError(str(error).replace(str(changed), f"params.yaml with {given}")) from error
     loss, optimizer, schedule = knobs.train.loss, knobs.train.optimizer, knobs.train.schedule
     check_names("train.loss", loss.name, loss.arguments, losses.LOSSES)
     check_names("train.optimizer", optimizer.name, optimizer.arguments, optimizers.OPTIMIZERS)

@@ -40,6 +40,8 @@ class Plan:
             raise InputError("an experiment needs a git repository with a commit") from error
         axes = overrides.parse(given)
         for axis in axes:
+            if axis.name == SEED and axis.interval:
+                raise InputError(f"-S {SEED}: seeds are listed, not searched: {SEED}=0,1,2")
             if axis.interval and not search:
                 raise InputError(f"-S {axis.name}: an interval can be searched, with --search N, but not listed")
         identity = {

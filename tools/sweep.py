@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from stages import command
 from stages.command import InputError
 from stages.store import Store
-from tools import experiments, recorded
+from tools import experiments, overrides, recorded
 from tools.champion import challenge
 from tools.experiments import Experiment
 from tools.plan import FOLDER, SEED, THREADS, Plan
@@ -66,7 +66,8 @@ def main() -> None:
         runs = Runs()
         print(challenge(runs, arguments.register, runs.find(best)))
     if failed := [experiment for experiment in sweep.experiments if experiment.state == "failed"]:
-        raise InputError(f"{len(failed)} failed; their output is in {folder}. The same command tries them again.")
+        again = "" if plan.search else " The same command tries them again."
+        raise InputError(f"{len(failed)} failed; their output is in {folder}.{again}")
 
 
 class Sweep:
@@ -108,7 +109,7 @@ class Sweep:
                     for experiment in self._running():
                         self._look_at(experiment)
                     self._prune()
-            except KeyboardInterrupt:
+            except BaseException:
                 self._progress.say("stopping …")
                 self._end_leftovers()
                 self._progress.say(f"{self._progress.summary()}. The same command goes on from here.")
@@ -177,8 +178,14 @@ class Sweep:
             for seed in self._seeds.values if self._seeds else ("",):
                 experiment = self._experiment(proposal.number, proposal.values, seed)
                 experiment.state = proposal.ended or "waiting"
-                if experiment.name in revisions:
-                    experiment.state, experiment.outcome = "done", experiments.outcome(revisions[experiment.name])
+                if revision := revisions.get(experiment.name):
+                    params_file = self._template / "params.yaml"
+                    if experiments.params_of(revision) != overrides.check(experiment.overrides, params_file):
+                        raise InputError(
+                            f"there is an experiment {experiment.name} with other params;"
+                            f" dvc exp remove {experiment.name}, or take another --name"
+                        )
+                    experiment.state, experiment.outcome = "done", experiments.outcome(revision)
                     self._log(experiment).unlink(missing_ok=True)
                 self.experiments.append(experiment)
             self._settle(proposal.number)
