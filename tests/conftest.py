@@ -28,6 +28,9 @@ from stages.store import Store
 from stages.tracking import Tracker
 from stages.train import train
 
+# Where a shell has started the tests in the background, Ctrl-C is ignored by them, and would be by what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parents[1]
 yaml = YAML(typ="safe", pure=True)
 
@@ -43,6 +46,13 @@ def changed(changes: dict[str, Any]) -> params.Params:
             section = section[part]
         section[key] = value
     return params.Params.model_validate(values)
+
+
+@pytest.fixture(autouse=True)
+def no_store() -> Iterator[None]:
+    """Undo what MLflow does: it writes the store that it was used with into the environment."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="session")

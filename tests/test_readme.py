@@ -37,7 +37,12 @@ def test_there_is_something_to_run() -> None:
 
 # CI has run some; tests/test_ui.py and tests/test_serve.py run the two that do not end.
 @pytest.mark.parametrize(
-    "command", [command for command in COMMANDS if command not in [*IN_CI, "make ui", "make serve"]]
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.slow] if re.search("fashion_mnist|tools.sweep", command) else [])
+        for command in COMMANDS
+        if command not in [*IN_CI, "make ui", "make serve"]
+    ],
 )
 def test_command(copy: Project, command: str) -> None:
     # `make` would not find the environment up to date, since the copy's files are newer than it.

@@ -143,6 +143,7 @@ def test_pulled_results_get_the_rows_of_the_original(
     assert [run.to_dictionary() for run in clone.runs()] == before
 
 
+@pytest.mark.slow
 def test_a_server(clone: Project, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -114,8 +114,9 @@ def start(
 
 
 def stop(groups: Collection[int]) -> None:
-    """End process groups: as by Ctrl-C, after a while for good."""
-    for number in (signal.SIGINT, signal.SIGKILL):
+    """End process groups: with time for a stage to close its run, then for good."""
+    # Not SIGINT, which is ignored by all that a shell has started in the background.
+    for number in (signal.SIGTERM, signal.SIGKILL):
         for group in groups:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, number)
