@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+SWEEP = "REPRONET_SWEEP"  # the environment variable that names the sweep of which a run is part
 # What results follow from. The rest of a dirty tree is results themselves, which every run changes.
 SOURCES = (".", ":(exclude)dvc.lock", ":(exclude)metrics")
 
@@ -54,7 +55,7 @@ def of_process(environment: Mapping[str, str]) -> Origin:
         "git.untracked": ", ".join(line[3:] for line in changed.splitlines() if line.startswith("??")),
         "dvc.exp_name": environment.get("DVC_EXP_NAME", ""),
         "dvc.baseline_rev": environment.get("DVC_EXP_BASELINE_REV", ""),
-        "sweep": environment.get("REPRONET_SWEEP", ""),
+        "sweep": environment.get(SWEEP, ""),
         "directory": str(Path.cwd()),
     }
     return Origin({name: value for name, value in tags.items() if value}, patch())

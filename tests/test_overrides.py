@@ -55,6 +55,8 @@ def test_a_grid_is_every_combination() -> None:
         (["~a"], "-S '~a': a key cannot be removed"),
         (["a=glob(*)"], r"-S 'a=glob\(\*\)'"),
         (["a=shuffle(1,2)"], "shuffled values and globs are not for a sweep"),
+        (["a=0,1,0"], "-S a: 0, 1, 0; different values are accepted"),
+        (["a=range(0,0)"], "-S a: no value; different values are accepted"),
         (["a=1", "+a=2"], "-S a: given 2 times"),
         (["a=interval(2,1)"], "from low to high"),
         (["a=tag(log,interval(0,1))"], "from above 0"),

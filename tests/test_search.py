@@ -59,9 +59,11 @@ def test_a_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
     known = [proposal for proposal in again if proposal]
     assert [proposal.number for proposal in known] == [0, 1, 2, 3, 4, 5]
     assert [proposal.values for proposal in known[:4]] == [proposal.values for proposal in proposals if proposal]
-    assert [proposal.ended for proposal in known] == ["", "failed", "pruned", "", "", ""]
+    assert [proposal.pruned for proposal in known] == [False, False, True, False, False, False]
     assert again[6] is None
     second.tell(0, 0.9)  # once more, as when its experiments were found done
+    assert not second.is_hopeless(1, 2, 0.0), "it failed, and is tried again"
+    second.tell(1, 0.7)
     second.tell(3, 0.8)
 
 

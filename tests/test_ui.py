@@ -26,9 +26,6 @@ NAMES = [f"lr-{optimizer}-{rate}" for optimizer in ("SGD", "Adam") for rate in (
 VARYING = ["train.optimizer.name", "train.optimizer.lr"]
 
 
-pytestmark = pytest.mark.slow
-
-
 @pytest.fixture(scope="module")
 def project(make_project: Callable[[], Project]) -> Project:
     """A copy of the project whose store has a sweep of six runs, beside another experiment."""
@@ -128,6 +125,7 @@ def cells(page: Page) -> list[dict[str, str]]:
     return rows
 
 
+@pytest.mark.slow
 def test_the_runs_with_what_varies_best_first(page: Page, project: Project, link: str, screenshot: Any) -> None:
     assert "/#/experiments/2/runs?" in link
     visit(page, link)
@@ -148,6 +146,7 @@ def test_the_runs_with_what_varies_best_first(page: Page, project: Project, link
     expect(page.get_by_test_id("saved-views-trigger")).to_have_text("Training runs")
 
 
+@pytest.mark.slow
 def test_learning_curves(page: Page, link: str, screenshot: Any) -> None:
     visit(page, f"{link}&compareRunsMode=CHART")
     expect(page.get_by_test_id("experiment-view-compare-runs-section-header").first).to_contain_text("Learning curves")
@@ -159,6 +158,7 @@ def test_learning_curves(page: Page, link: str, screenshot: Any) -> None:
     screenshot("curves", height=960)
 
 
+@pytest.mark.slow
 def test_two_runs_compared(page: Page, link: str, screenshot: Any) -> None:
     visit(page, link)
     rows = cells(page)
@@ -186,6 +186,7 @@ def test_two_runs_compared(page: Page, link: str, screenshot: Any) -> None:
     screenshot("compare-curves")
 
 
+@pytest.mark.slow
 def test_a_run_s_model_and_pictures(page: Page, link: str, screenshot: Any) -> None:
     visit(page, link)
     best = cells(page)[0]["attributes.`Run Name`"]
@@ -222,6 +223,7 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 def test_a_sweep_s_link_goes_to_the_browser_and_ctrl_c_ends_the_server(
     page: Page, project: Project, tmp_path: Path
 ) -> None:
@@ -244,6 +246,7 @@ def test_a_sweep_s_link_goes_to_the_browser_and_ctrl_c_ends_the_server(
     check_port(port, "")
 
 
+@pytest.mark.slow
 def test_make_ui_serves_the_runs_on_this_machine_only(project: Project) -> None:
     port = free_port()
     make = ["make", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", "ui", f"PORT={port}"]
@@ -269,12 +272,14 @@ def ui(project: Project, *arguments: str, fails: bool = False, **environment: st
     return output
 
 
+@pytest.mark.slow
 def test_a_server_elsewhere_gets_the_view_and_nothing_is_started(project: Project, link: str) -> None:
     server = link.split("/#")[0].replace("http://", "http://somebody:secret@")
     output = ui(project, MLFLOW_TRACKING_URI=f"{server}/")
     assert output == f"training runs:   {link}\nlearning curves: {link}&compareRunsMode=CHART\n"
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken(project: Project, link: str) -> None:
     port = link.split("/#")[0].split(":")[-1]
     output = ui(project, "--port", port, fails=True)
@@ -290,6 +295,7 @@ def test_ports_that_are_none() -> None:
             check_port(port, "")
 
 
+@pytest.mark.slow
 def test_no_runs(project: Project) -> None:
     for environment in ({"MLFLOW_TRACKING_URI": "sqlite:///none.db"}, {"MLFLOW_EXPERIMENT_NAME": "another"}):
         output = ui(project, fails=True, **environment)
@@ -297,6 +303,7 @@ def test_no_runs(project: Project) -> None:
     assert not (project.root / "none.db").exists()
 
 
+@pytest.mark.slow
 def test_an_unknown_sweep(project: Project) -> None:
     output = ui(project, "--sweep", "Lr", "--port", str(free_port()), fails=True)
     assert output == "error: unknown sweep 'Lr' (did you mean lr?); accepted: lr\n"

@@ -22,11 +22,10 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import psutil
 
-from stages import circumstances, params
+from stages import params
 from stages.command import InputError
 from stages.train import rank
 
-SWEEP = "REPRONET_SWEEP"  # the environment variable that names the sweep to its experiments' runs
 GRACE_SECONDS = 20.0  # what an interrupted experiment has to close its run
 
 
@@ -64,24 +63,29 @@ class Experiment:
         return tuple(override for override in self.overrides if override.lstrip("+").startswith("prepare."))
 
 
-def git(*arguments: str) -> str:
+def run_git(*arguments: str) -> str:
     """Return what git prints. Raises CalledProcessError where it fails."""
     return subprocess.run(["git", *arguments], capture_output=True, check=True, text=True).stdout
 
 
-def copy_repository(folder: Path, commit: str) -> None:
-    """Make `folder` a copy of the repository at `commit`, with the uncommitted changes and with the same DVC cache.
+def copy_repository(folder: Path, commit: str, changes: bytes) -> None:
+    """Make `folder` a copy of the repository at `commit` with the patch `changes`, and with the same DVC cache.
 
-    Raises InputError where git does not know who the user is.
+    Of files that git does not track it gets links to those of data/raw, which the user brought. Raises InputError where
+    git does not know who the user is.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    git("clone", "-q", "--shared", "--no-checkout", ".", str(folder))
-    git("-C", str(folder), "checkout", "-q", "--detach", commit)
-    if patch := circumstances.patch():
-        subprocess.run(["git", "-C", str(folder), "apply"], input=patch, capture_output=True, check=True)
+    run_git("clone", "-q", "--shared", "--no-checkout", ".", str(folder))
+    run_git("-C", str(folder), "checkout", "-q", "--detach", commit)
+    if changes:
+        apply = ["git", "-C", str(folder), "apply", "--whitespace=nowarn"]
+        subprocess.run(apply, input=changes, capture_output=True, check=True)
+    for name in filter(None, run_git("ls-files", "-z", "--others", "--exclude-standard", "data/raw").split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(Path(name).resolve())
     for key in ("user.name", "user.email"):  # they may stand in this clone's own settings
         try:
-            git("-C", str(folder), "config", key, git("config", key).strip())
+            run_git("-C", str(folder), "config", key, run_git("config", key).strip())
         except subprocess.CalledProcessError as error:
             raise InputError(f"DVC commits experiments, and git has no {key}: git config --global {key} …") from error
     local = Path(".dvc/config.local")
@@ -149,17 +153,33 @@ def _group(process: psutil.Process) -> int:
         return -1
 
 
-def collect(name: str, baseline: str, folder: Path) -> bool:
-    """Bring the experiment `name` from the copy `folder`, and return whether it is there."""
+def collect(name: str, baseline: str, folder: Path) -> str | None:
+    """Bring the experiment `name` from the copy `folder`, and return its commit; None if it is not there.
+
+    Raises InputError if there is another experiment of that name here.
+    """
     ref = f"{_prefix(baseline)}{name}"
+    try:
+        commit = run_git("-C", str(folder), "rev-parse", "--quiet", "--verify", ref).strip()
+    except subprocess.CalledProcessError:
+        return None
     with contextlib.suppress(subprocess.CalledProcessError):
-        git("fetch", "-q", "--no-tags", str(folder), f"{ref}:{ref}")
-    return name in revisions(baseline)
+        run_git("fetch", "-q", "--no-tags", str(folder), f"{ref}:{ref}")
+    if revisions(baseline).get(name) != commit:
+        raise InputError(f"there is another experiment {name} already; dvc exp remove {name}, or take another --name")
+    return commit
+
+
+def same_code(revision: str, folder: Path) -> bool:
+    """Return whether an experiment's commit has the code of the copy `folder`."""
+    others = (":(exclude)params.yaml", ":(exclude)dvc.lock", ":(exclude)metrics")
+    compared = subprocess.run(["git", "-C", str(folder), "diff", "--quiet", revision, "--", ".", *others], check=False)
+    return compared.returncode == 0
 
 
 def revisions(baseline: str) -> dict[str, str]:
     """Return the commit of each experiment of the commit `baseline`, by its name."""
-    lines = git("for-each-ref", "--format=%(objectname) %(refname)", _prefix(baseline)).splitlines()
+    lines = run_git("for-each-ref", "--format=%(objectname) %(refname)", _prefix(baseline)).splitlines()
     return {ref.removeprefix(_prefix(baseline)): commit for commit, ref in (line.split(" ") for line in lines)}
 
 
@@ -171,13 +191,13 @@ def params_of(revision: str) -> params.Params:
     """Return the params of an experiment's commit. Raises InputError if they are not such as today's."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "params.yaml"
-        file.write_text(git("show", f"{revision}:params.yaml"), encoding="utf-8")
+        file.write_text(run_git("show", f"{revision}:params.yaml"), encoding="utf-8")
         return params.load(file)
 
 
 def outcome(revision: str) -> Outcome:
     """Return what stands in the metrics files of an experiment's commit."""
-    history = pd.read_csv(StringIO(git("show", f"{revision}:metrics/train.csv")))
+    history = pd.read_csv(StringIO(run_git("show", f"{revision}:metrics/train.csv")))
     best = max(({str(name): value for name, value in row.items()} for row in history.to_dict("records")), key=rank)
-    results = json.loads(git("show", f"{revision}:metrics/evaluate.json"))
+    results = json.loads(run_git("show", f"{revision}:metrics/evaluate.json"))
     return Outcome(best["valid/accuracy"], best["valid/loss"], results["accuracy"])

@@ -41,6 +41,9 @@ class Axis:
 def parse(overrides: Sequence[str]) -> list[Axis]:
     """Return an axis for each override. Raises InputError for what cannot be read, and for a key given twice."""
     axes = [_axis(text) for text in overrides]
+    for axis in axes:
+        if not axis.interval and len(set(axis.values)) != max(1, len(axis.values)):
+            raise InputError(f"-S {axis.name}: {', '.join(axis.values) or 'no value'}; different values are accepted")
     names = [axis.name for axis in axes]
     for name in names:
         if names.count(name) > 1:

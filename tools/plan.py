@@ -15,7 +15,7 @@ from stages import circumstances
 from stages.command import InputError
 from stages.outputs import replacing, write_json
 from tools import overrides
-from tools.experiments import git
+from tools.experiments import run_git
 
 FOLDER = Path("sweeps")  # for each sweep its plan, its lock, the search's journal and the logs of what failed
 SEED, THREADS = "train.seed", "train.threads"
@@ -30,24 +30,28 @@ class Plan:
     axes: list[overrides.Axis]
     search: int | None
     threads: int | None  # of each experiment, where it gets fewer than params.yaml says
+    changes: bytes  # to tracked files since the commit, as a patch
 
     @classmethod
     def of(cls, given: Sequence[str], search: int | None, name: str | None, jobs: int) -> "Plan":
         """Return the plan, the one written down earlier for the same command. Raises InputError for wrong overrides."""
         try:
-            baseline = git("rev-parse", "HEAD").strip()
+            baseline = run_git("rev-parse", "HEAD").strip()
         except (OSError, subprocess.CalledProcessError) as error:
             raise InputError("an experiment needs a git repository with a commit") from error
+        changes = circumstances.patch(baseline)
         axes = overrides.parse(given)
         for axis in axes:
             if axis.name == SEED and axis.interval:
                 raise InputError(f"-S {SEED}: seeds are listed, not searched: {SEED}=0,1,2")
+            if search and axis.name.startswith("prepare.") and len(axis.values) != 1:
+                raise InputError(f"-S {axis.name}: a search cannot compare accuracies on other validation images")
             if axis.interval and not search:
                 raise InputError(f"-S {axis.name}: an interval can be searched, with --search N, but not listed")
         identity = {
             "baseline": baseline,
-            "changes": hashlib.sha256(circumstances.patch()).hexdigest(),
-            "overrides": sorted(given),
+            "changes": hashlib.sha256(changes).hexdigest(),
+            "overrides": list(given),
             "search": bool(search),
         }
         name = name or f"sweep-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:6]}"
@@ -56,15 +60,14 @@ class Plan:
         file = FOLDER / name / "plan.json"
         with suppress(FileNotFoundError):
             written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            threads = written.pop("threads")
+            threads = written.pop("threads", None)
             if written != identity:
                 differs = ", ".join(key for key in identity if identity[key] != written.get(key))
                 raise InputError(f"--name {name} is a sweep with other {differs}; take another name")
-            return cls(name, baseline, axes, search, threads)
+            return cls(name, baseline, axes, search, threads, changes)
 
         # An example of each value, to find mistakes before anything runs.
-        lengths = range(max(len(axis.values) for axis in axes) or 1)
-        for i in lengths:
+        for i in range(max(len(axis.values) or 2 for axis in axes)):
             knobs = overrides.check([f"{axis.key}={_example(axis, i)}" for axis in axes])
         share = max(1, _cores() // jobs)
         fewer = knobs.train.threads > share and THREADS not in [axis.name for axis in axes]
@@ -72,12 +75,12 @@ class Plan:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as partial:
             write_json(partial, {**identity, "threads": threads})
-        return cls(name, baseline, axes, search, threads)
+        return cls(name, baseline, axes, search, threads, changes)
 
 
 def _example(axis: overrides.Axis, i: int) -> str:
     if axis.interval:
-        return str(axis.interval.low)
+        return str(axis.interval.high if i else axis.interval.low)
     return axis.values[min(i, len(axis.values) - 1)]
 
 

@@ -66,15 +66,19 @@ class Progress:
 def report(name: str, experiments: Sequence[Experiment]) -> str | None:
     """Print mean and 95 % interval over the seeds for each configuration, and what failed.
 
-    Return the name of the best experiment: of the configuration with the best mean by validation, its best.
+    Return the name of the best experiment: of the configuration with the best mean by validation, its best. Of those
+    alone of which every seed was run; none if they were validated on different images.
     """
     console = Console(width=None if Console().is_terminal else 200)
     groups: dict[int, list[Experiment]] = {}
+    incomplete = {experiment.number for experiment in experiments if not experiment.outcome}
     for experiment in experiments:
         if experiment.outcome:
             groups.setdefault(experiment.number, []).append(experiment)
     ranked = sorted(
-        groups.values(), key=lambda group: np.mean([_validation(e) for e in group], axis=0).tolist(), reverse=True
+        groups.values(),
+        key=lambda group: (group[0].number not in incomplete, *np.mean([_validation(e) for e in group], axis=0)),
+        reverse=True,
     )
 
     varied = list(dict.fromkeys(key for experiment in experiments for key in experiment.values))
@@ -84,12 +88,16 @@ def report(name: str, experiments: Sequence[Experiment]) -> str | None:
     for group in ranked:
         outcomes = [e.outcome for e in group if e.outcome]
         figures = ([o.valid_accuracy for o in outcomes], [o.test_accuracy for o in outcomes])
-        table.add_row(*(group[0].values[key] for key in varied), str(len(group)), *map(_mean, figures))
+        cells = [*(group[0].values[key] for key in varied), str(len(group)), *map(_mean, figures)]
+        table.add_row(*map(Text, cells))
     console.print(table)
     for experiment in experiments:
         if experiment.state in ("failed", "pruned"):
             console.print(Text(f"{experiment.state}: {experiment.name}  {experiment.reason}"), soft_wrap=True)
-    if not ranked:
+    if any(key.startswith("prepare.") for key in varied):
+        console.print("\nNone is called the best: those with other data were validated on other images.")
+        return None
+    if not ranked or ranked[0][0].number in incomplete:
         return None
     best = max(ranked[0], key=_validation).name
     console.print(Text(f"\nThe best by validation is {best}. To take it over:\n\n    dvc exp apply {best}\n"))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,8 +58,10 @@ class Runs:
 
         try:
             return self.client.get_model_version_by_alias(name, alias)
-        except MlflowException:
-            return None
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise InputError(f"the registry in {self.uri} cannot be read: {error}") from error
 
     def find(self, name: str) -> Result:
         """Return the evaluated run with this id or name, the latest of several.
@@ -116,37 +119,41 @@ def _data(run: "MlflowRun") -> dict[str, str]:
 class SweepRuns:
     """The runs of a sweep's experiments. Where the store fails, it warns once and does nothing from then on."""
 
-    def __init__(self, sweep: str) -> None:
-        self._sweep, self._tracker = sweep, Tracker.from_environment(params.load())
+    def __init__(self, sweep: str, baseline: str, copies: Path) -> None:
+        self._tracker = Tracker.from_environment(params.load())
         self.uri = self._tracker.store.uri
+        # Others may have a sweep of the same name in the same store.
+        self._ours = f"tags.sweep = '{sweep}' and tags.`dvc.baseline_rev` = '{baseline}'"
+        self._here = f"tags.directory LIKE '{copies.resolve()}/%'"
         self._seen: dict[str, int] = {}  # number of epochs taken note of, by run id
         with self._tracker.spared():
             self._tracker.client()  # makes the store, before many processes want it at once
 
-    def _find(self, status: str, name: str = "") -> "list[MlflowRun]":
-        filters = [f"tags.sweep = '{self._sweep}'", f"attributes.status = '{status}'"]
+    def _find(self, filters: str, status: str, name: str = "") -> "list[MlflowRun]":
+        filters = f"{filters} and attributes.status = '{status}'"
         if name:
-            filters.append(f"tags.`dvc.exp_name` = '{name}'")
+            filters += f" and tags.`dvc.exp_name` = '{name}'"
         client = self._tracker.client()
-        return list(client.search_runs([self._tracker.store.experiment_id], " and ".join(filters), max_results=50_000))
+        return list(client.search_runs([self._tracker.store.experiment_id], filters, max_results=50_000))
 
     def close_running(self, name: str = "") -> None:
         """Mark runs as KILLED that say they are running, of the experiment `name` or of all; none of them is."""
         with self._tracker.spared():
-            for run in self._find("RUNNING", name):
+            for run in self._find(self._here, "RUNNING", name):
                 self._tracker.client().set_terminated(run.info.run_id, "KILLED")
 
-    def evaluated(self) -> set[str]:
-        """Return the names of the experiments that have an evaluated run."""
+    def evaluated(self) -> dict[str, str]:
+        """Return the ids of the evaluated runs by the names of their experiments."""
         with self._tracker.spared():
-            return {run.data.tags["dvc.exp_name"] for run in self._find("FINISHED") if EVALUATION in run.data.tags}
-        return set()
+            runs = [run for run in self._find(self._ours, "FINISHED") if EVALUATION in run.data.tags]
+            return {run.data.tags.get("dvc.exp_name", ""): run.info.run_id for run in runs}
+        return {}
 
     def new_epochs(self, name: str) -> list[tuple[int, float]]:
         """Return epoch and validation accuracy of each epoch of a running experiment that was not returned before."""
         epochs: list[tuple[int, float]] = []
         with self._tracker.spared():
-            for run in self._find("RUNNING", name):
+            for run in self._find(self._here, "RUNNING", name):
                 history = self._tracker.client().get_metric_history(run.info.run_id, "valid/accuracy")
                 new = history[self._seen.get(run.info.run_id, 0) :]
                 self._seen[run.info.run_id] = len(history)

@@ -18,7 +18,7 @@ class Proposal:
 
     number: int
     values: dict[str, str]  # by key
-    ended: str = ""  # failed or pruned: it did so when the search was run before
+    pruned: bool = False  # when the search was run before
 
 
 class Grid:
@@ -31,10 +31,6 @@ class Grid:
     def ask(self) -> Proposal | None:
         """Return the next configuration, None after the last one."""
         return self._proposals.pop(0) if self._proposals else None
-
-    def is_hopeless(self, number: int, step: int, valid_accuracy: float) -> bool:  # noqa: ARG002
-        """Return False: every combination was asked for."""
-        return False
 
     def tell(self, number: int, valid_accuracy: float | None, pruned: bool = False) -> None:
         """Do nothing: no proposal depends on another's result."""
@@ -75,12 +71,14 @@ class Search:
             return None
         trial = self._earlier.pop(0) if self._earlier else self._study.ask()
         self._trials[trial.number] = trial
-        ended = {self._states.FAIL: "failed", self._states.PRUNED: "pruned"}.get(self._frozen(trial.number).state, "")
-        return Proposal(trial.number, {axis.key: _suggest(trial, axis) for axis in self._axes}, ended)
+        pruned = self._frozen(trial.number).state == self._states.PRUNED
+        return Proposal(trial.number, {axis.key: _suggest(trial, axis) for axis in self._axes}, pruned)
 
     def is_hopeless(self, number: int, step: int, valid_accuracy: float) -> bool:
         """Note a trial's validation accuracy at `step`, and return whether to stop it."""
         trial = self._trials[number]
+        if self._frozen(number).state.is_finished():  # one that failed earlier, or whose experiment was removed
+            return False
         if step not in self._frozen(number).intermediate_values:  # from an attempt that was interrupted
             trial.report(valid_accuracy, step)
         return trial.should_prune()

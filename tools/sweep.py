@@ -13,14 +13,17 @@ import argparse
 import os
 import re
 import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from stages import command
+from stages import circumstances, command
 from stages.command import InputError
 from stages.store import Store
 from tools import experiments, overrides, recorded
@@ -50,6 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.overrides:
         parser.error("give at least one -S KEY=VALUES")
+    signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))  # the terminal was closed
     gpus = _gpus()
     jobs = arguments.jobs or len(gpus) or 1
     plan = Plan.of(arguments.overrides, arguments.search, arguments.name, jobs)
@@ -59,15 +63,16 @@ def main() -> None:
         with FileLock(folder / "lock", timeout=0):
             sweep = Sweep(plan, folder, jobs, gpus, arguments.retries, 60 * (arguments.timeout or 0))
             sweep.run()
+            best = report(plan.name, sweep.experiments)
+            if best and arguments.register:
+                sweep.register(best, arguments.register)
     except Timeout as error:
         raise InputError(f"the sweep {plan.name} is running already") from error
-    best = report(plan.name, sweep.experiments)
-    if best and arguments.register:
-        runs = Runs()
-        print(challenge(runs, arguments.register, runs.find(best)))
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr if isinstance(error.stderr, str) else (error.stderr or b"").decode(errors="replace")
+        raise InputError(f"{' '.join(error.cmd)} failed: {reason.strip()}") from error
     if failed := [experiment for experiment in sweep.experiments if experiment.state == "failed"]:
-        again = "" if plan.search else " The same command tries them again."
-        raise InputError(f"{len(failed)} failed; their output is in {folder}.{again}")
+        raise InputError(f"{len(failed)} failed; their output is in {folder}. The same command tries them again.")
 
 
 class Sweep:
@@ -75,14 +80,16 @@ class Sweep:
 
     def __init__(self, plan: Plan, folder: Path, jobs: int, gpus: Sequence[str], retries: int, timeout: float) -> None:
         self._plan, self._folder, self._retries, self._timeout = plan, folder, retries, timeout
-        self._mirror = SweepRuns(plan.name)
+        self._copies = COPIES / plan.name
+        self._template = self._copies / ".template"
+        self._mirror = SweepRuns(plan.name, plan.baseline, self._copies)
         varied = [axis for axis in plan.axes if axis.name != SEED]
         self._seeds = next((axis for axis in plan.axes if axis.name == SEED), None)
         self._source = Search(varied, plan.search, folder / "search.log") if plan.search else Grid(varied)
         self.experiments: list[Experiment] = []
         total = self._source.size * (len(self._seeds.values) if self._seeds else 1)
         self._progress = Progress(plan.name, total, jobs, self.experiments)
-        self._environment = {experiments.SWEEP: plan.name, "MLFLOW_TRACKING_URI": self._mirror.uri}
+        self._environment = {circumstances.SWEEP: plan.name, "MLFLOW_TRACKING_URI": self._mirror.uri}
         if jobs > 1:
             self._environment["OMP_WAIT_POLICY"] = "passive"  # threads that wait actively would take others' cores
         # What each of `jobs` slots adds to its experiment's environment.
@@ -90,13 +97,12 @@ class Sweep:
         self._used: dict[str, dict[str, str]] = {}
         self._ready: set[tuple[str, ...]] = {()} if Path("data/prepared").exists() else set()
         self._next_look = 0.0
-        self._copies = COPIES / plan.name
-        self._template = self._copies / ".template"
 
     def run(self) -> None:
         """Run what has not been run yet. On Ctrl-C, stop what is running and leave nothing of it."""
         self._end_leftovers()
-        experiments.copy_repository(self._template, self._plan.baseline)
+        end_abandoned()
+        experiments.copy_repository(self._template, self._plan.baseline, self._plan.changes)
         self._progress.say(f"sweep {self._plan.name}: {self._progress.total} experiments, {len(self._free)} at once")
         if self._plan.threads:
             self._progress.say(
@@ -109,10 +115,14 @@ class Sweep:
                     for experiment in self._running():
                         self._look_at(experiment)
                     self._prune()
-            except BaseException:
+            except BaseException as error:
+                # The end takes its time, but not for ever, so it is not to be interrupted again.
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_IGN)
                 self._progress.say("stopping …")
                 self._end_leftovers()
-                self._progress.say(f"{self._progress.summary()}. The same command goes on from here.")
+                if isinstance(error, KeyboardInterrupt):
+                    self._progress.say(f"{self._progress.summary()}. The same command goes on from here.")
                 raise
         shutil.rmtree(self._copies)
         self._log_what_was_cached()
@@ -120,7 +130,7 @@ class Sweep:
     def _log_what_was_cached(self) -> None:
         """Give a run to the experiments that ran nothing, since DVC took every stage from its cache."""
         lacking = {experiment.name for experiment in self.experiments if experiment.state == "done"}
-        lacking -= self._mirror.evaluated()
+        lacking -= self._mirror.evaluated().keys()
         results = [result for result in recorded.experiments() if result.name in lacking]
         if not results:
             return
@@ -128,9 +138,18 @@ class Sweep:
             sync = Sync(Store.from_environment(), dry_run=False)
             for result in results:
                 if result.baseline == self._plan.baseline:
-                    sync.outcome(replace(result, sweep=self._plan.name))
+                    outcome, detail = sync.outcome(replace(result, sweep=self._plan.name))
+                    self._progress.say(f"{result.name}: run in MLflow {outcome}{detail}")
         except InputError as error:
             self._progress.say(f"warning: {error}")
+
+    def register(self, best: str, model: str) -> None:
+        """Let the experiment `best` challenge the champion of the registered model `model`."""
+        runs = Runs()
+        found = self._mirror.evaluated().get(best)
+        if found is None:
+            raise InputError(f"{best} has no run in MLflow at {runs.uri}, so it cannot be registered")
+        self._progress.say(challenge(runs, model, runs.find(found)))
 
     def _end_leftovers(self) -> None:
         """End what is running of this sweep, be it of an earlier process that was killed, and clean up after it."""
@@ -139,7 +158,8 @@ class Sweep:
             experiment.state = "waiting"
         for folder in self._copies.glob("*"):
             if folder != self._template:
-                experiments.collect(folder.name, self._plan.baseline, folder)  # if it had just ended
+                with suppress(InputError):
+                    experiments.collect(folder.name, self._plan.baseline, folder)  # if it had just ended
         shutil.rmtree(self._copies, ignore_errors=True)
         self._mirror.close_running()
 
@@ -177,18 +197,25 @@ class Sweep:
             revisions = experiments.revisions(self._plan.baseline)
             for seed in self._seeds.values if self._seeds else ("",):
                 experiment = self._experiment(proposal.number, proposal.values, seed)
-                experiment.state = proposal.ended or "waiting"
+                experiment.state = "pruned" if proposal.pruned else "waiting"
                 if revision := revisions.get(experiment.name):
-                    params_file = self._template / "params.yaml"
-                    if experiments.params_of(revision) != overrides.check(experiment.overrides, params_file):
-                        raise InputError(
-                            f"there is an experiment {experiment.name} with other params;"
-                            f" dvc exp remove {experiment.name}, or take another --name"
-                        )
+                    self._check(experiment, revision)
                     experiment.state, experiment.outcome = "done", experiments.outcome(revision)
                     self._log(experiment).unlink(missing_ok=True)
                 self.experiments.append(experiment)
             self._settle(proposal.number)
+
+    def _check(self, experiment: Experiment, revision: str) -> None:
+        """Raise InputError unless an experiment that is there is what would be run."""
+        expected = overrides.check(experiment.overrides, self._template / "params.yaml")
+        same = {"params": experiments.params_of(revision) == expected}
+        same["code"] = experiments.same_code(revision, self._template)
+        if not all(same.values()):
+            other = " and ".join(name for name, equal in same.items() if not equal)
+            raise InputError(
+                f"there is an experiment {experiment.name} with other {other};"
+                f" dvc exp remove {experiment.name}, or take another --name"
+            )
 
     def _experiment(self, number: int, values: dict[str, str], seed: str) -> Experiment:
         assigned = {**values, **({self._seeds.key: seed} if self._seeds else {})}
@@ -200,7 +227,8 @@ class Sweep:
         words = [f"{number:02}"] if self._plan.search else list(varied.values())
         if self._seeds and len(self._seeds.values) > 1:
             words.append(f"s{seed}")
-        name = "-".join([self._plan.name, *(re.sub(r"[^A-Za-z0-9.]+", "_", word).strip("_.") for word in words)])
+        words = [re.sub(r"[^A-Za-z0-9.]+|\.\.+", "_", word).strip("_.") or "none" for word in words]
+        name = "-".join([self._plan.name, *words])
         if len(name) > 80 or name in [experiment.name for experiment in self.experiments]:
             name = f"{self._plan.name}-{len(self.experiments):03}"
         return Experiment(name, number, varied, [f"{key}={value}" for key, value in assigned.items()])
@@ -226,12 +254,11 @@ class Sweep:
         assert experiment.process is not None
         experiments.stop([experiment.process.pid])
         code = experiment.process.wait()
-        there = experiments.collect(experiment.name, self._plan.baseline, self._copies / experiment.name)
+        revision = experiments.collect(experiment.name, self._plan.baseline, self._copies / experiment.name)
         shutil.rmtree(self._copies / experiment.name)
         self._free.append(self._used.pop(experiment.name))
         experiment.seconds = time.monotonic() - experiment.started
-        if there:
-            revision = experiments.revisions(self._plan.baseline)[experiment.name]
+        if revision:
             experiment.state, experiment.outcome = "done", experiments.outcome(revision)
             self._log(experiment).unlink()
             self._progress.say(f"{experiment.name}: {experiment.outcome} in {experiment.seconds:.0f} s")
@@ -253,7 +280,9 @@ class Sweep:
 
     def _prune(self) -> None:
         """Stop the configurations that have no hope, by the validation accuracy of their first seed so far."""
-        if not self._plan.search or time.monotonic() < self._next_look:
+        # Epoch 5 of 5 is not to be compared with epoch 5 of 30, where the learning rate is still high.
+        fixed_length = all(len(axis.values) == 1 for axis in self._plan.axes if axis.name == "train.epochs")
+        if not isinstance(self._source, Search) or not fixed_length or time.monotonic() < self._next_look:
             return
         for number in {experiment.number for experiment in self._running()}:
             first, *others = self._of(number)
@@ -275,6 +304,17 @@ class Sweep:
 
     def _log(self, experiment: Experiment) -> Path:
         return self._folder / f"{experiment.name}.log"
+
+
+def end_abandoned() -> None:
+    """End what runs of other sweeps that were killed and will not be run again, since the code is another now."""
+    for copies in COPIES.glob("*"):
+        lock = FOLDER / copies.name / "lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout), FileLock(lock, timeout=0):
+            experiments.stop(experiments.left_running(copies))
+            shutil.rmtree(copies, ignore_errors=True)
+            SweepRuns(copies.name, "", copies).close_running()
 
 
 def _reason(log: Path, code: int) -> str:

@@ -60,7 +60,7 @@ def main() -> None:
 
 def prepare(store: Runs, sweep: str | None) -> str:
     """Write the view into the store and return its path in MLflow's pages. Raises InputError if it would be empty."""
-    runs = list(store.client.search_runs([store.experiment_id], max_results=1000))
+    runs = list(store.client.search_runs([store.experiment_id], max_results=50_000))
     if not runs:
         raise InputError(f"there are no runs in {store.uri} yet: make repro comes first")
     if sweep is not None:
