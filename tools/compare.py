@@ -134,7 +134,8 @@ def over_seeds(results: Sequence[Result]) -> list[list[str]]:
     groups: dict[tuple[tuple[str, str], ...], dict[str, Result]] = defaultdict(dict)
     for result in results:
         rest = tuple(sorted((key, value) for key, value in result.params.items() if key != SEED))
-        groups[(*rest, ("test images", result.data["testing"]))][result.params[SEED]] = result
+        same = (*rest, ("test images", result.data["testing"]), *_code(result).items())
+        groups[same][result.params[SEED]] = result
     rows = []
     for group in groups.values():
         if len(group) > 1:
