@@ -279,9 +279,33 @@ def test_what_falls_behind_is_stopped(project: Project, monkeypatch: pytest.Monk
     assert [proposal.pruned for _ in range(5) if (proposal := again.ask())] == [False, False, False, False, True]
 
 
+def test_what_takes_too_long_is_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///slow.db")
+    plan = Plan.of(["train.seed=1"], None, "long", jobs=1)
+    sweep = Sweep(plan, project.root / "sweeps/long", jobs=1, gpus=[], retries=1, timeout=60)
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    started = time.monotonic() - 50
+    slow = Experiment("long", 0, {}, [], state="running", attempts=2, started=started, process=process)
+    (project.root / ".dvc/tmp/sweeps/long/long").mkdir(parents=True)
+    (project.root / "sweeps/long/long.log").touch()
+    sweep.experiments.append(slow)
+    sweep._used[slow.name] = sweep._free.pop()
+    sweep._look_at(slow)
+    assert slow.state == "running"
+    slow.started -= 20
+    sweep._look_at(slow)
+    assert (slow.state, slow.reason) == ("failed", "took longer than --timeout 1")
+    assert process.returncode == -signal.SIGTERM
+    assert not (project.root / ".dvc/tmp/sweeps/long/long").exists()
+
+
 def test_an_experiment_of_that_name_with_other_params_is_not_taken_for_done(project: Project) -> None:
     project("git", "update-ref", f"{prefix(project)}other-s1", "HEAD")  # its params are those of the commit
+    (project.root / "new.py").touch()
     output = sweep(project, "--name", "other", "-S", "train.seed=1,2", "-S", "train.epochs=1", fails=True)
+    (project.root / "new.py").unlink()
+    assert "warning: not in the experiments, since git does not track them: new.py" in output
     project("git", "update-ref", "-d", f"{prefix(project)}other-s1")
     assert "error: there is an experiment other-s1 with other params; dvc exp remove other-s1" in output
 

@@ -80,7 +80,7 @@ def copy_repository(folder: Path, commit: str, changes: bytes) -> None:
     if changes:
         apply = ["git", "-C", str(folder), "apply", "--whitespace=nowarn"]
         subprocess.run(apply, input=changes, capture_output=True, check=True)
-    for name in filter(None, run_git("ls-files", "-z", "--others", "--exclude-standard", "data/raw").split("\0")):
+    for name in untracked("data/raw"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(Path(name).resolve())
     for key in ("user.name", "user.email"):  # they may stand in this clone's own settings
@@ -93,6 +93,13 @@ def copy_repository(folder: Path, commit: str, changes: bytes) -> None:
         shutil.copy(local, folder / local)
     cache = subprocess.run([*_dvc(), "cache", "dir"], capture_output=True, check=True, text=True).stdout.strip()
     subprocess.run([*_dvc(), "cache", "dir", "--local", str(Path(cache).resolve())], cwd=folder, check=True)
+
+
+def untracked(*paths: str) -> list[str]:
+    """Return the files that git neither tracks nor ignores."""
+    return [
+        name for name in run_git("ls-files", "-z", "--others", "--exclude-standard", "--", *paths).split("\0") if name
+    ]
 
 
 def _dvc() -> list[str]:

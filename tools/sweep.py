@@ -104,6 +104,8 @@ class Sweep:
         end_abandoned()
         experiments.copy_repository(self._template, self._plan.baseline, self._plan.changes)
         self._progress.say(f"sweep {self._plan.name}: {self._progress.total} experiments, {len(self._free)} at once")
+        if left_out := experiments.untracked(".", ":(exclude)data/raw"):
+            self._progress.say(f"warning: not in the experiments, since git does not track them: {', '.join(left_out)}")
         if self._plan.threads:
             self._progress.say(
                 f"{THREADS}={self._plan.threads} for each: it is part of their params, and their results"
@@ -244,7 +246,7 @@ class Sweep:
         took = time.monotonic() - experiment.started
         if experiment.process.poll() is None:
             if self._timeout and took > self._timeout:
-                self._end(experiment, "failed", f"took longer than {self._timeout / 60:g} minutes")
+                self._end(experiment, "failed", f"took longer than --timeout {self._timeout / 60:g}")
             return
         # Where DVC itself was killed, its stage goes on.
         self._end(experiment, "failed", "")
