@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from stages.command import InputError
 from stages.store import Store
 from stages.tracking import Tracker
 from stages.train import train
-from tests.conftest import Project, runs
+from tests.conftest import Project, free_port, runs, served
 from tools import recorded
 from tools.sync import Sync, read_params
 
@@ -145,24 +143,14 @@ def test_pulled_results_get_the_rows_of_the_original(
 
 @pytest.mark.slow
 def test_a_server(clone: Project, rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
     artifacts = ["--artifacts-destination", str(tmp_path / "served"), "--host", "127.0.0.1", "--port", str(port)]
-    server = clone.start(*command, *artifacts, MLFLOW_DISABLE_TELEMETRY="true")
     uri = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.2)
+    with served(clone, *command, *artifacts, port=port, MLFLOW_DISABLE_TELEMETRY="true"):
         assert done(synced(clone, uri)) == ["created", "created", "in place"]
         assert row(uri, runs(uri)[0], tmp_path / "row") == rows[0]
         assert done(synced(clone, uri)) == ["in place"] * 3
-    finally:
-        server.terminate()
-        server.communicate()
 
 
 def test_what_dvc_took_from_its_cache(original: Project, rows: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 import io
 import json
-import socket
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,7 @@ from stages.evaluate import evaluate
 from stages.store import Store
 from stages.tracking import Tracker
 from stages.train import train
-from tests.conftest import ROOT, Project, changed, runs
+from tests.conftest import ROOT, Project, changed, free_port, runs, served
 
 SHORT = {"train.epochs": 2}
 
@@ -356,17 +354,10 @@ def test_eight_first_runs_at_once(project: Project, digits: Path) -> None:
 
 
 def test_a_server(project: Project, digits: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     uri, backend = f"http://127.0.0.1:{port}", f"sqlite:///{project.root}/server.db"
     command = ["mlflow", "server", "--backend-store-uri", backend, "--host", "127.0.0.1", "--port", str(port)]
-    server = project.start(*command, "--workers", "1", MLFLOW_DISABLE_TELEMETRY="true")
-    try:
-        deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.2)
+    with served(project, *command, "--workers", "1", port=port, MLFLOW_DISABLE_TELEMETRY="true"):
         run_stages(digits, tmp_path, {"MLFLOW_TRACKING_URI": uri}, {})
         [run] = runs(uri)
         assert run.info.status == "FINISHED"
@@ -377,6 +368,3 @@ def test_a_server(project: Project, digits: Path, tmp_path: Path) -> None:
             3,
             10,
         )
-    finally:
-        server.terminate()
-        server.communicate()

@@ -25,6 +25,7 @@ import psutil
 from stages import params
 from stages.command import InputError
 from stages.train import rank
+from tools import recorded
 
 GRACE_SECONDS = 20.0  # what an interrupted experiment has to close its run
 
@@ -165,7 +166,7 @@ def collect(name: str, baseline: str, folder: Path) -> str | None:
 
     Raises InputError if there is another experiment of that name here.
     """
-    ref = f"{_prefix(baseline)}{name}"
+    ref = f"refs/exps/{baseline[:2]}/{baseline[2:]}/{name}"
     try:
         commit = run_git("-C", str(folder), "rev-parse", "--quiet", "--verify", ref).strip()
     except subprocess.CalledProcessError:
@@ -186,12 +187,7 @@ def same_code(revision: str, folder: Path) -> bool:
 
 def revisions(baseline: str) -> dict[str, str]:
     """Return the commit of each experiment of the commit `baseline`, by its name."""
-    lines = run_git("for-each-ref", "--format=%(objectname) %(refname)", _prefix(baseline)).splitlines()
-    return {ref.removeprefix(_prefix(baseline)): commit for commit, ref in (line.split(" ") for line in lines)}
-
-
-def _prefix(baseline: str) -> str:
-    return f"refs/exps/{baseline[:2]}/{baseline[2:]}/"
+    return {found.name: found.commit for found in recorded.experiments() if found.baseline == baseline}
 
 
 def params_of(revision: str) -> params.Params:
