@@ -324,3 +324,16 @@ def test_what_dvc_has_in_its_cache_gets_its_runs_and_the_best_is_registered(proj
     for seed in ("s1", "s2"):
         ours, theirs = runs[f"one-{seed}"].data.metrics, runs[f"two-{seed}"].data.metrics
         assert {name: ours[name] for name in theirs} == theirs
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "visible"),
+    [(["3", "5"], 2, ["3", "5"]), (["3", "5"], 3, ["3", "5", "3"]), (["3"], 2, [None, None]), ([], 1, [None])],
+)
+def test_each_job_gets_a_gpu_where_there_are_several(
+    project: Project, monkeypatch: pytest.MonkeyPatch, gpus: list[str], jobs: int, visible: list[str | None]
+) -> None:
+    monkeypatch.chdir(project.root)
+    plan = Plan.of(["train.seed=1"], None, "gpus", jobs=1)
+    sweep = Sweep(plan, project.root / "sweeps/gpus", jobs, gpus, retries=0, timeout=0)
+    assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in sweep._free] == visible
