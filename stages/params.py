@@ -14,6 +14,8 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 # {class name: {argument: value}}: the arguments of a class stay in place while another is tried.
 Arguments = dict[str, dict[str, Any]]
+# [{class name: {argument: value}}, ...]; a name alone stands for one without arguments.
+Listed = list[str | dict[str, dict[str, Any]]]
 
 
 class Section(BaseModel):
@@ -21,37 +23,40 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Table(Section):
+    file: str
+    image: str
+    label: str
+    split: str | None
+
+
 class Prepare(Section):
-    source: Literal["digits", "fashion_mnist"]
+    source: Literal["digits", "fashion_mnist", "folder", "csv"]
+    path: str
+    csv: Table
+    classes: list[str] | None
+    channels: Literal[1, 3]
+    image_size: Positive | None
+    fit: Literal["crop", "pad", "stretch"]
+    max_pixels: Positive
+    on_bad: Literal["error", "skip"]
     valid_fraction: Fraction
     test_fraction: Fraction
     seed: Seed
 
 
-class NetParams(Section):
-    widths: list[Positive]
-    kernel: Positive
-    pool: Positive
-    hidden: list[Positive]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    output: Literal["relu", "logits", "log_softmax"]
-    bias_start: float | None
-
-
-class Loss(Section):
+class Named(Section):
     name: str
     arguments: Arguments
 
 
-class Optimizer(Section):
-    name: str
+class Optimizer(Named):
     lr: Annotated[float, Field(gt=0)] | None
-    arguments: Arguments
 
 
-class Schedule(Section):
-    name: str
-    arguments: Arguments
+class Transforms(Section):
+    train: Listed
+    eval: Listed
 
 
 class Train(Section):
@@ -60,10 +65,18 @@ class Train(Section):
     batch_size: Positive
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Positive
-    net: NetParams
-    loss: Loss
+    workers: Annotated[int, Field(ge=0)]
+    init_from: str | None
+    new_head: bool
+    net: Named
+    loss: Named
     optimizer: Optimizer
-    schedule: Schedule
+    schedule: Named
+    transforms: Transforms
+    clip_norm: Annotated[float, Field(gt=0)] | None
+    early_stopping: Positive | None
+    ema_decay: Fraction | None
+    precision: Literal["float32", "bfloat16"]
 
 
 class Evaluate(Section):

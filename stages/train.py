@@ -1,6 +1,6 @@
 """Train: the Net, with the loss, optimizer and schedule that params.yaml names; the best epoch by validation is kept.
 
-    python -m stages.train data/prepared models/net.safetensors metrics/train.csv
+    python -m stages.train data/prepared data/weights models/net.safetensors metrics/train.csv
 
 writes the weights (with what rebuilds the Net) and one row an epoch. The training is a run in MLflow. Of the
 training, 30 epochs of digits take 0.5 s and 6 of Fashion-MNIST 25 s, on two cores of an x86-64 server; the start 4 s.
@@ -27,6 +27,7 @@ def main() -> None:
         "stages.train",
         __doc__,
         prepared="folder that prepare wrote, e.g. data/prepared",
+        starts="folder with what train.init_from names, e.g. data/weights",
         weights="file to write, e.g. models/net.safetensors",
         history="file to write, e.g. metrics/train.csv",
     )
@@ -34,7 +35,7 @@ def main() -> None:
     train(knobs.train, **arguments, tracker=Tracker.from_environment(knobs))
 
 
-def train(knobs: params.Train, prepared: Path, weights: Path, history: Path, tracker: Tracker) -> None:
+def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, history: Path, tracker: Tracker) -> None:
     """Write `weights` and `history`. Raises InputError for knobs that do not fit, and if the loss diverges."""
     device = determinism.set_up(knobs.device, knobs.threads)
 
@@ -44,9 +45,10 @@ def train(knobs: params.Train, prepared: Path, weights: Path, history: Path, tra
     normalise = batches.Normalise(data.mean, data.std).to(device)
 
     # Net: its input and output sizes follow from the data.
-    shape = knobs.net.model_dump(exclude={"bias_start"})
+    shape = dict(knobs.net.arguments["Net"])
+    bias_start = shape.pop("bias_start")
     shape |= {"n_classes": len(data.classes), "channels": data.channels, "image_size": data.image_size}
-    net = nets.initial(shape, knobs.net.bias_start, knobs.seed).to(device)
+    net = nets.initial(shape, bias_start, knobs.seed).to(device)
 
     # Loss, optimizer, schedule.
     criterion = losses.criterion(**knobs.loss.model_dump(), n_classes=len(data.classes), device=device)
@@ -95,7 +97,7 @@ def train(knobs: params.Train, prepared: Path, weights: Path, history: Path, tra
 
         description = checkpoints.Description(
             net=shape,
-            bias_start=knobs.net.bias_start,
+            bias_start=bias_start,
             seed=knobs.seed,
             classes=data.classes,
             mean=data.mean,

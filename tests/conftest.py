@@ -32,6 +32,7 @@ from stages.train import train
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
+STARTS = ROOT / "data/weights"
 yaml = YAML(typ="safe", pure=True)
 
 
@@ -167,7 +168,7 @@ def compared(digits: Path, make_project: Callable[[], Project]) -> Project:
     (other / "dataset.json").write_text(facts.replace('"test": "', '"test": "0'))
     trainings: list[tuple[str, Path, dict[str, Any]]] = [
         ("others", other, {}),
-        ("closed", digits, {"train.net.bias_start": None}),
+        ("closed", digits, {"train.net.arguments.Net.bias_start": None}),
         ("seed-0", digits, {}),
         ("seed-1", digits, {"train.seed": 1}),
     ]
@@ -178,7 +179,7 @@ def compared(digits: Path, make_project: Callable[[], Project]) -> Project:
             folder = project.root / name
             environment = {"DVC_ROOT": str(project.root), "DVC_EXP_NAME": name}
             weights, history = folder / "net", folder / "train.csv"
-            train(knobs.train, prepared, weights, history, Tracker.from_environment(knobs, environment))
+            train(knobs.train, prepared, STARTS, weights, history, Tracker.from_environment(knobs, environment))
             tracker = Tracker.from_environment(knobs, environment)
             evaluate(knobs, weights, prepared, history, folder / "evaluate.json", folder / "plots", tracker)
     return project

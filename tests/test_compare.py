@@ -52,8 +52,11 @@ def test_seeds_make_no_difference_and_the_bias_start_does(compared: Project) -> 
     assert "on the same 359 test images" in of_seed
     rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.startswith("  ")}
     assert rows["train.seed"] == ["0", "1", "0"]
-    assert rows["train.net.bias_start"] == ["1.0", "1.0", "null"]
-    assert [name for name in rows if name.startswith(("train.", "prepare."))] == ["train.net.bias_start", "train.seed"]
+    assert rows["train.net.arguments.Net.bias_start"] == ["1.0", "1.0", "null"]
+    assert [name for name in rows if name.startswith(("train.", "prepare."))] == [
+        "train.net.arguments.Net.bias_start",
+        "train.seed",
+    ]
     by_name = {run.info.run_name: run.data.metrics["test/accuracy"] for run in compared.runs()}
     assert rows["test/accuracy"] == [f"{by_name[name]:.6g}" for name in ("seed-0", "seed-1", "closed")]
     assert "seed-0, seed-1" in output, "mean over the seeds"

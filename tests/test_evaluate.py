@@ -13,13 +13,13 @@ from stages import checkpoints
 from stages.command import InputError
 from stages.evaluate import evaluate
 from stages.train import train
-from tests.conftest import Off, Project, changed
+from tests.conftest import STARTS, Off, Project, changed
 
 
 def results(digits: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate, and return the metrics."""
     knobs = changed(changes)
-    train(knobs.train, digits, folder / "net.safetensors", folder / "train.csv", Off())
+    train(knobs.train, digits, STARTS, folder / "net.safetensors", folder / "train.csv", Off())
     return evaluated(digits, folder, changes)
 
 
@@ -85,7 +85,7 @@ def test_classes_that_are_never_predicted_are_counted_and_named(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Without the bias start, and with a high learning rate, the output's ReLU closes classes.
-    changes = {"train.net.bias_start": -1.0, "train.optimizer.lr": 0.3, "train.epochs": 5}
+    changes = {"train.net.arguments.Net.bias_start": -1.0, "train.optimizer.lr": 0.3, "train.epochs": 5}
     values = results(digits, tmp_path, changes)
     predicted = set(pd.read_csv(tmp_path / "plots/predictions.csv")["predicted"])
     classes = json.loads((digits / "dataset.json").read_text())["classes"]

@@ -18,7 +18,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train.epochs=3", Axis("train.epochs", ("3",))),
         ("train.optimizer.lr=null,1e-2", Axis("train.optimizer.lr", ("null", "0.01"))),
         ("train.optimizer.name=SGD,Adam", Axis("train.optimizer.name", ("SGD", "Adam"))),
-        ("train.net.widths=[8],[16,32]", Axis("train.net.widths", ("[8]", "[16,32]"))),
+        ("train.net.arguments.Net.widths=[8],[16,32]", Axis("train.net.arguments.Net.widths", ("[8]", "[16,32]"))),
         ("train.seed=range(0,3)", Axis("train.seed", ("0", "1", "2"))),
         ("train.seed=choice(4,5)", Axis("train.seed", ("4", "5"))),
         ("+train.optimizer.arguments.SGD.momentum=0.8", Axis("+train.optimizer.arguments.SGD.momentum", ("0.8",))),
@@ -68,8 +68,10 @@ def test_what_cannot_be_read_is_named(overrides: list[str], message: str) -> Non
 
 
 def test_checked_overrides_are_applied_as_dvc_applies_them() -> None:
-    knobs = check(["train.seed=3", "train.net.widths=[4,8]", "+train.optimizer.arguments.SGD.momentum=0.5"])
-    assert (knobs.train.seed, knobs.train.net.widths) == (3, [4, 8])
+    knobs = check(
+        ["train.seed=3", "train.net.arguments.Net.widths=[4,8]", "+train.optimizer.arguments.SGD.momentum=0.5"]
+    )
+    assert (knobs.train.seed, knobs.train.net.arguments.Net.widths) == (3, [4, 8])
     assert knobs.train.optimizer.arguments == {"SGD": {"momentum": 0.5}}
 
 

@@ -18,13 +18,13 @@ def load_with(tmp_path: Path, old: str, new: str) -> params.Params:
 def test_committed_params_are_read() -> None:
     knobs = params.load(ROOT / "params.yaml")
     assert knobs.prepare.source == "digits"
-    assert knobs.train.net.widths == [32]
+    assert knobs.train.net.arguments.Net.widths == [32]
     assert knobs.train.optimizer.lr is None
 
 
 def test_flat_names_are_the_keys_of_the_file() -> None:
     flat = params.load(ROOT / "params.yaml").flat()
-    assert flat["train.net.kernel"] == 5
+    assert flat["train.net.arguments.Net.kernel"] == 5
     assert flat["train.optimizer.arguments"] == {}
     for name in flat:
         value = yaml.load(TEXT)
@@ -59,7 +59,7 @@ def test_exponents_are_numbers_as_in_dvc(tmp_path: Path) -> None:
         ("  valid_fraction: 0.1 ", "  valid_fraction: 1.0 ", r"prepare\.valid_fraction: 1\.0, should be less than 1"),
         ("  source: digits ", "  source: cifar ", r"prepare\.source: 'cifar', should be 'digits' or 'fashion_mnist'"),
         ("  device: auto ", "  device: tpu ", r"train\.device: 'tpu', should be 'auto', 'cpu', 'cuda' or 'mps'"),
-        ("widths: [32] ", "widths: [32, -1] ", r"train\.net\.widths\.1: -1, should be greater than 0"),
+        ("widths: [32] ", "widths: [32, -1] ", r"train\.net\.arguments\.Net\.widths\.1: -1, should be greater than 0"),
         ("lr: null ", "lr: .inf ", r"train\.optimizer\.lr: inf, should be a finite number"),
         (
             "    arguments: {}        # by class name, e.g. {SGD",

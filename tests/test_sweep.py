@@ -147,7 +147,7 @@ def test_a_failed_experiment_is_tried_again_then_reported_and_does_no_harm(proje
         "-S",
         "train.optimizer.lr=1e30,0.01",
         "-S",
-        "train.net.output=logits",
+        "train.net.arguments.Net.output=logits",
         fails=True,
     )
     assert output.count("bad-1e_30 failed: error: the loss is nan at step ") == 2
@@ -194,7 +194,12 @@ def test_ctrl_c_stops_cleanly_and_a_search_goes_on(project: Project) -> None:
             "an interval can be searched, with --search N, but not listed",
         ),
         (False, ["train.seed=int(interval(1,5))"], None, "seeds are listed, not searched: train.seed=0,1,2"),
-        (True, ["train.net.dropout=interval(0,1.5)"], None, r"train\.net\.dropout: 1\.5, should be"),
+        (
+            True,
+            ["train.net.arguments.Net.dropout=interval(0,1.5)"],
+            None,
+            r"train\.net\.arguments\.Net\.dropout: 1\.5, should be",
+        ),
         (
             True,
             ["prepare.source=digits,fashion_mnist"],

@@ -17,7 +17,7 @@ from stages.command import InputError
 from stages.store import Store
 from stages.tracking import Tracker
 from stages.train import train
-from tests.conftest import Project, free_port, runs, served
+from tests.conftest import STARTS, Project, free_port, runs, served
 from tools import recorded
 from tools.sync import Sync, read_params
 
@@ -178,7 +178,7 @@ def test_a_run_that_was_not_evaluated_is_completed(
         "DVC_EXP_BASELINE_REV": rows[0]["ties"]["dvc.baseline_rev"],
     }
     tracker = Tracker.from_environment(knobs, environment)
-    train(knobs.train, Path("data/prepared"), tmp_path / "net", tmp_path / "train.csv", tracker)
+    train(knobs.train, Path("data/prepared"), STARTS, tmp_path / "net", tmp_path / "train.csv", tracker)
     [trained] = runs(uri)
     before = trained.to_dictionary()
     planned = synced(clone, uri, ("seed-1",), dry_run=True)

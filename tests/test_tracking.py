@@ -20,7 +20,7 @@ from stages.evaluate import evaluate
 from stages.store import Store
 from stages.tracking import Tracker
 from stages.train import train
-from tests.conftest import ROOT, Project, changed, free_port, runs, served
+from tests.conftest import ROOT, STARTS, Project, changed, free_port, runs, served
 
 SHORT = {"train.epochs": 2}
 
@@ -32,7 +32,7 @@ def run_stages(
     knobs = changed(SHORT | changes)
     weights, history = folder / "net.safetensors", folder / "train.csv"
     if only != "evaluate":
-        train(knobs.train, digits, weights, history, Tracker.from_environment(knobs, environment))
+        train(knobs.train, digits, STARTS, weights, history, Tracker.from_environment(knobs, environment))
     if only != "train":
         tracker = Tracker.from_environment(knobs, environment)
         evaluate(knobs, weights, digits, history, folder / "evaluate.json", folder / "plots", tracker)
@@ -208,7 +208,7 @@ def test_equal_trainings_at_the_same_time_are_told_apart_by_directory(
 
 
 def test_a_training_that_diverges_is_marked_failed(digits: Path, tmp_path: Path) -> None:
-    changes = {"train.optimizer.lr": 1e30, "train.net.output": "logits"}
+    changes = {"train.optimizer.lr": 1e30, "train.net.arguments.Net.output": "logits"}
     with pytest.raises(InputError, match="the loss is nan"):
         run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path)}, changes)
     run = only_run(tmp_path)
@@ -262,7 +262,7 @@ def test_the_patch_makes_the_commit_what_was_run(
 def test_changes_since_the_commit_are_logged(digits: Path, project: Project) -> None:
     project.edit("stages/metrics.py", '"""What is measured', '"""What we measured')
     (project.root / "new.py").touch()
-    project("python", "-m", "stages.train", str(digits), "net.safetensors", "train.csv")
+    project("python", "-m", "stages.train", str(digits), "data/weights", "net.safetensors", "train.csv")
     [run] = project.runs()
     assert run.data.tags["git.dirty"] == "true"
     assert "new.py" in run.data.tags["git.untracked"]
@@ -341,7 +341,9 @@ def test_a_store_that_fails_costs_one_warning(
 def test_eight_first_runs_at_once(project: Project, digits: Path) -> None:
     project.edit("params.yaml", "  epochs: 30 ", "  epochs: 2 ")
     project.edit("params.yaml", "  threads: 2 ", "  threads: 1 ")
-    commands = [("python", "-m", "stages.train", str(digits), f"{i}/net", f"{i}/train.csv") for i in range(8)]
+    commands = [
+        ("python", "-m", "stages.train", str(digits), "data/weights", f"{i}/net", f"{i}/train.csv") for i in range(8)
+    ]
     processes = [project.start(*command) for command in commands]
     for process in processes:
         output, _ = process.communicate(timeout=300)

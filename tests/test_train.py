@@ -19,17 +19,25 @@ from torch import nn
 from stages import batches, checkpoints, metrics
 from stages.command import InputError
 from stages.train import check_finite, rank, train
-from tests.conftest import ROOT, Off, Project, changed, clean_environment
+from tests.conftest import ROOT, STARTS, Off, Project, changed, clean_environment
 
 
 def trained(digits: Path, folder: Path, changes: dict[str, Any]) -> tuple[bytes, bytes]:
     knobs = changed({"train.epochs": 3} | changes).train
-    train(knobs, digits, folder / "net.safetensors", folder / "train.csv", Off())
+    train(knobs, digits, STARTS, folder / "net.safetensors", folder / "train.csv", Off())
     return (folder / "net.safetensors").read_bytes(), (folder / "train.csv").read_bytes()
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"train.net.hidden": [20], "train.net.dropout": 0.5, "train.optimizer.name": "AdamW"}]
+    "changes",
+    [
+        {},
+        {
+            "train.net.arguments.Net.hidden": [20],
+            "train.net.arguments.Net.dropout": 0.5,
+            "train.optimizer.name": "AdamW",
+        },
+    ],
 )
 def test_two_trainings_are_equal_bit_for_bit(digits: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     first = trained(digits, tmp_path / "one", changes)
@@ -80,8 +88,8 @@ def test_one_epoch_is_the_page_s_five_steps(digits: Path, tmp_path: Path) -> Non
 
 
 def test_nll_of_the_same_net_is_cross_entropy(digits: Path, tmp_path: Path) -> None:
-    trained(digits, tmp_path / "one", {"train.net.output": "logits"})
-    trained(digits, tmp_path / "two", {"train.net.output": "logits", "train.loss.name": "NLLLoss"})
+    trained(digits, tmp_path / "one", {"train.net.arguments.Net.output": "logits"})
+    trained(digits, tmp_path / "two", {"train.net.arguments.Net.output": "logits", "train.loss.name": "NLLLoss"})
     pd.testing.assert_frame_equal(
         pd.read_csv(tmp_path / "one/train.csv"), pd.read_csv(tmp_path / "two/train.csv"), rtol=1e-3
     )
@@ -112,11 +120,16 @@ def test_check_finite_names_step_rate_and_losses() -> None:
     [
         ({"train.loss.name": "CrossEntropy"}, "train.loss.name: 'CrossEntropy' is unknown"),
         ({"train.optimizer.name": "SDG"}, "train.optimizer.name: 'SDG' is unknown"),
-        ({"train.net.kernel": 9}, r"conv1 \(a 9x9 kernel\) needs at least 9 pixels"),
+        ({"train.net.arguments.Net.kernel": 9}, r"conv1 \(a 9x9 kernel\) needs at least 9 pixels"),
         ({"train.device": "mps"}, "train.device: 'mps' is not available here; accepted: auto, "),
-        ({"train.optimizer.lr": 1e30, "train.net.output": "logits"}, "the loss is nan at step 2,"),
+        ({"train.optimizer.lr": 1e30, "train.net.arguments.Net.output": "logits"}, "the loss is nan at step 2,"),
         (
-            {"train.optimizer.lr": 1e38, "train.net.output": "logits", "train.batch_size": 2000, "train.epochs": 1},
+            {
+                "train.optimizer.lr": 1e38,
+                "train.net.arguments.Net.output": "logits",
+                "train.batch_size": 2000,
+                "train.epochs": 1,
+            },
             "the loss is nan at step 1,",
         ),
     ],
@@ -132,7 +145,7 @@ def test_what_cannot_be_trained_leaves_nothing(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_training_leaves_a_killed_run_and_no_outputs(project: Project, digits: Path, number: int) -> None:
     project.edit("params.yaml", "  epochs: 30 ", "  epochs: 100000 ")
-    process = project.start("python", "-m", "stages.train", str(digits), "net.safetensors", "train.csv")
+    process = project.start("python", "-m", "stages.train", str(digits), "data/weights", "net.safetensors", "train.csv")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("epoch 1/100000: train loss")
     process.send_signal(number)
@@ -150,7 +163,7 @@ def test_interrupted_training_leaves_a_killed_run_and_no_outputs(project: Projec
 def test_a_bar_with_the_time_left_on_a_terminal(project: Project, digits: Path) -> None:
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 100))
-    command = [sys.executable, "-m", "stages.train", str(digits), "net.safetensors", "train.csv"]
+    command = [sys.executable, "-m", "stages.train", str(digits), "data/weights", "net.safetensors", "train.csv"]
     subprocess.run(command, cwd=project.root, env=clean_environment(), stdout=end, stderr=end, check=True, timeout=120)
     os.close(end)
     shown = b""
