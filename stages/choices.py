@@ -1,15 +1,26 @@
 """Builds the torch class that params.yaml names, from a table of names and defaults; errors say what is accepted."""
 
 import inspect
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from stages.command import InputError, unknown
 
 
-def check_names(section: str, name: str, arguments: Collection[str], accepted: Collection[str]) -> None:
-    """Raise InputError if `name`, or a class name that `arguments` are given for, is not an accepted one."""
+def check_names(
+    section: str,
+    name: str,
+    arguments: Collection[str],
+    accepted: Collection[str],
+    refused: Mapping[str, str] | None = None,
+) -> None:
+    """Raise InputError if `name`, or a class name that `arguments` are given for, is not an accepted one.
+
+    `refused` maps names that are not to the reason.
+    """
     for where, given in [(f"{section}.name", name), *((f"{section}.arguments", key) for key in arguments)]:
+        if refused and given in refused:
+            raise InputError(f"{where}: {given!r} cannot be used: {refused[given]}; accepted: {', '.join(accepted)}")
         if given not in accepted:
             raise InputError(f"{where}: {given!r} is unknown{unknown(given, accepted)}")
 

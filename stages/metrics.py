@@ -1,9 +1,37 @@
 """What is measured of a classifier: pure functions of tensors."""
 
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+class Tally:
+    """What the batches of an epoch add up to."""
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=6)  # losses, across epochs
+        self.clear()
+
+    def clear(self) -> None:
+        self._loss, self._hits, self._images = 0.0, 0, 0
+
+    def add(self, loss: float, scores: Tensor, targets: Tensor) -> None:
+        """Add a batch: its mean loss, scores, float (n, n_classes), and labels, int64 (n,) or shares of the classes."""
+        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        self.recent.append(loss)
+        self._loss += loss * len(labels)
+        self._hits += int((scores.argmax(1) == labels).sum())
+        self._images += len(labels)
+
+    @property
+    def loss(self) -> float:
+        return self._loss / self._images
+
+    @property
+    def accuracy(self) -> float:
+        return self._hits / self._images
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:

@@ -48,6 +48,13 @@ class Tracker:
         """Return the tracker of a stage: to the store of the environment, of what this process is."""
         return cls(Store.from_environment(environment), params.flat(), circumstances.of_process(environment))
 
+    @classmethod
+    def off(cls) -> "Tracker":
+        """Return one that writes nothing."""
+        tracker = cls(Store("", ""), {}, Origin({}))
+        tracker._off = True
+        return tracker
+
     @contextmanager
     def spared(self) -> Iterator[None]:
         """Keep an error of the store from the caller: warn of the first one, and switch tracking off.

@@ -8,16 +8,28 @@ training, 30 epochs of digits take 0.5 s and 6 of Fashion-MNIST 25 s, on two cor
 
 import math
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import pandas as pd
-from torch import nn, optim
+from torch import Tensor, nn, optim
 from tqdm import tqdm
 
-from stages import batches, checkpoints, command, determinism, losses, metrics, nets, optimizers, params, schedules
+from stages import (
+    batches,
+    checkpoints,
+    command,
+    determinism,
+    losses,
+    metrics,
+    nets,
+    optimizers,
+    options,
+    params,
+    schedules,
+)
 from stages.outputs import fixed, replacing, write_csv
 from stages.tracking import Tracker
 
@@ -47,53 +59,66 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
     # Net: its input and output sizes follow from the data.
     shape = dict(knobs.net.arguments["Net"])
     bias_start = shape.pop("bias_start")
+    if shape["output"] == "auto":
+        shape["output"] = losses.output(knobs.loss.name)
     shape |= {"n_classes": len(data.classes), "channels": data.channels, "image_size": data.image_size}
     net = nets.initial(shape, bias_start, knobs.seed).to(device)
 
-    # Loss, optimizer, schedule.
+    # Loss, optimizer, schedule, and what is off by default.
     criterion = losses.criterion(**knobs.loss.model_dump(), n_classes=len(data.classes), device=device)
     optimizer = optimizers.optimizer(**knobs.optimizer.model_dump(), parameters=net.parameters())
     steps = math.ceil(len(training.labels) / knobs.batch_size)  # an epoch
-    schedule = schedules.schedule(**knobs.schedule.model_dump(), optimizer=optimizer, steps=steps * knobs.epochs)
+    schedule = schedules.schedule(**knobs.schedule.model_dump(), optimizer=optimizer, epochs=knobs.epochs, steps=steps)
+    precision, clip = options.precision(knobs.precision, device), options.clipping(net, knobs.clip_norm)
+    average = options.average(net, knobs.ema_decay)
+    tally = metrics.Tally()
+
+    def evaluated(images: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch, with its gradient in the parameters. LBFGS calls this several times a step."""
+        with precision():
+            scores = net(normalise(images))  # forward
+        loss = criterion(scores.float(), targets)  # loss
+        optimizer.zero_grad()
+        loss.backward()  # backward
+        clip()
+        tally.add(loss.item(), scores, targets)
+        return loss
 
     rows: list[dict[str, float]] = []
-    recent: deque[float] = deque(maxlen=6)  # losses
     best: dict[str, float] = {}
     with tracker.training(data, device) as run, tqdm(total=steps * knobs.epochs, unit="step", disable=None) as progress:
         started = time.perf_counter()
         for epoch in range(1, knobs.epochs + 1):
-            lr, total, correct = learning_rate(optimizer), 0.0, 0
+            lr = learning_rate(optimizer)
+            tally.clear()
             net.train()
             shuffled = batches.shuffled(training, knobs.batch_size, knobs.seed, epoch)
-            for step, (images, labels) in enumerate(shuffled, start=steps * (epoch - 1) + 1):  # batch
-                scores = net(normalise(images))  # forward
-                loss = criterion(scores, labels)  # loss
-                recent.append(loss.item())
-                check_finite(recent, step, learning_rate(optimizer))
-                optimizer.zero_grad()
-                loss.backward()  # backward
-                optimizer.step()  # update
-                schedule.step()
-                total += recent[-1] * len(labels)
-                correct += int((scores.argmax(1) == labels).sum())
+            for step, (images, targets) in enumerate(shuffled, start=steps * (epoch - 1) + 1):  # batch
+                optimizer.step(partial(evaluated, images, targets))  # type: ignore[arg-type]  # update
+                check_finite(tally.recent, step, learning_rate(optimizer))
+                schedule.after_batch()
+                average.update()
                 progress.update()
 
-            scores = batches.scores(nn.Sequential(normalise, net), validation.images)
+            scores = batches.scores(nn.Sequential(normalise, average.net), validation.images)
             row = {
                 "epoch": epoch,
                 "lr": lr,
-                "train/loss": total / len(training.labels),
-                "train/accuracy": correct / len(training.labels),
+                "train/loss": tally.loss,
+                "train/accuracy": tally.accuracy,
                 "valid/loss": criterion(scores, validation.labels).item(),
                 "valid/accuracy": metrics.accuracy(scores.argmax(1), validation.labels),
             }
             rows.append({name: fixed(value) for name, value in row.items()})
-            check_finite([*recent, row["valid/loss"]], steps * epoch, lr)
+            check_finite([*tally.recent, row["valid/loss"]], steps * epoch, lr)
+            schedule.after_epoch(row["valid/loss"])
             run.log_epoch(rows[-1])
             report(rows[-1], knobs.epochs, progress)
             if not best or rank(rows[-1]) > rank(best):
                 best = rows[-1]
-                best_weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+                best_weights = {name: tensor.clone() for name, tensor in average.net.state_dict().items()}
+            if options.is_over(epoch, int(best["epoch"]), knobs.early_stopping):
+                break
 
         description = checkpoints.Description(
             net=shape,
@@ -107,8 +132,8 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
             valid_loss=best["valid/loss"],
         )
         checkpoints.save(weights, best_weights, description)
-        with replacing(history) as partial:
-            write_csv(partial, pd.DataFrame(rows).astype({"epoch": int}))
+        with replacing(history) as rewritten:
+            write_csv(rewritten, pd.DataFrame(rows).astype({"epoch": int}))
         run.log({"seconds/training": time.perf_counter() - started})
         run.trained(weights)
     print(f"kept epoch {description.epoch}: validation accuracy {description.valid_accuracy:.4f}")
@@ -119,7 +144,7 @@ def learning_rate(optimizer: optim.Optimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
-def check_finite(losses: Sequence[float], step: int, lr: float) -> None:
+def check_finite(losses: Iterable[float], step: int, lr: float) -> None:
     """Raise InputError if the last of the losses is NaN or infinite."""
     *before, last = losses
     if not math.isfinite(last):

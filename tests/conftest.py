@@ -21,10 +21,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import params
-from stages.circumstances import Origin
 from stages.evaluate import evaluate
 from stages.prepare import prepare
-from stages.store import Store
 from stages.tracking import Tracker
 from stages.train import train
 
@@ -62,14 +60,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits") / "prepared"
     prepare(changed({}).prepare, raw=folder / "none", prepared=folder)
     return folder
-
-
-class Off(Tracker):
-    """A tracker that was switched off, as after a failure."""
-
-    def __init__(self) -> None:
-        super().__init__(Store("", ""), {}, Origin({}))
-        self._off = True
 
 
 class Project:

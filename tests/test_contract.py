@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from stages import params
 from stages.evaluate import evaluate
 from stages.prepare import prepare
+from stages.tracking import Tracker
 from stages.train import train
-from tests.conftest import ROOT, STARTS, Off, changed, clean_environment, yaml
+from tests.conftest import ROOT, STARTS, changed, clean_environment, yaml
 
 PIPELINE = yaml.load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = ["prepare", "train", "evaluate"]
@@ -140,9 +141,9 @@ def test_each_stage_lists_the_params_that_it_reads(tmp_path: Path) -> None:
     knobs, read = changed({"train.epochs": 1}), {stage: set[str]() for stage in STAGES}
     folder, weights, history = tmp_path / "prepared", tmp_path / "net", tmp_path / "train.csv"
     prepare(Read(knobs, "", read["prepare"]).prepare, tmp_path, folder)
-    train(Read(knobs, "", read["train"]).train, folder, STARTS, weights, history, Off())
+    train(Read(knobs, "", read["train"]).train, folder, STARTS, weights, history, Tracker.off())
     everything: Any = Read(knobs, "", read["evaluate"])
-    evaluate(everything, weights, folder, history, tmp_path / "evaluate.json", tmp_path / "plots", Off())
+    evaluate(everything, weights, folder, history, tmp_path / "evaluate.json", tmp_path / "plots", Tracker.off())
     for stage in STAGES:
         listed = tuple(PIPELINE[stage]["params"])
         covered = {

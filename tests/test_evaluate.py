@@ -12,14 +12,15 @@ from sklearn import metrics
 from stages import checkpoints
 from stages.command import InputError
 from stages.evaluate import evaluate
+from stages.tracking import Tracker
 from stages.train import train
-from tests.conftest import STARTS, Off, Project, changed
+from tests.conftest import STARTS, Project, changed
 
 
 def results(digits: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate, and return the metrics."""
     knobs = changed(changes)
-    train(knobs.train, digits, STARTS, folder / "net.safetensors", folder / "train.csv", Off())
+    train(knobs.train, digits, STARTS, folder / "net.safetensors", folder / "train.csv", Tracker.off())
     return evaluated(digits, folder, changes)
 
 
@@ -31,7 +32,7 @@ def evaluated(digits: Path, folder: Path, changes: dict[str, Any]) -> dict[str, 
         history=folder / "train.csv",
         results=folder / "evaluate.json",
         plots=folder / "plots",
-        tracker=Off(),
+        tracker=Tracker.off(),
     )
     values: dict[str, Any] = json.loads((folder / "evaluate.json").read_text())
     return values

@@ -71,7 +71,7 @@ def test_checked_overrides_are_applied_as_dvc_applies_them() -> None:
     knobs = check(
         ["train.seed=3", "train.net.arguments.Net.widths=[4,8]", "+train.optimizer.arguments.SGD.momentum=0.5"]
     )
-    assert (knobs.train.seed, knobs.train.net.arguments.Net.widths) == (3, [4, 8])
+    assert (knobs.train.seed, knobs.train.net.arguments["Net"]["widths"]) == (3, [4, 8])
     assert knobs.train.optimizer.arguments == {"SGD": {"momentum": 0.5}}
 
 

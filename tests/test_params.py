@@ -18,7 +18,7 @@ def load_with(tmp_path: Path, old: str, new: str) -> params.Params:
 def test_committed_params_are_read() -> None:
     knobs = params.load(ROOT / "params.yaml")
     assert knobs.prepare.source == "digits"
-    assert knobs.train.net.arguments.Net.widths == [32]
+    assert knobs.train.net.arguments["Net"]["widths"] == [32]
     assert knobs.train.optimizer.lr is None
 
 

@@ -18,13 +18,14 @@ from torch import nn
 
 from stages import batches, checkpoints, metrics
 from stages.command import InputError
+from stages.tracking import Tracker
 from stages.train import check_finite, rank, train
-from tests.conftest import ROOT, STARTS, Off, Project, changed, clean_environment
+from tests.conftest import ROOT, STARTS, Project, changed, clean_environment
 
 
 def trained(digits: Path, folder: Path, changes: dict[str, Any]) -> tuple[bytes, bytes]:
     knobs = changed({"train.epochs": 3} | changes).train
-    train(knobs, digits, STARTS, folder / "net.safetensors", folder / "train.csv", Off())
+    train(knobs, digits, STARTS, folder / "net.safetensors", folder / "train.csv", Tracker.off())
     return (folder / "net.safetensors").read_bytes(), (folder / "train.csv").read_bytes()
 
 

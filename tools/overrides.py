@@ -104,7 +104,7 @@ def check(overrides: Sequence[str], file: Path = Path("params.yaml")) -> params.
         except InputError as error:
             raise InputError(str(error).replace(str(changed), f"params.yaml with {given}")) from error
     loss, optimizer, schedule = knobs.train.loss, knobs.train.optimizer, knobs.train.schedule
-    check_names("train.loss", loss.name, loss.arguments, losses.LOSSES)
-    check_names("train.optimizer", optimizer.name, optimizer.arguments, optimizers.OPTIMIZERS)
-    check_names("train.schedule", schedule.name, schedule.arguments, schedules.SCHEDULES)
+    check_names("train.loss", loss.name, loss.arguments, losses.LOSSES, losses.REFUSED)
+    check_names("train.optimizer", optimizer.name, optimizer.arguments, optimizers.OPTIMIZERS, optimizers.REFUSED)
+    check_names("train.schedule", schedule.name, schedule.arguments, schedules.SCHEDULES, schedules.REFUSED)
     return knobs

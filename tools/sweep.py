@@ -1,7 +1,7 @@
 """Sweep: many experiments, several at once. Whatever fails or is killed, the same command goes on where it stopped.
 
     python -m tools.sweep --jobs 2 -S train.optimizer.name=SGD,Adam -S train.seed=0,1,2
-    python -m tools.sweep --search 20 -S 'train.optimizer.lr=tag(log,interval(1e-4,1e-1))' -S train.net.arguments.Net.widths=[16],[32]
+    python -m tools.sweep --search 20 -S 'train.optimizer.lr=tag(log,interval(1e-4,1e-1))' -S train.batch_size=32,64
 
 Overrides are those of `dvc exp run -S`; every combination of their values is run. With --search, Optuna chooses from
 the values and intervals, and trainings that fall behind are stopped. Each experiment is an ordinary one of DVC, and a

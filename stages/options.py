@@ -1,0 +1,47 @@
+"""What a training can do besides, each a no-op object when it is off."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+def precision(name: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """Return what makes the context of a forward pass: for "bfloat16" torch.autocast, which picks what suffers it."""
+    return nullcontext if name == "float32" else lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def clipping(net: nn.Module, norm: float | None) -> Callable[[], object]:
+    """Return what scales the net's gradient down to the L2 norm `norm` where it is larger; None: nothing does.
+
+    Pascanu et al., "On the difficulty of training recurrent neural networks", ICML 2013.
+    """
+    return (lambda: None) if norm is None else lambda: nn.utils.clip_grad_norm_(net.parameters(), norm)
+
+
+@dataclass(frozen=True)
+class Average:
+    """A net whose weights follow those of the one that is trained."""
+
+    net: nn.Module
+    update: Callable[[], None]  # after every step
+
+
+def average(net: nn.Module, decay: float | None) -> Average:
+    """Return the exponential moving average of the net's weights and buffers; None: the net itself.
+
+    After each step the average is decay * average + (1 - decay) * weights: Polyak and Juditsky, "Acceleration of
+    stochastic approximation by averaging", 1992, with weights that fade.
+    """
+    if decay is None:
+        return Average(net, lambda: None)
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return Average(averaged.module, lambda: averaged.update_parameters(net))
+
+
+def is_over(epoch: int, best: int, patience: int | None) -> bool:
+    """Return whether `patience` epochs have passed since the best one; None: never."""
+    return patience is not None and epoch - best >= patience
