@@ -47,6 +47,51 @@ def test_two_trainings_are_equal_bit_for_bit(digits: Path, tmp_path: Path, chang
     assert trained(digits, tmp_path / "three", changes | {"train.seed": 1}) != first
 
 
+OPTIONS: list[dict[str, Any]] = [
+    {"train.clip_norm": 0.5},
+    {"train.ema_decay": 0.9},
+    {"train.precision": "bfloat16"},
+    {"train.optimizer.name": "LBFGS"},
+    {"train.optimizer.name": "Muon"},
+    {"train.schedule.name": "CyclicLR"},
+    {"train.schedule.name": "ExponentialLR"},
+    {"train.loss.name": "SoftMarginLoss"},
+]
+
+
+@pytest.mark.parametrize("changes", OPTIONS)
+def test_options_change_the_weights_and_repeat_bit_for_bit(
+    digits: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    first = trained(digits, tmp_path / "one", changes)
+    assert trained(digits, tmp_path / "two", changes) == first
+    plain = trained(digits, tmp_path / "plain", {})
+    assert plain != first
+
+
+def test_wide_limits_change_nothing(digits: Path, tmp_path: Path) -> None:
+    plain = trained(digits, tmp_path / "plain", {})
+    wide = {"train.clip_norm": 1e9, "train.early_stopping": 100}
+    assert trained(digits, tmp_path / "wide", wide) == plain
+
+
+def test_early_stopping_ends_after_epochs_without_a_better_one(digits: Path, tmp_path: Path) -> None:
+    whole, stopped = {"train.epochs": 20, "train.schedule.name": "ConstantLR"}, {"train.early_stopping": 2}
+    trained(digits, tmp_path / "whole", whole)
+    trained(digits, tmp_path / "stopped", whole | stopped)
+    history = pd.read_csv(tmp_path / "whole/train.csv")
+    best, over = 0, 0
+    for epoch in range(len(history)):
+        if rank(history.iloc[epoch].to_dict()) > rank(history.iloc[best].to_dict()):
+            best = epoch
+        if epoch - best >= 2:
+            over = epoch
+            break
+    assert 3 <= over < 19
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "stopped/train.csv"), history[: over + 1])
+    assert checkpoints.load(tmp_path / "stopped/net.safetensors")[1].epoch == best + 1
+
+
 def test_history_and_kept_epoch_agree_with_the_weights(digits: Path, tmp_path: Path) -> None:
     trained(digits, tmp_path, {"train.epochs": 6})
     history = pd.read_csv(tmp_path / "train.csv")
