@@ -1,75 +1,168 @@
-"""Weights on disk: a safetensors file that also holds what rebuilds the Net. No pickle: reading one runs no code."""
+"""Weights on disk: a safetensors file that also holds what rebuilds the net. Reading one, ours or not, runs no code."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from stages import nets
+from stages.batches import Normalise
 from stages.command import InputError
-from stages.nets import Net, initial
 from stages.outputs import replacing
 
 # One metadata key only: safetensors writes several in a random order, and the file's bytes would change.
 KEY = "repronet"
 
+Weights = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class Description:
-    """What the weights are: enough to rebuild the Net, to feed it, and to start its training again."""
+    """What the weights are: enough to rebuild the net, to feed it, and to start its training again."""
 
-    net: dict[str, Any]  # arguments of nets.Net
-    bias_start: float | None
+    net: dict[str, Any]  # what nets.build takes
     seed: int
     classes: list[str]
     mean: list[float]  # of each channel, on a scale of 0 to 1
     std: list[float]
+    transforms: list[Any]  # of the images before that, as params.yaml lists them
     epoch: int  # the one whose weights these are
     valid_accuracy: float
     valid_loss: float
 
-    def untrained(self) -> Net:
-        """Return the Net as it was before the first step."""
-        return initial(self.net, self.bias_start, self.seed)
+    def untrained(self) -> nn.Module:
+        """Return the net as its seed starts it: as it was before the first step, where that was no earlier weights."""
+        return nets.initial(self.net, self.seed)
+
+    def fixed(self) -> nn.Module:
+        """Return the transforms: a module that takes uint8 images, (n, h, w) or (n, 3, h, w), as they are prepared."""
+        return nn.Identity()
+
+    def classifier(self, net: nn.Module) -> nn.Sequential:
+        """Return `net` with what comes before it: transforms, then mean 0 and deviation 1."""
+        return nn.Sequential(self.fixed(), Normalise(self.mean, self.std), net)
 
 
-def save(path: Path, weights: dict[str, Tensor], description: Description) -> None:
+def save(path: Path, weights: Weights, description: Description) -> None:
     """Write the file; equal arguments give equal bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={KEY: json.dumps(asdict(description), sort_keys=True, allow_nan=False)})
 
 
-def load(path: Path) -> tuple[Net, Description]:
-    """Return the Net with the file's weights, on the CPU, in evaluation mode.
+def load(path: Path) -> tuple[nn.Module, Description]:
+    """Return the net with the file's weights, on the CPU, in evaluation mode.
 
-    Raises InputError if the file is absent, cut, not ours, or its weights do not fit the Net that it describes.
+    Raises InputError if the file is absent, cut, not ours, or its weights do not fit the net that it describes.
+    """
+    weights, description = read(path)
+    if description is None:
+        raise InputError(
+            f"{path} does not say which net its weights belong to: it has no metadata {KEY!r}.\n"
+            "Only files written by stages.train do; train it again with dvc repro."
+        )
+    return rebuilt(path, weights, description), description
+
+
+def read(path: Path) -> tuple[Weights, Description | None]:
+    """Return the tensors of a safetensors file, or of a state dict that torch.save wrote; and of ours what they are.
+
+    Raises InputError if the file is absent or cut, or holds anything that reading would have to run.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = file.keys()
-            weights = {name: file.get_tensor(name) for name in names}
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if start[8:] != b"{":  # where safetensors keeps its header, after the header's length
+        return _state_dict(path), None
+    try:
+        with safe_open(path, framework="pt") as safe:
+            metadata = safe.metadata() or {}
+            names = safe.keys()
+            weights = {name: safe.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+    if KEY not in metadata:
+        return weights, None
     try:
-        description = Description(**json.loads(metadata[KEY]))
-        net = Net(**description.net)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        return weights, Description(**json.loads(metadata[KEY]))
+    except (TypeError, json.JSONDecodeError) as error:
         raise InputError(
-            f"{path} does not say which Net its weights belong to (metadata key {KEY!r}: {error!r}).\n"
-            "Only files written by stages.train do; train it again with dvc repro."
+            f"{path} does not say what its weights are in a way that this version reads: {error}"
         ) from error
-    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def rebuilt(path: Path, weights: Weights, description: Description) -> nn.Module:
+    """Return the described net with the weights of the file at `path`, on the CPU, in evaluation mode.
+
+    Raises InputError that names every tensor that does not fit, with both shapes.
+    """
+    try:
+        net = nets.build(**description.net)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} does not say which net its weights belong to: {error}") from error
+    _fill(net, path, weights)
+    return net.eval()
+
+
+def start(net: nn.Module, shape: dict[str, Any], folder: Path, name: str | None, new_head: bool) -> None:
+    """Give `net`, made by nets.build(**shape), the weights in the file `name` of `folder`; where that is None, none.
+
+    With `new_head`, the last layer keeps its own. Raises InputError if the file leaves the folder, cannot be read, or
+    has other tensors, each of which it names with both shapes.
+    """
+    if name is None:
+        return
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"train.init_from: {name!r} leaves {folder}, of which alone DVC knows what it holds")
+    if not path.is_file():
+        there = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+        raise InputError(f"train.init_from: {name!r} is no file in {folder}; there: {', '.join(there[:20]) or 'none'}")
+    try:
+        _fill(net, path, read(path)[0], nets.head(net, shape) if new_head else ())
+    except InputError as error:
+        hint = "" if new_head else "\nWith train.new_head: true, the last layer need not fit."
+        raise InputError(f"train.init_from: {error}{hint}") from error
+
+
+def _state_dict(path: Path) -> Weights:
+    """Return what torch.save wrote: tensors by name, maybe under "state_dict", maybe named as DataParallel does."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a stranger's file can raise; torch's advice is to read it with all its code
+        raise InputError(
+            f"{path} is neither safetensors nor a state dict of tensors alone, as torch.save(net.state_dict(), path)"
+            f" writes it ({type(error).__name__}). Nothing in it has been run."
+        ) from error
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        keys = ", ".join(map(str, list(found)[:10])) if isinstance(found, dict) else type(found).__name__
+        raise InputError(f"{path} holds no state dict, alone or under 'state_dict', but: {keys or 'nothing'}")
+    names = [str(name) for name in found]
+    prefix = "module." if all(name.startswith("module.") for name in names) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in zip(names, found.values(), strict=True)}
+
+
+def _fill(net: nn.Module, path: Path, weights: Weights, left: Collection[str] = ()) -> None:
+    """Copy the weights into the net, but those `left`. Raises InputError that names what does not fit."""
+    expected, found = (
+        {name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in left}
+        for tensors in (net.state_dict(), weights)
+    )
     if expected != found:
         names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         rows = [
-            f"{name}: the Net has {expected.get(name, 'none')}, the file {found.get(name, 'none')}" for name in names
+            f"{name}: the net has {expected.get(name, 'none')}, the file {found.get(name, 'none')}" for name in names
         ]
-        raise InputError("\n  ".join([f"the weights in {path} do not fit the Net:", *rows]))
-    net.load_state_dict(weights)
-    return net.eval(), description
+        more = [f"and {len(rows) - 20} more"] if len(rows) > 20 else []
+        raise InputError("\n  ".join([f"the weights in {path} do not fit the net:", *rows[:20], *more]))
+    net.load_state_dict({name: weights[name] for name in expected}, strict=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
@@ -41,13 +41,16 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def paths(program: str, description: str | None, **names: str) -> dict[str, Path]:
-    """Return the paths on the command line of a stage, which takes nothing else; `names` holds the help for each."""
+def paths(program: str, description: str | None, optional: Collection[str] = (), **names: str) -> dict[str, Any]:
+    """Return the paths on the command line of a stage, which takes nothing else; `names` holds the help for each.
+
+    An `optional` one that is not given is None.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, prog=f"python -m {program}"
     )
     for name, text in names.items():
-        parser.add_argument(name, type=Path, help=text)
+        parser.add_argument(name, type=Path, help=text, nargs="?" if name in optional else None)
     return vars(parser.parse_args())
 
 

@@ -1,17 +1,25 @@
-"""Evaluate: the trained Net on the test split, which nothing before this has looked at.
+"""Evaluate: the trained net on the test split, which nothing before this has looked at.
 
     python -m stages.evaluate models/net.safetensors data/prepared metrics/train.csv metrics/evaluate.json plots
 
 writes the metrics and, under plots, predictions.csv (one row a test image), classes.csv (one row a class) and
 pictures. The results complete the training's run in MLflow. Digits take 5 s, Fashion-MNIST 8 s, on two
 cores of an x86-64 server.
+
+Weights from elsewhere, safetensors or a state dict of torch.save, are scored without a history:
+
+    python -m stages.evaluate data/weights/course.pt data/prepared scores/evaluate.json scores/plots
+
+Their net is the one that params.yaml's train.net names, their images are transformed by train.transforms.eval and
+normalised by the prepared set's own mean and deviation. Nothing of this goes to MLflow.
 """
 
+import math
 import sys
 from pathlib import Path
 
 import pandas as pd
-from torch import nn
+from torch import Tensor
 
 from stages import batches, checkpoints, command, determinism, losses, metrics, nets, params, pictures
 from stages.outputs import fixed, replacing, write_csv, write_json
@@ -23,9 +31,10 @@ def main() -> None:
     arguments = command.paths(
         "stages.evaluate",
         __doc__,
-        weights="file that train wrote, e.g. models/net.safetensors",
+        optional=["history"],
+        weights="file that train wrote, e.g. models/net.safetensors, or weights from elsewhere",
         prepared="folder that prepare wrote, e.g. data/prepared",
-        history="file that train wrote, e.g. metrics/train.csv",
+        history="file that train wrote, e.g. metrics/train.csv; without it nothing is logged",
         results="file to write, e.g. metrics/evaluate.json",
         plots="folder to write, e.g. plots",
     )
@@ -34,19 +43,26 @@ def main() -> None:
 
 
 def evaluate(
-    knobs: params.Params, weights: Path, prepared: Path, history: Path, results: Path, plots: Path, tracker: Tracker
+    knobs: params.Params,
+    weights: Path,
+    prepared: Path,
+    history: Path | None,
+    results: Path,
+    plots: Path,
+    tracker: Tracker,
 ) -> None:
     """Write `results` and the folder `plots`. Raises InputError if the weights do not fit the prepared set."""
+    check_outputs(history, results, plots)
     device = determinism.set_up(knobs.train.device, knobs.train.threads)
 
     # Data and net. The classifier takes images as they are prepared; its mean and deviation are the training's.
     data = batches.Prepared(prepared)
-    net, description = checkpoints.load(weights)
-    check_fit(description, data, weights)
     test = data.split("test", device)
-    normalise = batches.Normalise(description.mean, description.std)
-    classifier = nn.Sequential(normalise, net)
-    untrained = nn.Sequential(normalise, description.untrained())
+    tensors, described = checkpoints.read(weights)
+    description = described or outside(knobs.train, data, weights, history)
+    check_fit(description, data, test.images[:1].cpu(), weights)
+    net = checkpoints.rebuilt(weights, tensors, description)
+    classifier, untrained = description.classifier(net), description.classifier(description.untrained())
 
     # Predictions.
     scores = batches.scores(classifier.to(device), test.images).cpu()
@@ -66,44 +82,97 @@ def evaluate(
         "macro_f1": per_class.f1.mean().item(),
     }
     values = {name: fixed(value) for name, value in values.items()} | {"never_predicted": len(never_predicted)}
+    if not math.isfinite(values["loss"]):
+        raise command.InputError(f"{weights}: the loss on the test images is {values['loss']}, which is no result")
 
     # Outputs.
     with replacing(results) as partial:
-        write_json(partial, values | {"valid_accuracy": description.valid_accuracy})
+        write_json(partial, values | ({"valid_accuracy": description.valid_accuracy} if described else {}))
     with replacing(plots) as partial:
         partial.mkdir()
         predictions = pd.DataFrame(probabilities.numpy(), columns=data.classes)
-        predictions.insert(0, "index", test.index.numpy())
-        predictions.insert(1, "label", [data.classes[label] for label in labels])
-        predictions.insert(2, "predicted", [data.classes[label] for label in predicted])
+        # A class may have the name of one of these columns.
+        predictions.insert(0, "index", test.index.numpy(), allow_duplicates=True)
+        predictions.insert(1, "label", [data.classes[label] for label in labels], allow_duplicates=True)
+        predictions.insert(2, "predicted", [data.classes[label] for label in predicted], allow_duplicates=True)
         write_csv(partial / "predictions.csv", predictions, float_format="%.6f")
         classes = pd.DataFrame({"class": data.classes} | vars(per_class))
         write_csv(partial / "classes.csv", classes)
 
+        # Pictures. Of the splits, which may be larger than memory, only the images that are drawn are taken.
         drawn = partial / "pictures"
         drawn.mkdir()
-        pictures.learning_curves(drawn / "learning_curves.png", pd.read_csv(history), description.epoch)
+        if history:
+            pictures.learning_curves(drawn / "learning_curves.png", pd.read_csv(history), description.epoch)
         pictures.confusion(drawn / "confusion.png", table, data.classes)
         pictures.classes(drawn / "classes.png", classes)
-        pictures.mistakes(drawn / "mistakes.png", test.images.cpu(), labels, predicted, probabilities, data.classes)
-        training, image = data.split("train", scores.device), test.images[:1].cpu()
-        pictures.examples(drawn / "examples.png", training.images, training.labels, data.classes)
-        for name, before, after, pooled in nets.activations(net.cpu(), normalise.cpu()(image)):
-            pictures.filters(drawn / f"filters_{name}.png", name, net.get_parameter(f"{name}.weight").detach())
+        wrong = pictures.most_confident(labels, predicted, probabilities)
+        mistaken = (labels[wrong], predicted[wrong], probabilities[wrong])
+        count = int((predicted != labels).sum())
+        pictures.mistakes(drawn / "mistakes.png", test.images[wrong].cpu(), *mistaken, data.classes, count)
+        training = data.split("train", scores.device)
+        first = pictures.first_of_each(training.labels, len(data.classes))
+        pictures.examples(drawn / "examples.png", training.images[first], training.labels[first], data.classes)
+        image, net = test.images[:1].cpu(), net.cpu()
+        for name, convolution in nets.convolutions(net).items():
+            pictures.filters(drawn / f"filters_{name}.png", name, convolution.weight.detach())
+        for name, before, after, pooled in nets.activations(net, classifier.cpu()[:-1](image)):
             pictures.activations(drawn / f"activations_{name}.png", name, image[0], before[0], after[0], pooled[0])
 
-    tracker.evaluated(Record(weights, prepared, history, results, plots))
+    if history:
+        tracker.evaluated(Record(weights, prepared, history, results, plots))
     print(f"test accuracy {values['accuracy']:.4f}, before training {values['accuracy_untrained']:.4f}")
     if never_predicted:
         print(f"warning: never predicted: {', '.join(never_predicted)}", file=sys.stderr)
 
 
-def check_fit(description: checkpoints.Description, data: batches.Prepared, weights: Path) -> None:
-    """Raise InputError, naming what differs, if the weights are of another kind of images or other classes."""
+def check_outputs(history: Path | None, results: Path, plots: Path) -> None:
+    """Raise InputError where a path that was forgotten would have results take the place of something else."""
+    if history is None and results.suffix != ".json":
+        raise command.InputError(f"RESULTS: {str(results)!r}, should be a file to write that ends in .json")
+    if plots.exists() and not (plots / "predictions.csv").exists():
+        raise command.InputError(f"PLOTS: {str(plots)!r} is there and holds no predictions.csv: it is not replaced")
+
+
+def outside(
+    knobs: params.Train, data: batches.Prepared, weights: Path, history: Path | None
+) -> checkpoints.Description:
+    """Return what weights that do not say what they are must be. Raises InputError if there is a history of them."""
+    if history:
+        raise command.InputError(
+            f"{weights} does not say which net its weights belong to, so {history} is not of their training.\n"
+            "Leave that out to score them in the net that params.yaml's train.net names."
+        )
+    shape = nets.shape(
+        **knobs.net.model_dump(),
+        n_classes=len(data.classes),
+        channels=data.channels,
+        image_size=data.image_size,
+        auto=losses.output(knobs.loss.name),
+    )
+    return checkpoints.Description(
+        net=shape,
+        seed=knobs.seed,
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        transforms=knobs.transforms.eval,
+        epoch=0,
+        valid_accuracy=math.nan,
+        valid_loss=math.nan,
+    )
+
+
+def check_fit(description: checkpoints.Description, data: batches.Prepared, image: Tensor, weights: Path) -> None:
+    """Raise InputError, naming what differs, if the weights are of another kind of images or other classes.
+
+    `image` is one of the prepared ones, uint8 (1, h, w) or (1, 3, h, w).
+    """
+    given = description.fixed()(image)
     pairs = {
         "classes": (description.classes, data.classes),
-        "channels": (description.net["channels"], data.channels),
-        "image size": (description.net["image_size"], data.image_size),
+        "channels": (description.net["channels"], given.shape[1] if given.ndim == 4 else 1),
+        "image size": (description.net["image_size"], given.shape[-1]),
     }
     rows = [f"{name}: weights {ours}, prepared {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
     if rows:

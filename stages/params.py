@@ -1,7 +1,7 @@
 """params.yaml, parsed once into frozen typed objects. What each knob means stands beside it in params.yaml."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -110,33 +110,44 @@ def load(path: Path = Path("params.yaml")) -> Params:
         raise InputError(f"{path}: {error.strerror}") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
+    return checked(Params, values, "", str(path))
+
+
+S = TypeVar("S", bound=Section)
+
+
+def checked(kind: type[S], values: Any, where: str, title: str = "") -> S:
+    """Return `values` as a section that stands at `where` in params.yaml, a dotted name.
+
+    Raises InputError that names every unknown, missing, mistyped or out-of-range key, under a `title`.
+    """
     try:
-        return Params.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        problems = [_explain(kind, where, problem) for problem in error.errors()]
         more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise InputError("\n  ".join([f"{path} has {len(problems)} wrong:", *problems[:20], *more])) from error
+        head = f"{title or where} has {len(problems)} wrong:"
+        raise InputError("\n  ".join([head, *problems[:20], *more])) from error
 
 
-def _explain(problem: Any) -> str:
+def _explain(kind: type[Section], where: str, problem: Any) -> str:
     """Return one line for one of pydantic's error records."""
     location = [str(part) for part in problem["loc"]]
-    where, kind = ".".join(location) or "the file", problem["type"]
-    if kind == "missing":
+    where, what = ".".join(filter(None, [where, *location])) or "the file", problem["type"]
+    if what == "missing":
         return f"{where}: missing"
-    if kind == "extra_forbidden":
-        return f"{where}: unknown key{unknown(location[-1], _keys(location[:-1]))}"
-    if kind == "model_type":
-        return f"{where}: {problem['input']!r}, should be a section with the keys {', '.join(_keys(location))}"
+    if what == "extra_forbidden":
+        return f"{where}: unknown key{unknown(location[-1], _keys(kind, location[:-1]))}"
+    if what == "model_type":
+        return f"{where}: {problem['input']!r}, should be a section with the keys {', '.join(_keys(kind, location))}"
     return f"{where}: {problem['input']!r}, should be {problem['msg'].removeprefix('Input should be ')}"
 
 
-def _keys(location: list[str]) -> list[str]:
-    """Return the keys that the section at `location` has."""
-    section: type[BaseModel] = Params
+def _keys(kind: type[BaseModel], location: list[str]) -> list[str]:
+    """Return the keys that the section at `location` of such a one has."""
     for part in location:
-        annotation = section.model_fields[part].annotation
+        annotation = kind.model_fields[part].annotation
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel)
-        section = annotation
-    return list(section.model_fields)
+        kind = annotation
+    return list(kind.model_fields)

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from torch import nn
 
 from stages import checkpoints
-from stages.batches import Facts, Normalise
+from stages.batches import Facts
 from stages.outputs import sha256
 
 # Tags that tie a run to what it made, by which it is found again.
@@ -22,7 +22,7 @@ class Contents:
     """What the files hold."""
 
     data: Facts
-    classifier: nn.Module  # takes uint8 images (n, h, w), gives scores (n, n_classes)
+    classifier: nn.Module  # takes uint8 images (n, h, w) or (n, 3, h, w), gives scores (n, n_classes)
     metrics: dict[str, float]
     history: list[dict[str, float]]  # one row an epoch
     lock: str  # dvc.lock as it is while evaluate runs; "" where there is none, since a stage was run by hand
@@ -49,7 +49,7 @@ class Record:
         evaluated = json.loads(self.results.read_text(encoding="utf-8"))
         return Contents(
             data=Facts(self.prepared),
-            classifier=nn.Sequential(Normalise(description.mean, description.std), net),
+            classifier=description.classifier(net),
             metrics={f"test/{name}": value for name, value in evaluated.items() if name != "valid_accuracy"}
             | {
                 "best/epoch": description.epoch,

@@ -143,7 +143,7 @@ def dataset(data: Facts, split: str) -> "DatasetInput":
 
 
 def log_model(run_id: str, classifier: torch.nn.Module, data: Facts) -> str:
-    """Log `classifier`, which takes uint8 images (n, h, w) and gives scores (n, n_classes), and return its id.
+    """Log `classifier` and return its id. It takes uint8 images, (n, h, w) or (n, 3, h, w), and gives (n, n_classes).
 
     It is exported as a graph (pt2) that needs no code of ours and loads with pickle forbidden.
     """
@@ -152,7 +152,7 @@ def log_model(run_id: str, classifier: torch.nn.Module, data: Facts) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    image = (data.image_size, data.image_size)
+    image = (data.channels,) * (data.channels > 1) + (data.image_size, data.image_size)
     # Signature and requirements are given, since to infer them MLflow would load the model again in a new process.
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *image))]),

@@ -56,13 +56,18 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
     training, validation = data.split("train", device), data.split("valid", device)
     normalise = batches.Normalise(data.mean, data.std).to(device)
 
-    # Net: its input and output sizes follow from the data.
-    shape = dict(knobs.net.arguments["Net"])
-    bias_start = shape.pop("bias_start")
-    if shape["output"] == "auto":
-        shape["output"] = losses.output(knobs.loss.name)
-    shape |= {"n_classes": len(data.classes), "channels": data.channels, "image_size": data.image_size}
-    net = nets.initial(shape, bias_start, knobs.seed).to(device)
+    # Net: its input and output sizes follow from the data; its weights from the seed, or from earlier ones.
+    shape = nets.shape(
+        **knobs.net.model_dump(),
+        n_classes=len(data.classes),
+        channels=data.channels,
+        image_size=data.image_size,
+        auto=losses.output(knobs.loss.name),
+    )
+    net = nets.initial(shape, knobs.seed)
+    checkpoints.start(net, shape, starts, knobs.init_from, knobs.new_head)
+    nets.check_batch(net, shape, len(training.labels) % knobs.batch_size or knobs.batch_size)
+    net = net.to(device)
 
     # Loss, optimizer, schedule, and what is off by default.
     criterion = losses.criterion(**knobs.loss.model_dump(), n_classes=len(data.classes), device=device)
@@ -122,11 +127,11 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
 
         description = checkpoints.Description(
             net=shape,
-            bias_start=bias_start,
             seed=knobs.seed,
             classes=data.classes,
             mean=data.mean,
             std=data.std,
+            transforms=knobs.transforms.eval,
             epoch=int(best["epoch"]),
             valid_accuracy=best["valid/accuracy"],
             valid_loss=best["valid/loss"],

@@ -21,7 +21,7 @@ def rates(name: str, arguments: dict[str, Any], epochs: int, steps: int, losses:
     """The learning rate of each step, an epoch a list, where the validation loss after each is as given."""
     built = sgd()
     plan = schedule(name, {name: arguments}, built, epochs, steps)
-    seen = []
+    seen: list[list[float]] = []
     for loss in losses:
         seen.append([])
         for _ in range(steps):

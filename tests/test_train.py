@@ -80,9 +80,10 @@ def test_early_stopping_ends_after_epochs_without_a_better_one(digits: Path, tmp
     trained(digits, tmp_path / "whole", whole)
     trained(digits, tmp_path / "stopped", whole | stopped)
     history = pd.read_csv(tmp_path / "whole/train.csv")
+    ranks = list(zip(history["valid/accuracy"], -history["valid/loss"], strict=True))
     best, over = 0, 0
     for epoch in range(len(history)):
-        if rank(history.iloc[epoch].to_dict()) > rank(history.iloc[best].to_dict()):
+        if ranks[epoch] > ranks[best]:
             best = epoch
         if epoch - best >= 2:
             over = epoch
