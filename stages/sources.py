@@ -1,4 +1,4 @@
-"""Where raw images come from: `load(name, raw)` returns them as arrays, checked."""
+"""Where images come from: `load(knobs, raw)` returns what is known of them before any file of the user is decoded."""
 
 import hashlib
 import sys
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
+from stages import folders, params
 from stages.command import InputError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -18,28 +20,63 @@ DOWNLOADS = Path("~/.cache/repronet")
 
 @dataclass(frozen=True)
 class Source:
-    images: npt.NDArray[np.uint8]  # (n, h, w), grayscale
-    labels: npt.NDArray[np.int64]  # (n,), indices into classes
+    rows: pd.DataFrame  # one row an image: source, label, split and reason, as stages.folders describes them
     classes: list[str]
-    names: list[str]  # (n,), where each image came from, without any path of this machine
-    n_test: int | None  # the last n_test images are the source's own test split; None: it has none
+    images: npt.NDArray[np.uint8] | None  # (n, h, w), grayscale; None: `source` names the files
 
 
-def load(name: str, raw: Path) -> Source:
-    """Return the source that `prepare.source` names; `raw` is the folder with what the user brought."""
-    return SOURCES[name](raw)
+def load(knobs: params.Prepare, raw: Path) -> Source:
+    """Return the source that `prepare.source` names; `raw` is the folder with what the user brought.
+
+    Raises InputError for what cannot be read as a whole. What is wrong with single images stands in their rows.
+    """
+    listed = knobs.classes
+    if listed is not None and (len(set(listed)) < len(listed) or len(listed) < 2):
+        raise InputError(f"prepare.classes: {listed}, should be two or more different names")
+    if knobs.source in BUILT_IN:
+        source = BUILT_IN[knobs.source](raw)
+        if listed not in (None, source.classes):
+            raise InputError(
+                f"prepare.classes: {listed}, should be null for {knobs.source}, whose own are {source.classes}"
+            )
+        return source
+
+    rows = BROUGHT[knobs.source](knobs.csv, raw)
+    if rows.empty:
+        raise InputError(f"prepare.path: {str(raw)!r} has no images")
+    if (given := set(rows["split"]) - {""}) and "train" not in given:
+        raise InputError(f"{raw} has no images for train, only for {', '.join(sorted(given))}")
+    usable = rows["reason"] == ""
+    rows.loc[usable & (rows["label"] == ""), "reason"] = "no label"
+    classes = listed or sorted(set(rows["label"]) - {""})
+    if len(classes) < 2:
+        raise InputError(
+            f"{raw} has images of {len(classes)} class{'es' if not classes else f', {classes[0]!r}'}; two are needed"
+        )
+    strange = (rows["reason"] == "") & ~rows["label"].isin(classes)
+    rows.loc[strange, "reason"] = "unknown label: " + rows.loc[strange, "label"] + ", which is not in prepare.classes"
+    return Source(rows, classes, None)
+
+
+def _built_in(
+    images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer], classes: list[str], names: list[str], n_test: int
+) -> Source:
+    """Return a source whose last `n_test` images are its own test split; 0: it has none."""
+    split = ["train"] * (len(labels) - n_test) + ["test"] * n_test if n_test else ""
+    label = np.array(classes, object)[labels]
+    return Source(pd.DataFrame({"source": names, "label": label, "split": split, "reason": ""}), classes, images)
 
 
 def _digits(_raw: Path) -> Source:
     from sklearn.datasets import load_digits  # 1 s to import, and only this source needs it
 
     digits = load_digits()
-    return Source(
+    return _built_in(
         images=np.round(digits.images * (255 / 16)).astype(np.uint8),  # from 17 levels, 0 to 16
-        labels=digits.target.astype(np.int64),
+        labels=digits.target,
         classes=["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
         names=[f"digits/{i}" for i in range(len(digits.target))],
-        n_test=None,
+        n_test=0,
     )
 
 
@@ -69,9 +106,9 @@ def _fashion_mnist(raw: Path) -> Source:
     train_images, train_labels, test_images, test_labels = (
         _read_idx(folder, name, expected, shape) for name, (expected, shape) in FASHION_MNIST.items()
     )
-    return Source(
+    return _built_in(
         images=np.concatenate([train_images, test_images]),
-        labels=np.concatenate([train_labels, test_labels]).astype(np.int64),
+        labels=np.concatenate([train_labels, test_labels]),
         classes=[
             "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
             "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -130,4 +167,8 @@ def _read_idx(folder: Path, name: str, expected: str, shape: tuple[int, ...]) ->
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-SOURCES: dict[str, Callable[[Path], Source]] = {"digits": _digits, "fashion_mnist": _fashion_mnist}
+BUILT_IN: dict[str, Callable[[Path], Source]] = {"digits": _digits, "fashion_mnist": _fashion_mnist}
+BROUGHT: dict[str, Callable[[params.Table, Path], pd.DataFrame]] = {
+    "folder": folders.from_folder,
+    "csv": folders.from_csv,
+}

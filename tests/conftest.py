@@ -17,7 +17,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import mlflow
+import numpy as np
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from stages import params
@@ -45,6 +47,13 @@ def changed(changes: dict[str, Any]) -> params.Params:
             section = section[part]
         section[key] = value
     return params.Params.model_validate(values)
+
+
+def write_image(path: Path, seed: int, side: int = 8, mode: str = "L", **options: Any) -> None:
+    """Write an image of random pixels that follow from `seed`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, len(mode)), dtype=np.uint8)
+    Image.fromarray(pixels.squeeze(), mode).save(path, **options)
 
 
 @pytest.fixture(autouse=True)

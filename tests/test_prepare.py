@@ -1,4 +1,3 @@
-import hashlib
 import json
 from pathlib import Path
 
@@ -8,37 +7,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from stages.command import InputError
-from stages.prepare import digest, mean_and_std, prepare, split_of
+from stages.prepare import prepare
 from tests.conftest import changed
-
-LABELS = np.array([0] * 20 + [1] * 40, dtype=np.int64)
-
-
-def counts(split: np.ndarray, labels: np.ndarray) -> dict[str, list[int]]:
-    return {name: np.bincount(labels[split == name], minlength=2).tolist() for name in ("train", "valid", "test")}
-
-
-def test_split_is_stratified() -> None:
-    split = split_of(LABELS, n_test=None, valid_fraction=0.1, test_fraction=0.25, seed=0)
-    assert counts(split, LABELS) == {"train": [13, 26], "valid": [2, 4], "test": [5, 10]}
-
-
-def test_the_source_s_own_test_split_is_kept() -> None:
-    split = split_of(LABELS, n_test=30, valid_fraction=0.1, test_fraction=0.25, seed=0)
-    assert (split[30:] == "test").all()
-    assert counts(split, LABELS) == {"train": [18, 9], "valid": [2, 1], "test": [0, 30]}
-
-
-def test_split_follows_from_the_seed() -> None:
-    one, same, other = (split_of(LABELS, None, 0.1, 0.2, seed) for seed in (5, 5, 6))
-    assert (one == same).all()
-    assert (one != other).any()
-
-
-def test_mean_and_deviation_are_exact() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (50, 4, 4), dtype=np.uint8)
-    assert mean_and_std(images) == pytest.approx((images.mean() / 255, images.std() / 255), rel=1e-12)
-    assert mean_and_std(np.array([[[0, 255]]], dtype=np.uint8)) == (0.5, 0.5)
 
 
 def test_prepared_digits(digits: Path) -> None:
@@ -62,12 +32,6 @@ def test_prepared_digits(digits: Path) -> None:
     assert facts["sizes"] == {"train": 1259, "valid": 179, "test": 359}
 
 
-def test_digest_is_of_images_and_labels() -> None:
-    images, labels = np.zeros((1, 2, 2), np.uint8), np.array([258])
-    expected = hashlib.sha256(b"\0\0\0\0" + b"\x02\x01\0\0\0\0\0\0").hexdigest()
-    assert digest(images, labels) == expected
-
-
 def test_twice_gives_the_same_bytes(digits: Path, tmp_path: Path) -> None:
     prepare(changed({}).prepare, tmp_path / "none", tmp_path / "again")
     names = sorted(path.name for path in digits.iterdir())
@@ -85,13 +49,24 @@ def test_an_earlier_folder_is_replaced_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "empty"),
+    ("changes", "counts"),
     [
-        ({"prepare.valid_fraction": 0.6, "prepare.test_fraction": 0.6}, "train"),
-        ({"prepare.valid_fraction": 0.0001, "prepare.test_fraction": 0.0001}, "valid, test"),
+        ({"prepare.valid_fraction": 0.6, "prepare.test_fraction": 0.6}, r"train 0, valid \d+, test \d+"),
+        ({"prepare.valid_fraction": 0.0001, "prepare.test_fraction": 0.0001}, r"train 178, valid 0, test 0"),
     ],
 )
-def test_fractions_that_leave_a_split_empty(tmp_path: Path, changes: dict[str, float], empty: str) -> None:
-    with pytest.raises(InputError, match=f"leave no image for {empty}"):
+def test_fractions_that_leave_a_split_empty(tmp_path: Path, changes: dict[str, float], counts: str) -> None:
+    with pytest.raises(InputError, match=rf"(?s)prepare\.valid_fraction 0.* too few:\n  zero: {counts}\n  one: "):
         prepare(changed(changes).prepare, tmp_path, tmp_path / "prepared")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_built_in_images_in_another_size_and_in_colour(digits: Path, tmp_path: Path) -> None:
+    knobs = changed({"prepare.channels": 3, "prepare.image_size": 16}).prepare
+    prepare(knobs, tmp_path, tmp_path / "prepared")
+    small, large = np.load(digits / "images.npy"), np.load(tmp_path / "prepared/images.npy")
+    assert large.shape == (1797, 3, 16, 16)
+    assert (large[:, 0] == large[:, 2]).all()
+    assert np.abs(large[:, 0].reshape(1797, 8, 2, 8, 2).mean(axis=(2, 4)) - small).mean() < 15
+    facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
+    assert (facts["channels"], facts["image_size"], len(facts["mean"]), len(facts["std"])) == (3, 16, 3, 3)

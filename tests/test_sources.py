@@ -21,6 +21,10 @@ from tests.conftest import changed
 NAMES = list(sources.FASHION_MNIST)
 
 
+def fashion_mnist(raw: Path) -> sources.Source:
+    return sources.load(changed({"prepare.source": "fashion_mnist"}).prepare, raw)
+
+
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     """A data/raw whose fashion_mnist holds the package's files."""
@@ -30,14 +34,15 @@ def raw(tmp_path: Path) -> Path:
 
 
 def test_from_debian_s_package(tmp_path: Path) -> None:
-    source = sources.load("fashion_mnist", tmp_path)
+    source = fashion_mnist(tmp_path)
+    assert source.images is not None
     assert source.images.shape == (70_000, 28, 28)
     assert source.images.dtype == np.uint8
-    assert np.bincount(source.labels).tolist() == [7000] * 10
-    assert source.n_test == 10_000
+    assert source.rows["label"].value_counts().to_dict() == dict.fromkeys(source.classes, 7000)
+    assert source.rows["split"].tolist() == ["train"] * 60_000 + ["test"] * 10_000
     # The first training image is an ankle boot, as its paper shows, the first test image too.
-    assert [source.classes[source.labels[i]] for i in (0, 1, 60_000)] == ["Ankle boot", "T-shirt/top", "Ankle boot"]
-    assert (source.names[0], source.names[60_000]) == ("train/0", "t10k/0")
+    assert source.rows["label"][[0, 1, 60_000]].tolist() == ["Ankle boot", "T-shirt/top", "Ankle boot"]
+    assert source.rows["source"][[0, 60_000]].tolist() == ["train/0", "t10k/0"]
 
 
 def test_from_the_user_s_files_gzipped_or_not(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +50,7 @@ def test_from_the_user_s_files_gzipped_or_not(raw: Path, monkeypatch: pytest.Mon
     packed = raw / "fashion_mnist" / f"{NAMES[0]}.gz"
     packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
-    assert sources.load("fashion_mnist", raw).images.shape == (70_000, 28, 28)
+    assert len(fashion_mnist(raw).rows) == 70_000
 
 
 @pytest.fixture
@@ -67,9 +72,12 @@ def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("mirror")
 def test_from_a_download_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = sources.load("fashion_mnist", tmp_path)
+    first = fashion_mnist(tmp_path).images
     monkeypatch.setattr(FashionMNIST, "mirrors", [])
-    assert np.array_equal(sources.load("fashion_mnist", tmp_path).images, first.images)
+    again = fashion_mnist(tmp_path).images
+    assert first is not None
+    assert again is not None
+    assert np.array_equal(again, first)
 
 
 def test_absent_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +98,7 @@ def test_a_cut_packed_file(raw: Path, cut: int) -> None:
     expected, _ = sources.FASHION_MNIST[NAMES[2]]
     message = rf"(?s)t10k-images-idx3-ubyte\.gz is not .*, or cut .*found +\w{{64}}\n.*expected {expected}\nFetch"
     with pytest.raises(InputError, match=message):
-        sources.load("fashion_mnist", raw)
+        fashion_mnist(raw)
 
 
 def test_a_cut_unpacked_file_names_both_sums(raw: Path) -> None:
@@ -99,10 +107,17 @@ def test_a_cut_unpacked_file_names_both_sums(raw: Path) -> None:
     file.write_bytes(content)
     found = hashlib.sha256(content).hexdigest()
     with pytest.raises(InputError, match=f"(?s)10,007 bytes.*{found}.*{sources.FASHION_MNIST[NAMES[3]][0]}.*Fetch"):
-        sources.load("fashion_mnist", raw)
+        fashion_mnist(raw)
 
 
 def test_a_missing_file(raw: Path) -> None:
     (raw / "fashion_mnist" / f"{NAMES[1]}.gz").unlink()
     with pytest.raises(InputError, match=r"train-labels-idx1-ubyte: no such file, nor .*\.gz"):
-        sources.load("fashion_mnist", raw)
+        fashion_mnist(raw)
+
+
+def test_prepare_classes_may_be_those_of_a_built_in_source_alone(tmp_path: Path) -> None:
+    names = sources.load(changed({}).prepare, tmp_path).classes
+    assert sources.load(changed({"prepare.classes": names}).prepare, tmp_path).classes == names
+    with pytest.raises(InputError, match=r"prepare\.classes: \['one', 'two'\], should be null for digits"):
+        sources.load(changed({"prepare.classes": ["one", "two"]}).prepare, tmp_path)

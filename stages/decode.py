@@ -1,0 +1,145 @@
+"""All images into the memory-mapped images.npy, by as many processes as there are cores."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from stages import images
+from stages.command import InputError
+
+CHUNK = 64  # images from one report to the next
+WORTH_A_PROCESS = 1000  # images; for fewer, starting it costs more than it saves
+
+Reader = Callable[[int], npt.NDArray[np.uint8]]  # gives the pixels of an image by its row; raises UnusableError
+Decoded = tuple[slice, bytes, dict[int, str]]  # which of the rows, their digests, and why some are unusable
+
+
+def decode(
+    target: Path, read: Reader, rows: npt.NDArray[np.int64], max_pixels: int
+) -> tuple[npt.NDArray[np.uint64], dict[int, str]]:
+    """Write the images of `rows` to their places in the array of the file `target`.
+
+    Return (len(rows), 2): 128 bits of blake2b for each, and the reasons of the unusable ones, by row. Memory does not
+    grow with the images. Raises InputError if a process is killed.
+    """
+    digests = np.zeros((len(rows), 2), np.uint64)
+    reasons: dict[int, str] = {}
+    with tqdm(total=len(rows), unit=" images", desc="decoding", disable=None, leave=False) as bar:
+
+        def note(decoded: Decoded) -> None:
+            where, found, unusable = decoded
+            digests[where] = np.frombuffer(found, np.uint64).reshape(-1, 2)
+            reasons.update(unusable)
+            bar.update(len(found) // 16)
+
+        n_processes = min(cores(), len(rows) // WORTH_A_PROCESS)
+        if n_processes > 1:
+            _in_processes(n_processes, note, target, read, rows, max_pixels)
+        else:
+            array = _mapped(target)
+            for start in range(0, len(rows), CHUNK):
+                note(_chunk(array, read, rows, start, max_pixels))
+    return digests, reasons
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _chunk(
+    array: npt.NDArray[np.uint8], read: Reader, rows: npt.NDArray[np.int64], start: int, max_pixels: int
+) -> Decoded:
+    digests, reasons = bytearray(), {}
+    where = slice(start, min(start + CHUNK, len(rows)))
+    with images.limited(max_pixels):
+        for row in rows[where].tolist():
+            try:
+                array[row] = read(row)
+            except images.UnusableError as error:
+                reasons[row] = str(error)
+            digests += blake2b(array[row], digest_size=16).digest()
+    return where, bytes(digests), reasons
+
+
+def _mapped(target: Path) -> npt.NDArray[np.uint8]:
+    # As a plain array: each row taken of a memmap object would be one, too, which takes longer than to decode it.
+    return np.asarray(np.load(target, mmap_mode="r+", allow_pickle=False))
+
+
+def _in_processes(n_processes: int, note: Callable[[Decoded], None], *work: Any) -> None:
+    """Let processes take chunk after chunk, and note what they report.
+
+    Not a pool: multiprocessing's hangs when a process is killed, and that of concurrent.futures, when interrupted,
+    first does what it has begun.
+    """
+    context = multiprocessing.get_context()
+    following = context.Value("q", 0)  # the first row of the next chunk
+    working: dict[Any, Any] = {}  # by the pipe that a process reports to
+    try:
+        with _signals_held():
+            for _ in range(n_processes):
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(sender, following, *work), daemon=True)
+                process.start()
+                sender.close()
+                working[receiver] = process
+        while working:
+            for ready in wait(list(working)):
+                try:
+                    note(cast(Connection, ready).recv())
+                except EOFError:
+                    process = working[ready]
+                    process.join()
+                    if process.exitcode:
+                        raise InputError(
+                            f"a process that decodes images was ended by {_ending(process.exitcode)};"
+                            " the kernel does so when memory runs out. Nothing is written."
+                        ) from None
+                    del working[ready]
+    finally:
+        for process in working.values():
+            process.terminate()
+            process.join()
+
+
+def _work(
+    sender: Connection, following: Any, target: Path, read: Reader, rows: npt.NDArray[np.int64], max_pixels: int
+) -> None:
+    # Ctrl-C reaches all processes of a terminal: the first one ends the others. It is their parent, too, who treats
+    # SIGTERM as Ctrl-C, which they would inherit.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    array, parent = _mapped(target), multiprocessing.parent_process()
+    while parent is None or parent.is_alive():
+        with following.get_lock():
+            start = following.value
+            following.value += CHUNK
+        if start >= len(rows):
+            break
+        sender.send(_chunk(array, read, rows, start, max_pixels))
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back, lest a new process gets one before it knows what to do."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ending(exitcode: int) -> str:
+    return signal.Signals(-exitcode).name if exitcode < 0 else f"an error, {exitcode}"

@@ -1,0 +1,40 @@
+"""What is said of the prepared pixels as a whole, in memory that does not grow with them."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK = 16 << 20  # bytes of the images that are looked at together
+
+
+def mean_and_std(array: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel's pixels in these rows, on a scale of 0 to 1.
+
+    They are exact: from counts of the 256 levels.
+    """
+    counts = np.zeros((array.shape[1] if array.ndim == 4 else 1, 256), np.int64)
+    for block in blocks(array, rows):
+        for channel, of_channel in enumerate(counts):
+            of_channel += np.bincount(block.reshape(len(block), len(counts), -1)[:, channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    mean = (counts * levels).sum(axis=1) / counts.sum(axis=1)
+    variance = (counts * (levels - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1)
+    return mean.tolist(), (variance**0.5).tolist()
+
+
+def digest(array: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> str:
+    """Return the sha256 of the images in these rows, and of their labels, in their order."""
+    found = hashlib.sha256()
+    for block in blocks(array, rows):
+        found.update(np.ascontiguousarray(block).data)
+    found.update(labels.astype("<i8").tobytes())
+    return found.hexdigest()
+
+
+def blocks(array: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the images in these rows, as many at a time as memory can do with."""
+    n_images = max(1, BLOCK // array[0].nbytes)
+    for start in range(0, len(rows), n_images):
+        yield array[rows[start : start + n_images]]
