@@ -16,7 +16,7 @@ from stages.evaluate import evaluate
 from stages.prepare import prepare
 from stages.tracking import Tracker
 from stages.train import train
-from tests.conftest import ROOT, STARTS, changed, clean_environment, yaml, write_image
+from tests.conftest import ROOT, STARTS, changed, clean_environment, write_image, yaml
 
 PIPELINE = yaml.load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = ["prepare", "train", "evaluate"]

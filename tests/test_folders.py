@@ -1,0 +1,201 @@
+"""The user's own images, found and prepared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages import decode, params
+from stages.prepare import prepare
+from stages.sources import load
+from tests.conftest import changed, write_image
+
+HALF = {"prepare.valid_fraction": 0.25, "prepare.test_fraction": 0.25}
+
+
+def knobs(source: str, **changes: Any) -> params.Prepare:
+    own = {f"prepare.{name.replace('__', '.')}": value for name, value in changes.items()}
+    return changed(HALF | {"prepare.source": source} | own).prepare
+
+
+def names(root: Path, **changes: Any) -> list[tuple[str, str, str]]:
+    rows = load(knobs("folder", **changes), root).rows
+    assert (rows["reason"] == "").all()
+    return list(rows[["source", "label", "split"]].itertuples(index=False, name=None))
+
+
+def test_one_folder_a_class(tmp_path: Path) -> None:
+    for name in ("cat/b.png", "dog/a.png", "cat/deep/er/c.jpg", "dog/.hidden.png", ".git/x.png", "cat/Thumbs.db"):
+        write_image(tmp_path / name, 0, **({"format": "PNG"} if name.endswith("db") else {}))
+    # In the order of their names, not of their folders.
+    assert names(tmp_path) == [("dog/a.png", "dog", ""), ("cat/b.png", "cat", ""), ("cat/deep/er/c.jpg", "cat", "")]
+
+
+@pytest.mark.parametrize("valid", ["valid", "val", "validation", "Valid"])
+def test_folders_of_splits(tmp_path: Path, valid: str) -> None:
+    for split, digits in (("train", "036"), (valid, "1"), ("test", "24")):
+        for digit in digits:
+            write_image(tmp_path / split / "ab"[int(digit) % 2] / f"{digit}.png", int(digit))
+    assert names(tmp_path) == [
+        ("train/a/0.png", "a", "train"),
+        (f"{valid}/b/1.png", "b", "valid"),
+        ("test/a/2.png", "a", "test"),
+        ("train/b/3.png", "b", "train"),
+        ("test/a/4.png", "a", "test"),
+        ("train/a/6.png", "a", "train"),
+    ]
+
+
+def test_the_order_of_classes_is_given(tmp_path: Path) -> None:
+    for name in "abc":
+        write_image(tmp_path / name / "1.png", 0)
+    assert load(knobs("folder"), tmp_path).classes == ["a", "b", "c"]
+    assert load(knobs("folder", classes=["c", "a", "b"]), tmp_path).classes == ["c", "a", "b"]
+
+
+def test_links_that_stay_inside(tmp_path: Path) -> None:
+    for name in "ab":
+        write_image(tmp_path / name / "1.png", ord(name))
+        (tmp_path / name / "2.png").symlink_to("1.png")
+    (tmp_path / "again").symlink_to(".")
+    rows = load(knobs("folder"), tmp_path).rows
+    assert rows[rows["reason"] == ""]["source"].tolist() == ["a/1.png", "b/1.png", "a/2.png", "b/2.png"]
+    # That one would go round in circles.
+    assert rows[rows["reason"] != ""]["reason"].tolist() == ["not a file: a link to a folder, which is not followed"]
+
+
+TABLE = "\n".join(f"{i}.png,{'ab'[i % 2]},{['train', 'train', 'VAL', 'test'][i // 2 % 4]}" for i in range(16))
+
+
+def test_a_table(tmp_path: Path) -> None:
+    for i in range(16):
+        write_image(tmp_path / "set" / f"{i}.png", i)
+    for header, content in (("image,label,split", TABLE), ("\ufeffimage, label, split", TABLE.replace(",", ", "))):
+        (tmp_path / "set/labels.csv").write_text(f"{header}\n{content}\n", encoding="utf-8")
+        prepare(knobs("csv", csv__split="split"), tmp_path / "set", tmp_path / "prepared")
+        manifest = pd.read_csv(tmp_path / "prepared/manifest.csv")
+        assert manifest["source"].tolist() == [f"{i}.png" for i in range(16)]
+        assert manifest["label"].tolist() == [0, 1] * 8
+        assert manifest["split"].tolist() == ["train", "train", "train", "train", "valid", "valid", "test", "test"] * 2
+        images = np.load(tmp_path / "prepared/images.npy")
+        assert (images[5] == np.asarray(Image.open(tmp_path / "set/5.png"))).all()
+
+
+def test_labels_are_text(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file,class\n" + "".join(f"{n}.png,{n}\n" for n in ("NA", "007", "1.0", "null")))
+    rows = load(knobs("csv", csv__file="t.csv", csv__image="file", csv__label="class"), tmp_path).rows
+    assert rows["label"].tolist() == ["NA", "007", "1.0", "null"]
+
+
+def own(root: Path, changes: dict[str, str]) -> Path:
+    """Write 40 different images of two classes; `changes` makes files equal to others, by their names."""
+    for i in range(40):
+        write_image(root / "ab"[i % 2] / f"{i:02}.png", i, side=12)
+    for name, original in changes.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes((root / original).read_bytes())
+    return root
+
+
+def test_processes_and_one_process_do_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = own(tmp_path / "set", {})
+    (root / "a/cut.png").write_bytes((root / "a/00.png").read_bytes()[:-30])
+    prepare(knobs("folder", on_bad="skip"), root, tmp_path / "one")
+    monkeypatch.setattr(decode, "WORTH_A_PROCESS", 10)
+    monkeypatch.setattr(decode, "CHUNK", 3)
+    monkeypatch.setattr(decode, "cores", lambda: 3)
+    prepare(knobs("folder", on_bad="skip"), root, tmp_path / "three")
+    for file in ("images.npy", "manifest.csv", "dataset.json", "rejected.csv"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "three" / file).read_bytes()
+
+
+def test_what_is_skipped_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # 00 again in its class; 01 in another, too; one that is no image.
+    root = own(tmp_path / "set", {"a/40.png": "a/00.png", "a/41.png": "b/01.png"})
+    (root / "a/notes.txt").write_text("roses")
+    prepare(knobs("folder", on_bad="skip"), root, tmp_path / "prepared")
+    rejected = pd.read_csv(tmp_path / "prepared/rejected.csv", keep_default_na=False)
+    assert rejected.to_dict("list") == {
+        "source": ["b/01.png", "a/40.png", "a/41.png", "a/notes.txt"],
+        "label": ["b", "a", "a", "a"],
+        "split": [""] * 4,
+        "reason": [
+            "contradiction: equal to a/41.png, which is a",
+            "duplicate: equal to a/00.png",
+            "contradiction: equal to b/01.png, which is b",
+            "not an image: not PNG, JPEG, BMP, GIF, TIFF or WEBP, or its start is damaged",
+        ],
+    }
+    facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
+    assert facts["rejected"] == {"contradiction": 2, "duplicate": 1, "not an image": 1}
+    assert "4 of 43 images" in capsys.readouterr().err
+    images, manifest = np.load(tmp_path / "prepared/images.npy"), pd.read_csv(tmp_path / "prepared/manifest.csv")
+    assert len(images) == 43
+    assert manifest["index"].tolist() == [0, *range(2, 40)]
+    assert not images[[1, 40, 41, 42]].any()
+    assert images[manifest["index"]].any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("copies", "stays"),
+    [(["train", "valid", "test"], "test"), (["train", "valid"], "valid"), (["train", "train"], "train")],
+)
+def test_of_equal_images_that_of_the_test_split_stays(tmp_path: Path, copies: list[str], stays: str) -> None:
+    for i in range(12):
+        write_image(tmp_path / "set" / ("train", "valid", "test")[i % 3] / "ab"[i // 3 % 2] / f"{i}.png", i)
+    for i, split in enumerate(copies):
+        write_image(tmp_path / "set" / split / "a" / f"copy{i}.png", 99)
+    prepare(knobs("folder", on_bad="skip"), tmp_path / "set", tmp_path / "prepared")
+    manifest = pd.read_csv(tmp_path / "prepared/manifest.csv")
+    kept = manifest[manifest["source"].str.contains("copy")]
+    assert kept["split"].tolist() == [stays]
+    reasons = pd.read_csv(tmp_path / "prepared/rejected.csv")["reason"].tolist()
+    leaks = [f"leak: equal to {kept['source'].item()}, in {stays}"] * (len(copies) - 1)
+    assert reasons == (leaks if stays != "train" else ["duplicate: equal to train/a/copy0.png"])
+
+
+def test_a_clean_set_has_no_list_of_the_rejected(tmp_path: Path) -> None:
+    prepare(knobs("folder"), own(tmp_path / "set", {}), tmp_path / "prepared")
+    assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == [
+        "dataset.json",
+        "images.npy",
+        "manifest.csv",
+    ]
+    assert "rejected" not in json.loads((tmp_path / "prepared/dataset.json").read_text())
+
+
+def check_the_same(published: Path, root: Path, tmp_path: Path) -> None:
+    """The files of a published set, as a folder and as a table, are prepared as it was."""
+    images, manifest = np.load(published / "images.npy", mmap_mode="r"), pd.read_csv(published / "manifest.csv")
+    facts = json.loads((published / "dataset.json").read_text())
+    classes = [name.replace("/", "_") for name in facts["classes"]]
+    lines = ["image,label,split"]
+    for row, split, label in zip(manifest["index"], manifest["split"], manifest["label"], strict=True):
+        path = f"{split}/{classes[label]}/{row:05}.png"
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[row]).save(root / path)
+        lines.append(f"{path},{classes[label]},{split}")
+    prepare(knobs("folder", classes=classes), root, tmp_path / "of_folder")
+    (root / "labels.csv").write_text("\n".join(lines))
+    prepare(knobs("csv", classes=classes, csv__split="split"), root, tmp_path / "of_csv")
+    for folder in (tmp_path / "of_folder", tmp_path / "of_csv"):
+        assert (folder / "images.npy").read_bytes() == (published / "images.npy").read_bytes()
+        again = pd.read_csv(folder / "manifest.csv")
+        assert again[["index", "split", "label"]].equals(manifest[["index", "split", "label"]])
+        found = json.loads((folder / "dataset.json").read_text())
+        for key in ("sha256", "mean", "std", "sizes", "image_size", "channels"):
+            assert found[key] == facts[key]
+
+
+def test_digits_as_files_are_the_digits(digits: Path, tmp_path: Path) -> None:
+    check_the_same(digits, tmp_path / "files", tmp_path)
+
+
+@pytest.mark.slow
+def test_fashion_mnist_as_70_000_files_is_fashion_mnist(tmp_path: Path) -> None:
+    prepare(changed({"prepare.source": "fashion_mnist"}).prepare, tmp_path / "none", tmp_path / "published")
+    check_the_same(tmp_path / "published", tmp_path / "files", tmp_path)
