@@ -5,6 +5,7 @@ All stand on one canvas each: axes of their own for a hundred tiles would take s
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -98,7 +99,8 @@ def confusion(path: Path, table: Tensor, classes: list[str]) -> None:
         colour = "white" if shares[row, column] > 0.5 else ORANGE if row != column else "black"
         axes.text(column, row, f"{int(table[row, column])}", ha="center", va="center", fontsize=9, color=colour)
     named, size = range(0, n, -(-n // 50)), 10 if n <= NUMBERED else 7
-    axes.set_xticks(named, [_short(classes[i]) for i in named], rotation=45 if n <= NUMBERED else 90, ha="right")
+    turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if n <= NUMBERED else {"rotation": 90}
+    axes.set_xticks(named, [_short(classes[i]) for i in named], **turned)
     axes.set_yticks(named, [_short(classes[i]) for i in named])
     axes.tick_params(labelsize=size)
     axes.set(xlabel="predicted", ylabel="label", title=f"{int(table.diag().sum()):,} of {int(table.sum()):,} correct")

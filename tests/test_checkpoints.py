@@ -1,23 +1,27 @@
 import json
+import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from stages import checkpoints
+from stages import checkpoints, nets
 from stages.checkpoints import Description
 from stages.command import InputError
-from stages.nets import initial
+from stages.nets import Net
 
 DESCRIPTION = Description(
-    net={"n_classes": 3, "image_size": 8, "output": "relu"},
-    bias_start=1.0,
+    net=nets.shape("Net", {"Net": {"bias_start": 1.0}}, n_classes=3, channels=1, image_size=8),
     seed=7,
     classes=["a", "b", "c"],
     mean=[0.5],
     std=[0.25],
+    transforms=[],
     epoch=2,
     valid_accuracy=0.9,
     valid_loss=0.3,
@@ -34,13 +38,15 @@ def test_what_is_saved_is_loaded(tmp_path: Path, weights: dict[str, torch.Tensor
     net, description = checkpoints.load(tmp_path / "net.safetensors")
     assert description == DESCRIPTION
     assert not net.training
+    assert isinstance(net, Net)
     assert net.output == "relu"
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, weights[name])
 
 
 def test_untrained_is_the_net_before_the_first_step() -> None:
-    expected = initial(DESCRIPTION.net, 1.0, 7).state_dict()
+    expected = nets.initial(DESCRIPTION.net, 7).state_dict()
+    assert torch.equal(expected["fc1.bias"], torch.ones(3))
     torch.rand(5)
     for name, tensor in DESCRIPTION.untrained().state_dict().items():
         assert torch.equal(tensor, expected[name])
@@ -59,9 +65,9 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, weights: dict[str, to
     with pytest.raises(InputError) as caught:
         checkpoints.load(tmp_path / "net")
     assert str(caught.value).splitlines()[1:] == [
-        "  fc1.bias: the Net has (3,), the file none",
-        "  fc1.weight: the Net has (3, 128), the file (3, 100)",
-        "  fc2.bias: the Net has none, the file (3,)",
+        "  fc1.bias: the net has (3,), the file none",
+        "  fc1.weight: the net has (3, 128), the file (3, 100)",
+        "  fc2.bias: the net has none, the file (3,)",
     ]
 
 
@@ -71,13 +77,133 @@ def test_files_of_others(tmp_path: Path, weights: dict[str, torch.Tensor]) -> No
     torch.save(weights, tmp_path / "pickle")
     (tmp_path / "cut").write_bytes((tmp_path / "plain").read_bytes()[:-8])
     (tmp_path / "huge").write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    (tmp_path / "empty").touch()
     for name, message in [
-        ("plain", "does not say which Net"),
-        ("other", "does not say which Net"),
-        ("pickle", "cannot be read as safetensors"),
+        ("plain", "does not say which net"),
+        ("other", "does not say what its weights are"),
+        ("pickle", "does not say which net"),
         ("cut", "cannot be read as safetensors"),
         ("huge", "cannot be read as safetensors"),
-        ("absent", "cannot be read as safetensors: No such file"),
+        ("empty", "is neither safetensors nor a state dict"),
+        ("absent", "cannot be read: No such file"),
+        (".", "cannot be read: Is a directory"),
     ]:
         with pytest.raises(InputError, match=message):
             checkpoints.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda weights, path: save_file(weights, path),
+        lambda weights, path: torch.save(weights, path),
+        lambda weights, path: torch.save(weights, path, _use_new_zipfile_serialization=False),
+        lambda weights, path: torch.save({"state_dict": weights, "epoch": 3}, path),
+        lambda weights, path: torch.save({f"module.{name}": weights[name] for name in weights}, path),
+        lambda weights, path: torch.save({name: nn.Parameter(tensor) for name, tensor in weights.items()}, path),
+        lambda weights, path: checkpoints.save(path, weights, DESCRIPTION),
+    ],
+)
+def test_a_training_starts_from_weights_of_any_kind(
+    tmp_path: Path, weights: dict[str, torch.Tensor], write: Callable[[dict[str, torch.Tensor], Path], None]
+) -> None:
+    (tmp_path / "sub").mkdir()
+    write(weights, tmp_path / "sub/weights")
+    net = DESCRIPTION.untrained()
+    checkpoints.start(net, DESCRIPTION.net, tmp_path, "sub/weights", new_head=False)
+    assert net.training
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, weights[name])
+
+
+def test_a_new_head_is_left_and_nothing_else(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    torch.save(weights, tmp_path / "three")
+    shape = DESCRIPTION.net | {"n_classes": 5}
+    net, random = nets.initial(shape, 1), nets.initial(shape, 1).state_dict()
+    with pytest.raises(InputError) as caught:
+        checkpoints.start(net, shape, tmp_path, "three", new_head=False)
+    assert str(caught.value).splitlines() == [
+        f"train.init_from: the weights in {tmp_path / 'three'} do not fit the net:",
+        "  fc1.bias: the net has (5,), the file (3,)",
+        "  fc1.weight: the net has (5, 128), the file (3, 128)",
+        "With train.new_head: true, the last layer need not fit.",
+    ]
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, random[name]), "what does not fit changes nothing"
+
+    checkpoints.start(net, shape, tmp_path, "three", new_head=True)
+    state = net.state_dict()
+    assert torch.equal(state["conv1.weight"], weights["conv1.weight"])
+    assert torch.equal(state["conv1.bias"], weights["conv1.bias"])
+    assert torch.equal(state["fc1.weight"], random["fc1.weight"])
+    assert torch.equal(state["fc1.bias"], random["fc1.bias"])
+
+    torch.save(weights | {"conv1.bias": torch.zeros(4)}, tmp_path / "narrow")
+    with pytest.raises(InputError, match=r"conv1\.bias: the net has \(32,\), the file \(4,\)$"):
+        checkpoints.start(net, shape, tmp_path, "narrow", new_head=True)
+
+
+class Code:
+    """What a malicious file holds: its reading by plain pickle makes a file."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.made,)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # even where the user's shell allows it
+    made, folder = tmp_path / "made", tmp_path / "weights"
+    folder.mkdir()
+    (folder / "plain").write_bytes(pickle.dumps(Code(made)))
+    torch.save({"fc1.weight": Code(made)}, folder / "zip")
+    torch.save(nn.Linear(2, 2), folder / "module")
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), folder / "script")
+    for name in ("plain", "zip", "module", "script"):
+        with pytest.raises(InputError, match=r"train\.init_from: .* Nothing in it has been run\."):
+            checkpoints.start(DESCRIPTION.untrained(), DESCRIPTION.net, folder, name, new_head=True)
+    assert not made.exists()
+    pickle.loads((folder / "plain").read_bytes())
+    assert made.exists(), "it would have been made"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds no state dict, alone or under 'state_dict', but: list"),
+        ({}, "holds no state dict, .*, but: nothing"),
+        ({"model": {"a": torch.zeros(1)}, "epoch": 3}, "holds no state dict, .*, but: model, epoch"),
+        (torch.zeros(3), "holds no state dict, .*, but: Tensor"),
+    ],
+)
+def test_files_without_a_state_dict(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "file")
+    with pytest.raises(InputError, match=message):
+        checkpoints.read(tmp_path / "file")
+
+
+def test_weights_to_start_from_stay_in_their_folder(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    torch.save(weights, tmp_path / "outside")
+    (folder / "link").symlink_to(tmp_path / "outside")
+    for name, message in [
+        ("../outside", "leaves"),
+        (str(tmp_path / "outside"), "leaves"),
+        ("link", "leaves"),
+        ("absent", "'absent' is no file in .*; there: link"),
+        ("", "'' is no file in"),
+        (".", "'.' is no file in"),
+    ]:
+        with pytest.raises(InputError, match=f"train.init_from: .*{message}"):
+            checkpoints.start(DESCRIPTION.untrained(), DESCRIPTION.net, folder, name, new_head=False)
+
+
+def test_of_much_that_does_not_fit_twenty_are_named(tmp_path: Path) -> None:
+    torch.save({f"layer{i}": torch.zeros(1) for i in range(30)}, tmp_path / "file")
+    with pytest.raises(InputError) as caught:
+        checkpoints.start(DESCRIPTION.untrained(), DESCRIPTION.net, tmp_path, "file", new_head=True)
+    lines = str(caught.value).splitlines()
+    assert (len(lines), lines[-1]) == (22, "  and 12 more")
