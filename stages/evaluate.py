@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from torch import Tensor
+import torch
 
 from stages import batches, checkpoints, command, determinism, losses, metrics, nets, params, pictures
 from stages.outputs import fixed, replacing, write_csv, write_json
@@ -60,7 +60,7 @@ def evaluate(
     test = data.split("test", device)
     tensors, described = checkpoints.read(weights)
     description = described or outside(knobs.train, data, weights, history)
-    check_fit(description, data, test.images[:1].cpu(), weights)
+    check_fit(description, data, weights)
     net = checkpoints.rebuilt(weights, tensors, description)
     classifier, untrained = description.classifier(net), description.classifier(description.untrained())
 
@@ -163,16 +163,15 @@ def outside(
     )
 
 
-def check_fit(description: checkpoints.Description, data: batches.Prepared, image: Tensor, weights: Path) -> None:
-    """Raise InputError, naming what differs, if the weights are of another kind of images or other classes.
-
-    `image` is one of the prepared ones, uint8 (1, h, w) or (1, 3, h, w).
-    """
-    given = description.fixed()(image)
+def check_fit(description: checkpoints.Description, data: batches.Prepared, weights: Path) -> None:
+    """Raise InputError, naming what differs, if the weights are of another kind of images or other classes."""
+    colours = (data.channels,) * (data.channels > 1)
+    blank = torch.zeros(1, *colours, data.image_size, data.image_size, dtype=torch.uint8)
+    given = description.fixed()(blank).shape
     pairs = {
         "classes": (description.classes, data.classes),
-        "channels": (description.net["channels"], given.shape[1] if given.ndim == 4 else 1),
-        "image size": (description.net["image_size"], given.shape[-1]),
+        "channels": (description.net["channels"], given[1] if len(given) == 4 else 1),
+        "image size": (description.net["image_size"], given[-1]),
     }
     rows = [f"{name}: weights {ours}, prepared {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
     if rows:

@@ -183,8 +183,8 @@ def examples(path: Path, images: Tensor, labels: Tensor, classes: list[str]) -> 
 def filters(path: Path, name: str, weight: Tensor) -> None:
     """Draw a convolution's kernels, float (width, channels, k, k), blue below zero and red above.
 
-    Of one that takes several channels, a row holds a filter's kernels for the first eight of them. Of one that takes
-    the three colours, a kernel is drawn as an image, grey where it is zero.
+    Of one that takes several channels, a filter's kernels for the first eight of them stand side by side. Of one that
+    takes the three colours, a filter is drawn as an image, grey where it is zero.
     """
     width, channels = weight.shape[:2]
     limit = float(weight.abs().max()) or 1.0
@@ -193,9 +193,8 @@ def filters(path: Path, name: str, weight: Tensor) -> None:
     elif channels == 1:
         shown, columns = weight[:32, 0], 8
     else:
-        shown, columns = weight[:16, :8].flatten(0, 1), min(8, channels)
-    inches = 8 if columns == 8 else columns
-    figure = Figure(figsize=(inches, inches / columns * -(-len(shown) // columns) + 0.5), layout="constrained")
+        shown, columns = weight[:16, :8].flatten(0, 1), 8 // min(8, channels) * min(8, channels)
+    figure = Figure(figsize=(columns, -(-len(shown) // columns) + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.set_title(f"{name}: {width} filters of {channels} channel{'s' * (channels > 1)}")
     _tiles(axes, list(shown), columns, limit=limit)

@@ -57,20 +57,29 @@ def test_confusion_colours_by_the_share_of_the_row(tmp_path: Path) -> None:
     assert few.sum() == pytest.approx((~few).sum(), rel=0.1)
 
 
+def mistakes(
+    path: Path, images: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor, probabilities: torch.Tensor
+) -> np.ndarray:
+    """Draw the mistakes among all images, as evaluate does."""
+    wrong = pictures.most_confident(labels, predicted, probabilities)
+    count = int((labels != predicted).sum())
+    picked = (labels[wrong], predicted[wrong], probabilities[wrong])
+    pictures.mistakes(path, images[wrong], *picked, [f"${i}_$" for i in range(200)], count)
+    return drawn(path)
+
+
 def test_mistakes_of_a_perfect_net(tmp_path: Path) -> None:
     labels = torch.tensor([0, 1])
-    pictures.mistakes(
-        tmp_path / "a.png", torch.zeros(2, 8, 8, dtype=torch.uint8), labels, labels, torch.eye(2), ["a", "b"]
-    )
-    assert drawn(tmp_path / "a.png").min() < 0.5, "it says that there are none"
+    image = mistakes(tmp_path / "a.png", torch.zeros(2, 8, 8, dtype=torch.uint8), labels, labels, torch.eye(2))
+    assert image.min() < 0.5, "it says that there are none"
 
 
 def test_the_most_confident_mistake_comes_first(tmp_path: Path) -> None:
     images = torch.stack([torch.full((8, 8), value, dtype=torch.uint8) for value in (60, 120, 180)])
     labels, predicted = torch.tensor([0, 0, 0]), torch.tensor([1, 0, 1])
     probabilities = torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.1, 0.9]])
-    pictures.mistakes(tmp_path / "a.png", images, labels, predicted, probabilities, ["a", "b"])
-    image = drawn(tmp_path / "a.png")
+    assert pictures.most_confident(labels, predicted, probabilities).tolist() == [2, 0]
+    image = mistakes(tmp_path / "a.png", images, labels, predicted, probabilities)
     sure, right, unsure = (near(image, (value, value, value))[1] for value in (180, 120, 60))
     assert np.median(sure) < np.median(unsure)
     assert len(sure) == pytest.approx(len(unsure), rel=0.05)
@@ -84,6 +93,55 @@ def test_examples_show_each_class_in_its_row(tmp_path: Path) -> None:
     dark, light = (near(image, (value, value, value))[0] for value in (40, 200))
     assert np.median(dark) < np.median(light)
     assert len(dark) > 1.3 * len(light), "three against two"
+
+
+def test_colours_are_drawn_as_they_are(tmp_path: Path) -> None:
+    colours = [(200, 40, 90), (20, 160, 60)]
+    images = torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(2, 3, 8, 8)
+    labels = torch.tensor([0, 1])
+    pictures.examples(tmp_path / "a.png", images, labels, ["one", "other"])
+    both = [mistakes(tmp_path / "b.png", images, labels, 1 - labels, torch.eye(2)), drawn(tmp_path / "a.png")]
+    for image in both:
+        one, other = (near(image, colour) for colour in colours)
+        assert len(one[0]) == pytest.approx(len(other[0]), rel=0.1)
+        assert len(one[0]) > 1000
+    assert near(both[1], (255, 255, 255))[0].size > both[1].size / 3 / 2, "what no image fills stays white"
+
+
+def test_large_images_are_averaged_to_tiles() -> None:
+    images = torch.zeros(2, 3, 224, 224, dtype=torch.uint8)
+    images[:, 1, ::2] = 100
+    small = pictures._small(images)
+    assert small.shape == (2, 3, pictures.TILE, pictures.TILE)
+    assert small[:, 1].mean().item() == pytest.approx(50, abs=0.5)
+    assert pictures._small(images[:, 0, :8, :9]).shape == (2, 8, 9)
+    assert pictures._small(torch.zeros(1, 1, 1000)).shape == (1, 1, pictures.TILE)
+
+
+def test_a_hundred_classes_fit_on_a_page(tmp_path: Path) -> None:
+    names = [f"{'a long name ' * 5}{i}" for i in range(100)]
+    labels = torch.arange(1300) % 100
+    first = pictures.first_of_each(labels, 100)
+    assert first.tolist() == [100 * k + label for label in range(pictures.ROWS) for k in range(12)]
+    images = torch.randint(256, (len(first), 3, 224, 224), dtype=torch.uint8)
+    pictures.examples(tmp_path / "examples.png", images, labels[first], names)
+    pictures.confusion(tmp_path / "confusion.png", torch.eye(100, dtype=torch.int64) * 13, names)
+    table = pd.DataFrame({"class": names, "correct": 13, "total": 13, "recall": 1.0})
+    pictures.classes(tmp_path / "classes.png", table)
+    for path in tmp_path.iterdir():
+        assert drawn(path).shape[0] <= 1600
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 7, 7), (6, 1, 5, 5), (32, 2, 3, 3), (768, 3, 16, 16)])
+def test_filters_of_any_first_convolution(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    weight = torch.zeros(shape)
+    weight[0, 0] = 1.0  # the largest: red
+    pictures.filters(tmp_path / "a.png", "conv1", weight)
+    image = drawn(tmp_path / "a.png")
+    red = (255, 128, 128) if shape[1] == 3 else (103, 0, 31)  # of the three, the others are at zero, which is grey
+    rows, columns = near(image, red)
+    assert len(rows) > 1000
+    assert columns.max() < image.shape[1] / 2
 
 
 @pytest.mark.parametrize("arguments", [{}, {"image_size": 28, "widths": [10, 20], "kernel": 3}])
