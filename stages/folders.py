@@ -29,7 +29,9 @@ def from_folder(_knobs: params.Table, root: Path) -> pd.DataFrame:
     A class has the images in it at any depth. Raises InputError for a layout that can be read in two ways.
     """
     _check_folder(root)
-    tops = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_litter(entry.name))
+    tops = sorted(
+        entry.name for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False) and not _is_litter(entry.name)
+    )
     is_split = any(name.lower() in SPLITS for name in tops)
     if is_split and (others := [name for name in tops if name.lower() not in SPLITS]):
         raise InputError(
@@ -103,9 +105,9 @@ def _files(root: Path) -> Iterator[tuple[str, str]]:
                 yield name, "not a name: it is not UTF-8"
             elif entry.is_symlink() and not _is_inside(os.path.realpath(entry.path), home):
                 yield path, f"{OUTSIDE}: a link that leads out of it"
-            elif entry.is_symlink() and entry.is_dir():
+            elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112, which is False for circular links
                 yield path, "not a file: a link to a folder, which is not followed"
-            elif entry.is_dir():
+            elif entry.is_dir(follow_symlinks=False):
                 todo.append(path + "/")
             else:
                 yield path, ""

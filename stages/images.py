@@ -93,13 +93,15 @@ def limited(max_pixels: int) -> Iterator[None]:
 def _opened(path: str, max_pixels: int) -> Image.Image:
     """Return the image with its header read. Raises UnusableError, or what `open` or Pillow raise."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would have it wait for a writer
-    with os.fdopen(number, "rb", buffering=0) as file:
+    try:
         status = os.fstat(number)
         if not stat.S_ISREG(status.st_mode):
             raise UnusableError("not a file" + (": a folder" if stat.S_ISDIR(status.st_mode) else ""))
         if status.st_size > LARGEST_FILE:
             raise UnusableError(f"too large: {status.st_size:,} bytes, and {LARGEST_FILE:,} are read")
-        content = file.read()  # at once: Pillow's small pieces would each be a system call
+        content = os.read(number, status.st_size)  # at once: Pillow's small pieces would each be a system call
+    finally:
+        os.close(number)
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     if image.width * image.height > max_pixels:
         raise UnusableError(_too_many(image.width * image.height, max_pixels))

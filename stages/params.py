@@ -32,7 +32,7 @@ class Table(Section):
 
 class Prepare(Section):
     source: Literal["digits", "fashion_mnist", "folder", "csv"]
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     csv: Table
     classes: list[str] | None
     channels: Literal[1, 3]
