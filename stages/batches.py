@@ -39,6 +39,7 @@ class Facts:
 
     def __init__(self, folder: Path) -> None:
         with _complete(folder):
+            self.folder = folder
             facts: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
             self.source: str = facts["source"]
             self.classes: list[str] = facts["classes"]

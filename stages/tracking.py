@@ -109,6 +109,8 @@ class Tracker:
             with run.ending("FAILED"):
                 client.log_batch(run.id, params=[Param(key, value) for key, value in self.params.items()])
                 client.log_inputs(run.id, [dataset(data, split) for split in ("train", "valid")])
+                if (rejected := data.folder / "rejected.csv").exists():
+                    client.log_artifact(run.id, str(rejected))
                 if self.origin.patch:
                     with TemporaryDirectory() as folder:
                         (Path(folder) / "git.patch").write_bytes(self.origin.patch)

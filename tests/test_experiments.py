@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Project
+from tests.conftest import Project, write_image
 
 SHORT = ["-S", "train.epochs=2"]
 
@@ -63,3 +63,28 @@ def test_run_all(project: Project) -> None:
     assert "stages/" not in shown
     assert "train.batch_size" not in header, "it is the same in all"
     assert len(header.split()) < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_dvc", [False, True])
+def test_own_images_are_in_every_experiment(make_project: Callable[[], Project], by_dvc: bool) -> None:
+    # DVC checks out what it keeps; of what nobody keeps, a sweep's copy has links, which do not lead out of the folder.
+    project = make_project()
+    for seed in range(40):
+        write_image(project.root / "data/raw/own" / "ab"[seed % 2] / f"{seed:02}.png", seed)
+    if by_dvc:
+        project("dvc", "add", "-q", "data/raw/own")
+        project("git", "add", "-A")
+        project("git", "commit", "-q", "-m", "own images")
+    own = ["prepare.source=folder", "prepare.path=data/raw/own", "train.epochs=1"]
+    options = [word for value in own for word in ("-S", value)]
+    swept = project("python", "-m", "tools.sweep", "--jobs", "1", *options, "-S", "train.seed=3")
+    assert "validation accuracy" in swept
+    if by_dvc:
+        project("dvc", "exp", "run", "--temp", *options)
+    runs = project.runs()
+    assert len(runs) == 1 + by_dvc
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert run.data.params["prepare.path"] == "data/raw/own"
+        assert "test/accuracy" in run.data.metrics

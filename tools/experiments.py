@@ -72,8 +72,8 @@ def run_git(*arguments: str) -> str:
 def copy_repository(folder: Path, commit: str, changes: bytes) -> None:
     """Make `folder` a copy of the repository at `commit` with the patch `changes`, and with the same DVC cache.
 
-    Of files that git does not track it gets links to those of data/raw, which the user brought. Raises InputError where
-    git does not know who the user is.
+    Of files that git does not track it gets those of data/raw, which the user brought, as hard links, since symbolic ones
+    would lead out of the data's folder. Raises InputError where git does not know who the user is.
     """
     shutil.rmtree(folder, ignore_errors=True)
     run_git("clone", "-q", "--shared", "--no-checkout", ".", str(folder))
@@ -83,7 +83,10 @@ def copy_repository(folder: Path, commit: str, changes: bytes) -> None:
         subprocess.run(apply, input=changes, capture_output=True, check=True)
     for name in untracked("data/raw"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to(Path(name).resolve())
+        try:
+            (folder / name).hardlink_to(Path(name).resolve())
+        except OSError:  # on another file system
+            shutil.copy(name, folder / name)
     for key in ("user.name", "user.email"):  # they may stand in this clone's own settings
         try:
             run_git("-C", str(folder), "config", key, run_git("config", key).strip())
