@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages import nets
+from stages import nets, transforms
 from stages.batches import Normalise
 from stages.command import InputError
 from stages.outputs import replacing
@@ -42,7 +42,7 @@ class Description:
 
     def fixed(self) -> nn.Module:
         """Return the transforms: a module that takes uint8 images, (n, h, w) or (n, 3, h, w), as they are prepared."""
-        return nn.Identity()
+        return transforms.evaluation(self.transforms)
 
     def classifier(self, net: nn.Module) -> nn.Sequential:
         """Return `net` with what comes before it: transforms, then mean 0 and deviation 1."""

@@ -26,20 +26,26 @@ def check_names(
 
 
 def build(
-    section: str, cls: type, positional: Iterable[Any], derived: dict[str, Any], arguments: dict[str, Any]
+    section: str,
+    cls: type,
+    positional: Iterable[Any],
+    derived: dict[str, Any],
+    arguments: dict[str, Any],
+    where: str | None = None,
 ) -> Any:
     """Return `cls(*positional, **derived, **arguments)`.
 
-    `derived` follows from other values, so `arguments`, which the user gave, may not name them again. Raises
-    InputError for an argument that the class does not take, or whose value it refuses.
+    `derived` follows from other values, so `arguments`, which the user gave, may not name them again. They stand at
+    `where` in params.yaml, by default in `arguments` of the section. Raises InputError for an argument that the class
+    does not take, or whose value it refuses.
     """
     positional = list(positional)
     names = list(inspect.signature(cls).parameters)
     accepted = [name for name in names[len(positional) :] if name not in derived]
     for name in arguments:
         if name not in accepted:
-            where = f"{section}.arguments.{cls.__name__}.{name}"
-            raise InputError(f"{where}: not an argument to give here{unknown(name, accepted)}")
+            place = where or f"{section}.arguments.{cls.__name__}"
+            raise InputError(f"{place}.{name}: not an argument to give here{unknown(name, accepted)}")
     try:
         return cls(*positional, **derived, **arguments)
     except Exception as error:  # torch checks its arguments in many ways, and all of them come from the user

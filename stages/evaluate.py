@@ -65,9 +65,9 @@ def evaluate(
     classifier, untrained = description.classifier(net), description.classifier(description.untrained())
 
     # Predictions.
-    scores = batches.scores(classifier.to(device), test.images).cpu()
+    scores = batches.scores(classifier.to(device), test).cpu()
     labels, predicted, probabilities = test.labels.cpu(), scores.argmax(1), scores.softmax(1)
-    untrained_predicted = batches.scores(untrained.to(device), test.images).cpu().argmax(1)
+    untrained_predicted = batches.scores(untrained.to(device), test).cpu().argmax(1)
 
     # Metrics.
     criterion = losses.criterion(**knobs.train.loss.model_dump(), n_classes=len(data.classes), device=scores.device)
@@ -109,11 +109,11 @@ def evaluate(
         wrong = pictures.most_confident(labels, predicted, probabilities)
         mistaken = (labels[wrong], predicted[wrong], probabilities[wrong])
         count = int((predicted != labels).sum())
-        pictures.mistakes(drawn / "mistakes.png", test.images[wrong].cpu(), *mistaken, data.classes, count)
+        pictures.mistakes(drawn / "mistakes.png", test.read(wrong), *mistaken, data.classes, count)
         training = data.split("train", scores.device)
         first = pictures.first_of_each(training.labels, len(data.classes))
-        pictures.examples(drawn / "examples.png", training.images[first], training.labels[first], data.classes)
-        image, net = test.images[:1].cpu(), net.cpu()
+        pictures.examples(drawn / "examples.png", training.read(first), training.labels[first], data.classes)
+        image, net = test.read(slice(1)), net.cpu()
         for name, convolution in nets.convolutions(net).items():
             pictures.filters(drawn / f"filters_{name}.png", name, convolution.weight.detach())
         for name, before, after, pooled in nets.activations(net, classifier.cpu()[:-1](image)):

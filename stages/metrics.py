@@ -19,11 +19,10 @@ class Tally:
 
     def add(self, loss: float, scores: Tensor, targets: Tensor) -> None:
         """Add a batch: its mean loss, scores, float (n, n_classes), and labels, int64 (n,) or shares of the classes."""
-        labels = targets if targets.ndim == 1 else targets.argmax(1)
         self.recent.append(loss)
-        self._loss += loss * len(labels)
-        self._hits += int((scores.argmax(1) == labels).sum())
-        self._images += len(labels)
+        self._loss += loss * len(targets)
+        self._hits += hits(scores, targets)
+        self._images += len(targets)
 
     @property
     def loss(self) -> float:
@@ -37,6 +36,15 @@ class Tally:
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Return the share of equal entries of two int64 (n,)."""
     return int((predicted == labels).sum()) / len(labels)
+
+
+def hits(scores: Tensor, targets: Tensor) -> int:
+    """Return for how many images the highest of `scores`, float (n, n_classes), is the target's class.
+
+    `targets` are labels, int64 (n,), or shares of the classes, float (n, n_classes), of which the largest counts.
+    """
+    labels = targets.argmax(1) if targets.ndim == 2 else targets
+    return int((scores.argmax(1) == labels).sum())
 
 
 def confusion(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:

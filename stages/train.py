@@ -29,6 +29,7 @@ from stages import (
     options,
     params,
     schedules,
+    transforms,
 )
 from stages.outputs import fixed, replacing, write_csv
 from stages.tracking import Tracker
@@ -51,17 +52,21 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
     """Write `weights` and `history`. Raises InputError for knobs that do not fit, and if the loss diverges."""
     device = determinism.set_up(knobs.device, knobs.threads)
 
-    # Data: whole splits on the device, as uint8.
+    # Data: uint8, transformed, and normalised on the way to the net.
     data = batches.Prepared(prepared)
-    training, validation = data.split("train", device), data.split("valid", device)
+    augment = transforms.training(knobs.transforms.train, len(data.classes))
+    evaluation = transforms.evaluation(knobs.transforms.eval)
+    channels, side = transforms.check_shapes(augment, evaluation, data)
     normalise = batches.Normalise(data.mean, data.std).to(device)
+    training, validation = data.split("train", device), data.split("valid", device)
+    loader = batches.Loader(training, knobs.batch_size, knobs.seed, augment, knobs.workers)
 
     # Net: its input and output sizes follow from the data; its weights from the seed, or from earlier ones.
     shape = nets.shape(
         **knobs.net.model_dump(),
         n_classes=len(data.classes),
-        channels=data.channels,
-        image_size=data.image_size,
+        channels=channels,
+        image_size=side,
         auto=losses.output(knobs.loss.name),
     )
     net = nets.initial(shape, knobs.seed)
@@ -70,9 +75,10 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
     net = net.to(device)
 
     # Loss, optimizer, schedule, and what is off by default.
-    criterion = losses.criterion(**knobs.loss.model_dump(), n_classes=len(data.classes), device=device)
+    mixed = bool(augment.whole)  # the labels of a batch
+    criterion = losses.criterion(**knobs.loss.model_dump(), n_classes=len(data.classes), device=device, mixed=mixed)
     optimizer = optimizers.optimizer(**knobs.optimizer.model_dump(), parameters=net.parameters())
-    steps = math.ceil(len(training.labels) / knobs.batch_size)  # an epoch
+    steps = len(loader)  # an epoch
     schedule = schedules.schedule(**knobs.schedule.model_dump(), optimizer=optimizer, epochs=knobs.epochs, steps=steps)
     precision, clip = options.precision(knobs.precision, device), options.clipping(net, knobs.clip_norm)
     average = options.average(net, knobs.ema_decay)
@@ -97,15 +103,14 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
             lr = learning_rate(optimizer)
             tally.clear()
             net.train()
-            shuffled = batches.shuffled(training, knobs.batch_size, knobs.seed, epoch)
-            for step, (images, targets) in enumerate(shuffled, start=steps * (epoch - 1) + 1):  # batch
+            for step, (images, targets) in enumerate(loader.epoch(epoch), start=steps * (epoch - 1) + 1):  # batch
                 optimizer.step(partial(evaluated, images, targets))  # type: ignore[arg-type]  # update
                 check_finite(tally.recent, step, learning_rate(optimizer))
                 schedule.after_batch()
                 average.update()
                 progress.update()
 
-            scores = batches.scores(nn.Sequential(normalise, average.net), validation.images)
+            scores = batches.scores(nn.Sequential(evaluation, normalise, average.net), validation)
             row = {
                 "epoch": epoch,
                 "lr": lr,

@@ -1,19 +1,31 @@
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import psutil
 import pytest
 import torch
+from torch import Tensor, nn
 
-from stages.batches import SCORING_BATCH, Normalise, Prepared, Split, scores, shuffled
+from stages.batches import SCORING_BATCH, SCORING_VALUES, Loader, Normalise, Prepared, Split, scores
 from stages.command import InputError
+from tests.conftest import ROOT, Project, clean_environment
 
 CPU = torch.device("cpu")
 
 
 def split_of(n: int) -> Split:
-    images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1).expand(n, 2, 2).contiguous()
-    return Split(images, labels=torch.arange(n), index=torch.arange(n))
+    """n images of 2x2 whose pixels all are the image's number, as its label is, at even rows of the array."""
+    images = np.repeat(np.arange(2 * n, dtype=np.uint8) // 2, 4).reshape(2 * n, 2, 2)
+    return Split(images, labels=torch.arange(n), index=2 * torch.arange(n))
 
 
 def test_splits_are_those_of_the_manifest(digits: Path) -> None:
@@ -21,13 +33,21 @@ def test_splits_are_those_of_the_manifest(digits: Path) -> None:
     splits = {name: data.split(name, CPU) for name in ("train", "valid", "test")}
     assert {name: len(split.labels) for name, split in splits.items()} == data.sizes
     assert sorted(torch.cat([split.index for split in splits.values()]).tolist()) == list(range(1797))
-    assert splits["test"].images.shape == (data.sizes["test"], 8, 8)
-    assert splits["test"].images.dtype == torch.uint8
+    images = np.load(digits / "images.npy")
+    for split in splits.values():
+        assert torch.equal(split.read(slice(None)), torch.from_numpy(images[split.index]))
+        assert torch.equal(split.take(torch.tensor([3, 1])), torch.from_numpy(images[split.index[[3, 1]]]))
+
+
+def test_images_stay_on_disk(digits: Path) -> None:
+    split = Prepared(digits).split("train", CPU)
+    assert isinstance(split.images.base, np.memmap)
+    assert not split.images.flags.writeable
 
 
 def test_normalised_training_images_have_mean_0_and_deviation_1(digits: Path) -> None:
     data = Prepared(digits)
-    images = Normalise(data.mean, data.std)(data.split("train", CPU).images)
+    images = Normalise(data.mean, data.std)(data.split("train", CPU).read(slice(None)))
     assert images.shape == (data.sizes["train"], 1, 8, 8)
     assert images.mean().item() == pytest.approx(0, abs=1e-5)
     assert images.std(correction=0).item() == pytest.approx(1, abs=1e-5)
@@ -46,31 +66,166 @@ def test_colour_channels_have_their_own_mean_and_deviation() -> None:
     assert normalised[0, :, 0, 0].tolist() == pytest.approx([1, 2, 0])
 
 
-def test_an_epoch_has_every_image_once_and_its_label_with_it() -> None:
-    batches = list(shuffled(split_of(10), batch_size=4, seed=0, epoch=1))
+def test_floats_from_0_to_1_are_normalised_as_bytes_are() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    normalise = Normalise([0.25], [0.5])
+    assert torch.allclose(normalise(images / 255), normalise(images), atol=1e-6)
+
+
+def test_flatten_keeps_the_batch() -> None:
+    assert torch.equal(
+        torch.arange(6.0).view(1, 2, 3).flatten(start_dim=1), torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]])
+    )
+
+
+def test_unsqueeze_makes_a_column() -> None:
+    assert torch.equal(torch.tensor([1, 2, 3, 4]).unsqueeze(1), torch.tensor([[1], [2], [3], [4]]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_has_every_image_once_and_its_label_with_it(workers: int) -> None:
+    loader = Loader(split_of(10), batch_size=4, seed=0, workers=workers)
+    batches = list(loader.epoch(1))
     assert [len(labels) for _, labels in batches] == [4, 4, 2]
+    assert len(loader) == 3
     labels = torch.cat([labels for _, labels in batches])
     assert sorted(labels.tolist()) == list(range(10))
     assert torch.equal(torch.cat([images for images, _ in batches])[:, 0, 0].long(), labels)
 
 
-def test_order_follows_from_seed_and_epoch_alone() -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_follows_from_seed_and_epoch_alone(workers: int) -> None:
+    loaders = [Loader(split_of(50), 8, seed, workers=workers) for seed in range(3)]
+
     def order(seed: int, epoch: int) -> list[int]:
         torch.rand(epoch)  # the global generator plays no part
-        return torch.cat([labels for _, labels in shuffled(split_of(50), 8, seed, epoch)]).tolist()
+        return torch.cat([labels for _, labels in loaders[seed].epoch(epoch)]).tolist()
 
     assert order(1, 2) == order(1, 2)
+    assert order(1, 2) == torch.randperm(50, generator=torch.Generator().manual_seed(1_000_003 + 2)).tolist()
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_scores_are_the_same_in_any_number_of_batches() -> None:
-    class Sum(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            assert len(images) <= SCORING_BATCH
-            return images.float().sum((1, 2))[:, None]
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_loading_draws_nothing_from_the_global_generator(workers: int) -> None:
+    before = torch.get_rng_state()
+    list(Loader(split_of(9), 4, 0, noise, workers).epoch(1))
+    assert torch.equal(torch.get_rng_state(), before)
 
-    images = torch.randint(256, (2 * SCORING_BATCH + 1, 2, 2), dtype=torch.uint8)
-    assert torch.equal(scores(Sum(), images)[:, 0], images.float().sum((1, 2)))
+
+def noise(images: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    return images + torch.tensor(seeds)[:, None, None] % 100, labels
+
+
+def test_each_place_has_a_seed_that_follows_from_seed_and_epoch() -> None:
+    def drawn(seed: int, epoch: int, workers: int) -> list[int]:
+        return torch.cat([images for images, _ in Loader(split_of(20), 8, seed, noise, workers).epoch(epoch)]).tolist()
+
+    assert drawn(0, 1, 0) == drawn(0, 1, 1) == drawn(0, 1, 2)
+    assert drawn(0, 1, 0) != drawn(0, 2, 0) != drawn(1, 1, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_was_left_early_leaves_nothing_behind(workers: int) -> None:
+    loader = Loader(split_of(40), 4, 0, workers=workers)
+    next(loader.epoch(1))
+    whole = torch.cat([labels for _, labels in loader.epoch(2)]).tolist()
+    assert whole == torch.cat([labels for _, labels in Loader(split_of(40), 4, 0).epoch(2)]).tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_transforms_refuse_is_said_without_a_traceback(workers: int) -> None:
+    def refuse(*_: object) -> tuple[Tensor, Tensor]:
+        raise InputError("train.transforms.train: no")
+
+    with pytest.raises(InputError, match=r"^train\.transforms\.train: no$"):
+        list(Loader(split_of(9), 4, 0, refuse, workers).epoch(1))
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_workers_end_with_the_loader() -> None:
+    me, before = psutil.Process(), set(psutil.Process().children())
+    loader = Loader(split_of(9), 4, 0, workers=2)
+    for epoch in (1, 2):
+        list(loader.epoch(epoch))
+        workers = set(me.children()) - before
+        assert len(workers) == 2
+    del loader
+    psutil.wait_procs(list(workers), timeout=10)
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_workers_end_where_the_training_is_killed(tmp_path: Path) -> None:
+    code = """
+import os, signal, psutil
+from tests.test_batches import Loader, split_of
+list(Loader(split_of(9), 4, 0, workers=3).epoch(1))
+print(*[child.pid for child in psutil.Process().children()], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean_environment(), stdout=file, check=False)
+    workers = [int(pid) for pid in output.read_text().split()]
+    assert len(workers) == 3
+    deadline = time.monotonic() + 10
+    while any(psutil.pid_exists(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_worker_that_dies_is_an_error() -> None:
+    def die(*_: object) -> tuple[Tensor, Tensor]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"train\.workers: one of the 1 processes that load images was killed"):
+        list(Loader(split_of(9), 4, 0, die, workers=1).epoch(1))
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_leaves_no_worker_and_no_traceback(project: Project, digits: Path, number: int) -> None:
+    project.edit("params.yaml", "  epochs: 30 ", "  epochs: 100000 ")
+    project.edit("params.yaml", "  workers: 0 ", "  workers: 2 ")
+    process = project.start("python", "-m", "stages.train", str(digits), "data/weights", "net.safetensors", "train.csv")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("epoch 1/100000: train loss")
+    workers = children(psutil.Process(process.pid))
+    assert len(workers) == 2
+    os.killpg(process.pid, number)  # as a terminal does
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in output
+    assert "Error" not in output
+    assert not any(worker.is_running() for worker in workers)
+    assert not list(project.root.glob("*.safetensors*"))
+
+
+class Sum(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        assert len(images) * images[0].numel() <= SCORING_VALUES
+        assert len(images) <= SCORING_BATCH
+        return images.float().flatten(1).sum(1)[:, None]
+
+
+@pytest.mark.parametrize("side", [2, 100])
+def test_scores_are_the_same_in_any_number_of_batches(side: int) -> None:
+    images = torch.randint(256, (2 * SCORING_BATCH + 1, side, side), dtype=torch.uint8).numpy()
+    index = torch.arange(0, len(images), 2)
+    split = Split(images, labels=torch.zeros_like(index), index=index)
+    assert torch.equal(scores(Sum(), split)[:, 0], torch.from_numpy(images)[index].float().sum((1, 2)))
+
+
+def test_images_that_transforms_enlarge_are_scored_fewer_at_once() -> None:
+    split = split_of(100)
+    enlarging = nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Upsample(scale_factor=300))
+    assert scores(nn.Sequential(enlarging, Sum()), split)[5].item() == 4 * 300**2 * 5
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "images.npy", "manifest.csv"])
@@ -85,19 +240,50 @@ def test_an_incomplete_folder_is_named(digits: Path, tmp_path: Path, name: str, 
 
 
 def test_pickled_arrays_are_refused(digits: Path, tmp_path: Path) -> None:
-    import numpy as np
-
     folder = shutil.copytree(digits, tmp_path / "prepared")
     np.save(folder / "images.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="not a prepared set"):
         Prepared(folder)
 
 
-def test_a_manifest_of_other_images_is_named(digits: Path, tmp_path: Path) -> None:
+def test_rejected_images_are_not_in_the_manifest(digits: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(digits, tmp_path / "prepared")
+    manifest = pd.read_csv(folder / "manifest.csv").drop(index=[0, 5])
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    data = Prepared(folder)
+    assert sum(len(data.split(name, CPU).labels) for name in data.sizes) == 1795
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("1797,test,0,none", r"index from 0 to 1797 in manifest\.csv, 1797 rows in images\.npy"),
+        ("-1,test,0,none", "index from -1 to 1796"),
+        ("5,test,0,none", r"1 rows of images\.npy stand in manifest\.csv more than once"),
+        ("x,test,0,none", "not a prepared set: ValueError"),
+    ],
+)
+def test_a_manifest_of_other_images_is_named(digits: Path, tmp_path: Path, row: str, message: str) -> None:
     folder = shutil.copytree(digits, tmp_path / "prepared")
     with (folder / "manifest.csv").open("a") as manifest:
-        manifest.write("1797,test,0,none\n")
-    with pytest.raises(InputError, match=r"1798 rows in manifest\.csv, 1797 in images\.npy"):
+        manifest.write(f"{row}\n")
+    with pytest.raises(InputError, match=message):
+        Prepared(folder)
+
+
+def test_labels_without_a_class_are_named(digits: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(digits, tmp_path / "prepared")
+    manifest = (folder / "manifest.csv").read_text()
+    (folder / "manifest.csv").write_text(manifest.replace("0,train,0,", "0,train,10,", 1))
+    with pytest.raises(InputError, match=r"label from 0 to 10 in manifest\.csv, 10 classes in dataset\.json"):
+        Prepared(folder)
+
+
+@pytest.mark.parametrize("images", [np.zeros((1797, 9, 9), np.uint8), np.zeros((1797, 8, 8), np.float32)])
+def test_images_of_another_kind_are_named(digits: Path, tmp_path: Path, images: np.ndarray) -> None:
+    folder = shutil.copytree(digits, tmp_path / "prepared")
+    np.save(folder / "images.npy", images)
+    with pytest.raises(InputError, match=r"in images\.npy, of uint8 \(8, 8\) in dataset\.json"):
         Prepared(folder)
 
 

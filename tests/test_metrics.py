@@ -14,6 +14,12 @@ def test_accuracy() -> None:
     assert metrics.accuracy(PREDICTED, LABELS) == 3 / 6
 
 
+def test_hits() -> None:
+    scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+    assert metrics.hits(scores, torch.tensor([1, 1, 1])) == 2
+    assert metrics.hits(scores, torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.6, 0.4]])) == 2
+
+
 def test_confusion() -> None:
     assert metrics.confusion(PREDICTED, LABELS, 3).tolist() == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
 

@@ -105,7 +105,7 @@ def test_history_and_kept_epoch_agree_with_the_weights(digits: Path, tmp_path: P
 
     validation = batches.Prepared(digits).split("valid", torch.device("cpu"))
     classifier = nn.Sequential(batches.Normalise(description.mean, description.std), net)
-    scores = batches.scores(classifier, validation.images)
+    scores = batches.scores(classifier, validation)
     assert metrics.accuracy(scores.argmax(1), validation.labels) == pytest.approx(kept["valid/accuracy"], rel=1e-5)
     loss = nn.CrossEntropyLoss()(scores, validation.labels).item()
     assert loss == pytest.approx(kept["valid/loss"], rel=1e-5)
@@ -119,7 +119,8 @@ def test_one_epoch_is_the_page_s_five_steps(digits: Path, tmp_path: Path) -> Non
 
     data = batches.Prepared(digits)
     split = data.split("train", torch.device("cpu"))
-    images = (split.images.float().unsqueeze(1) - 255 * torch.tensor(data.mean[0])) / (255 * torch.tensor(data.std[0]))
+    pixels = split.read(slice(None)).float().unsqueeze(1)
+    images = (pixels - 255 * torch.tensor(data.mean[0])) / (255 * torch.tensor(data.std[0]))
     torch.manual_seed(0)
     conv1, fc1 = nn.Conv2d(1, 32, 5), nn.Linear(128, 10)
     nn.init.constant_(fc1.bias, 1.0)

@@ -1,0 +1,292 @@
+"""The classes of torchvision.transforms.v2 that params.yaml can list, for training and for evaluation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.batches import Facts
+from stages.choices import build
+from stages.command import InputError, unknown
+from stages.params import Listed
+
+# Class name: arguments that are not torchvision's own defaults. These draw nothing, so evaluation may use them too.
+FIXED: dict[str, dict[str, Any]] = {
+    "CenterCrop": {},
+    "ConvertImageDtype": {},
+    "Grayscale": {},
+    "Identity": {},
+    "Pad": {},
+    "RGB": {},
+    "Resize": {},
+    "ToDtype": {"dtype": "float32", "scale": True},
+}
+
+# These draw numbers, anew for each image and epoch.
+RANDOM: dict[str, dict[str, Any]] = {
+    "AugMix": {},
+    "AutoAugment": {},
+    "ColorJitter": {},
+    "ElasticTransform": {},
+    "GaussianBlur": {},
+    "GaussianNoise": {},
+    "JPEG": {},
+    "RandAugment": {},
+    "RandomAdjustSharpness": {},
+    "RandomAffine": {},
+    "RandomAutocontrast": {},
+    "RandomChannelPermutation": {},
+    "RandomCrop": {},
+    "RandomEqualize": {},
+    "RandomErasing": {},
+    "RandomGrayscale": {},
+    "RandomHorizontalFlip": {},
+    "RandomInvert": {},
+    "RandomPerspective": {},
+    "RandomPhotometricDistort": {},
+    "RandomPosterize": {},
+    "RandomResize": {},
+    "RandomResizedCrop": {},
+    "RandomRotation": {},
+    "RandomShortestSize": {},
+    "RandomSolarize": {},
+    "RandomVerticalFlip": {},
+    "RandomZoomOut": {},
+    "ScaleJitter": {},
+    "TrivialAugmentWide": {},
+}
+
+# These mix the images of a batch, and their labels into shares of the classes.
+OF_BATCHES = ("CutMix", "MixUp")
+
+# Other names. Rescale was the data loading tutorial's own class. Its ToTensor, and what has replaced that one, turn
+# pictures or arrays into tensors; prepared images are tensors already.
+ALIASES = {
+    "PILToTensor": "Identity",
+    "Rescale": "Resize",
+    "ToImage": "Identity",
+    "ToPureTensor": "Identity",
+    "ToTensor": "Identity",
+}
+
+_BOXES = "it is for bounding boxes or key points, and prepared images have labels only"
+_SEVERAL = "it makes several images of one, and each image has one score a class"
+_NESTED = "it holds other transforms, and a list of names is flat"
+REFUSED = {
+    "ClampBoundingBoxes": _BOXES,
+    "ClampKeyPoints": _BOXES,
+    "Compose": "the list itself composes: write its transforms one after the other",
+    "ConvertBoundingBoxFormat": _BOXES,
+    "FiveCrop": _SEVERAL,
+    "Lambda": "it takes code, and params.yaml holds values",
+    "LinearTransformation": "its matrix has a row and a column for every pixel, more than params.yaml should hold",
+    "Normalize": "images are normalised on the way to the net, with the mean and deviation of the training images",
+    "RandomApply": _NESTED,
+    "RandomChoice": _NESTED,
+    "RandomIoUCrop": _BOXES,
+    "RandomOrder": _NESTED,
+    "SanitizeBoundingBoxes": _BOXES,
+    "SanitizeKeyPoints": _BOXES,
+    "SetClampingMode": _BOXES,
+    "TenCrop": _SEVERAL,
+    "ToPILImage": "the net takes tensors",
+    "Transform": "it is the base of the others and changes nothing",
+    "UniformTemporalSubsample": "it is for videos",
+}
+
+DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
+TRIALS = 16  # draws of the training's transforms that check_shapes looks at
+
+Transform = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """The training's transforms: those of one image, and after them those of a batch."""
+
+    each: Sequence[Transform]
+    whole: Sequence[Transform]
+
+    def __bool__(self) -> bool:
+        return bool(self.each or self.whole)
+
+    def __call__(self, images: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return what becomes of a batch: images (n, c, h, w), and labels (n,) or shares of the classes (n, n_classes).
+
+        `images` is uint8 (n, h, w) or (n, c, h, w), `labels` int64 (n,), both on the CPU. What is drawn for an image
+        follows from its one of the n `seeds`, and what is drawn for the batch from the first; the generator that
+        dropout uses is left as it was. Raises InputError for images that the transforms refuse, or make unequal.
+        """
+        if images.ndim == 3:
+            images = images.unsqueeze(1)
+        with _apart(), _refusals("train.transforms.train"):
+            changed = [_through(self.each, image, seed) for image, seed in zip(images, seeds, strict=True)]
+            images = torch.stack(changed)
+            torch.default_generator.manual_seed(seeds[0] + 1)  # the first image itself has had this seed
+            for transform in self.whole:
+                images, labels = transform(images, labels)
+        return images, labels
+
+
+class Evaluation(nn.Sequential):
+    """Transforms that draw nothing, for a batch: uint8 (n, h, w) or (n, c, h, w) to (n, c, h, w)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim == 3:
+            images = images.unsqueeze(1)
+        for transform in self:
+            images = transform(images)
+        return images
+
+
+def training(listed: Listed, n_classes: int) -> Augment:
+    """Return train.transforms.train; it is false if the list is empty.
+
+    Raises InputError for an unknown or unfit name or argument, and for one of whole batches before one of images.
+    """
+    section, each, whole = "train.transforms.train", list[Transform](), list[Transform]()
+    for name, arguments in _entries(section, listed):
+        if name in OF_BATCHES:
+            if name == "MixUp":  # it adds parts of images, which whole numbers cannot hold
+                whole.append(_built(section, "ToDtype", {}))
+            whole.append(_built(section, name, arguments, {"num_classes": n_classes, "labels_getter": "default"}))
+        elif whole:
+            raise InputError(f"{section}: {name} comes after one of whole batches; put {' and '.join(OF_BATCHES)} last")
+        else:
+            each.append(_built(section, name, arguments))
+    return Augment(each, whole)
+
+
+def evaluation(listed: Listed) -> nn.Module:
+    """Return train.transforms.eval, for a batch of uint8 (n, h, w) or (n, c, h, w); nothing for an empty list.
+
+    torch.export can take it. Raises InputError for an unknown or unfit name or argument, and for one that draws.
+    """
+    section, transforms = "train.transforms.eval", list[nn.Module]()
+    for name, arguments in _entries(section, listed):
+        if name in RANDOM or name in OF_BATCHES:
+            raise InputError(
+                f"{section}: {name} draws numbers, and scores would differ from one evaluation to the next;"
+                f" accepted: {', '.join(sorted({*FIXED, *ALIASES}))}"
+            )
+        transforms.append(_built(section, name, arguments))
+    return Evaluation(*transforms) if transforms else nn.Identity()
+
+
+def check_shapes(augment: Augment, evaluation: nn.Module, data: Facts) -> tuple[int, int]:
+    """Return the channels and the side, in pixels, of the images that the net gets: those of evaluation.
+
+    Tries both on blank images. Raises InputError if one fails on them, if training's are of another shape, and if
+    the images are not square, too bright for what they are, or of fewer channels than prepared.
+    """
+    shape = (data.image_size, data.image_size) if data.channels == 1 else (3, data.image_size, data.image_size)
+    blank = torch.full((TRIALS, *shape), 255, dtype=torch.uint8)
+    with _refusals("train.transforms.eval"):
+        evaluated = evaluation(blank)
+    if evaluated.ndim == 3:
+        evaluated = evaluated.unsqueeze(1)
+    channels, height, width = evaluated.shape[1:]
+    if height != width:
+        raise InputError(f"train.transforms.eval: images become {_size(evaluated)}, the net takes square ones")
+    if channels < data.channels:
+        raise InputError(
+            f"train.transforms.eval: {data.channels} channels become {channels}, for which the prepared set has"
+            f" no mean and deviation; set prepare.channels: {channels} instead"
+        )
+    trained = blank
+    if augment:
+        trained, _ = augment(blank, torch.zeros(TRIALS, dtype=torch.int64), range(TRIALS))
+    elif blank.ndim == 3:
+        trained = blank.unsqueeze(1)
+    if trained.shape != evaluated.shape:
+        raise InputError(
+            f"train.transforms: images become {_size(trained)} in training, but {_size(evaluated)} in evaluation;"
+            " the net takes one shape"
+        )
+    for section, images in {"train.transforms.train": trained, "train.transforms.eval": evaluated}.items():
+        if images.is_floating_point() and images.mean() > 2:
+            raise InputError(
+                f"{section}: white becomes {images.mean().item():g}, but images of floats are from 0 to 1;"
+                " give ToDtype scale: true"
+            )
+    return channels, height
+
+
+def _entries(section: str, listed: Listed) -> list[tuple[str, dict[str, Any]]]:
+    """Return names and arguments. Raises InputError for a name that is unknown or refused."""
+    accepted = sorted({*FIXED, *RANDOM, *OF_BATCHES, *ALIASES})
+    entries = []
+    for entry in listed:
+        named = {entry: dict[str, Any]()} if isinstance(entry, str) else entry
+        if len(named) != 1:
+            raise InputError(f"{section}: {entry} should be one name, or one name with its arguments")
+        [(name, arguments)] = named.items()
+        if name in REFUSED:
+            raise InputError(f"{section}: {name} is not for this: {REFUSED[name]}")
+        if name not in accepted:
+            raise InputError(f"{section}: {name!r} is unknown{unknown(name, accepted)}")
+        entries.append((name, arguments))
+    return entries
+
+
+def _built(section: str, name: str, arguments: dict[str, Any], derived: dict[str, Any] | None = None) -> Any:
+    from torchvision.transforms import v2  # 1.5 s, which trainings without transforms need not wait for
+
+    name = ALIASES.get(name, name)
+    given = (FIXED | RANDOM).get(name, {}) | arguments
+    made = {key: _value(f"{section}.{name}.{key}", key, value) for key, value in given.items()}
+    return build(section, getattr(v2, name), (), derived or {}, made, where=f"{section}.{name}")
+
+
+def _value(where: str, argument: str, value: Any) -> Any:
+    """Return what torchvision takes for a value of params.yaml."""
+    from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
+
+    tables: dict[str, dict[str, Any]] = {
+        "dtype": DTYPES,
+        "interpolation": {mode.value: mode for mode in InterpolationMode},
+        "policy": {policy.value: policy for policy in AutoAugmentPolicy},
+    }
+    if argument not in tables:
+        return value
+    if value not in tables[argument]:
+        raise InputError(f"{where}: {value!r} is unknown{unknown(str(value), tables[argument])}")
+    return tables[argument][value]
+
+
+def _through(transforms: Sequence[Transform], image: Tensor, seed: int) -> Tensor:
+    # Not torch.manual_seed, which would also seed the generators of GPUs.
+    torch.default_generator.manual_seed(seed)
+    for transform in transforms:
+        image = transform(image)
+    return image
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Restore the global generator, and use one thread: in a worker torch has one, and sums may depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _refusals(section: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # torchvision and torch refuse images in many ways, all of which the list has led to
+        raise InputError(f"{section}: {type(error).__name__}: {error}") from error
+
+
+def _size(images: Tensor) -> str:
+    channels, height, width = images.shape[1:]
+    return f"{channels} x {height} x {width}"
