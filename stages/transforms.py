@@ -252,9 +252,9 @@ def _value(where: str, argument: str, value: Any) -> Any:
     }
     if argument not in tables:
         return value
-    if value not in tables[argument]:
+    if str(value) not in tables[argument]:
         raise InputError(f"{where}: {value!r} is unknown{unknown(str(value), tables[argument])}")
-    return tables[argument][value]
+    return tables[argument][str(value)]
 
 
 def _through(transforms: Sequence[Transform], image: Tensor, seed: int) -> Tensor:
