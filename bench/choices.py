@@ -111,7 +111,7 @@ def accuracy(prepared: Path, loss: str, optimizer: str, schedule: str, seed: int
         train.train(knobs, prepared, Path("data/weights"), weights, Path(folder) / "train.csv", Tracker.off())
         net, description = checkpoints.load(weights)
     test = batches.Prepared(prepared).split("test", next(net.parameters()).device)
-    scores = batches.scores(nn.Sequential(batches.Normalise(description.mean, description.std), net), test.images)
+    scores = batches.scores(nn.Sequential(batches.Normalise(description.mean, description.std), net), test)
     return metrics.accuracy(scores.argmax(1), test.labels)
 
 

@@ -112,7 +112,7 @@ class Arguments(params.Section):
 
 
 def shape(
-    name: str, arguments: dict[str, dict[str, Any]], n_classes: int, channels: int, image_size: int, auto: str
+    name: str, arguments: dict[str, dict[str, Any]], n_classes: int, channels: int, image_size: int, auto: str = "relu"
 ) -> dict[str, Any]:
     """Return what `build` takes: the net's name, its own arguments, complete for the Net, and its sizes.
 

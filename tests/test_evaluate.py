@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from stages import batches, checkpoints, nets
 from stages.command import InputError
 from stages.evaluate import evaluate
-from stages.tracking import Tracker
 from stages.store import Store, log_model
+from stages.tracking import Tracker
 from stages.train import train
 from tests.conftest import STARTS, Project, changed
 
@@ -274,7 +274,7 @@ def test_weights_from_elsewhere_are_scored_from_the_command_line(course: Project
     w = torch.load(course.root / "data/weights/course.pt", weights_only=True)
     data = batches.Prepared(course.root / "large")
     test = data.split("test", torch.device("cpu"))
-    x = (test.images[:, None].float() / 255 - data.mean[0]) / data.std[0]
+    x = (test.read(slice(None))[:, None].float() / 255 - data.mean[0]) / data.std[0]
     for name in ("conv1", "conv2"):
         x = F.max_pool2d(F.relu(F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"])), 2)
     x = F.relu(F.linear(x.flatten(1), w["fc1.weight"], w["fc1.bias"]))

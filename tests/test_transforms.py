@@ -16,8 +16,9 @@ from torchvision.transforms import v2
 from stages import batches, transforms
 from stages.command import InputError
 from stages.params import Listed
+from stages.tracking import Tracker
 from stages.train import train
-from tests.conftest import STARTS, Off, Project, changed
+from tests.conftest import STARTS, Project, changed
 
 CPU = torch.device("cpu")
 
@@ -260,9 +261,9 @@ def test_workers_change_no_bit_of_the_weights(digits: Path, tmp_path: Path) -> N
     for workers in (0, 1, 2, 4):
         folder = tmp_path / str(workers)
         knobs = changed(RICH | {"train.workers": workers}).train
-        train(knobs, digits, STARTS, folder / "net.safetensors", folder / "train.csv", Off())
+        train(knobs, digits, STARTS, folder / "net.safetensors", folder / "train.csv", Tracker.off())
         made.append(((folder / "net.safetensors").read_bytes(), (folder / "train.csv").read_bytes()))
     assert made == made[:1] * 4
     other = tmp_path / "other"
-    train(changed(RICH | {"train.seed": 1}).train, digits, STARTS, other / "net", other / "train.csv", Off())
+    train(changed(RICH | {"train.seed": 1}).train, digits, STARTS, other / "net", other / "train.csv", Tracker.off())
     assert (other / "train.csv").read_bytes() != made[0][1]

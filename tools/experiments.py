@@ -72,7 +72,7 @@ def run_git(*arguments: str) -> str:
 def copy_repository(folder: Path, commit: str, changes: bytes) -> None:
     """Make `folder` a copy of the repository at `commit` with the patch `changes`, and with the same DVC cache.
 
-    Of files that git does not track it gets those of data/raw, which the user brought, as hard links, since symbolic ones
+    Of files that git does not track it gets those of data/raw, which the user brought, as hard links: symbolic ones
     would lead out of the data's folder. Raises InputError where git does not know who the user is.
     """
     shutil.rmtree(folder, ignore_errors=True)
