@@ -85,6 +85,11 @@ def test_checked_overrides_are_applied_as_dvc_applies_them() -> None:
         ("train.optimizer.name=Sgd", r"train\.optimizer\.name: 'Sgd' is unknown \(did you mean SGD\?\)"),
         ("train.loss.name=MSE", r"train\.loss\.name: 'MSE' is unknown"),
         ("train.schedule.name=Step", r"train\.schedule\.name: 'Step' is unknown"),
+        ("train.optimizer.name=SparseAdam", r"train\.optimizer\.name: 'SparseAdam' cannot be used: it takes sparse"),
+        ("train.net.name=resnet19", r"train\.net\.name: 'resnet19' is unknown \(did you mean resnet18 or "),
+        ("train.net.arguments.Net.kernel=-1", r"train\.net\.arguments\.Net\.kernel: -1, should be greater than 0"),
+        ("train.transforms.train=[RandomFlip]", r"train\.transforms\.train: 'RandomFlip' is unknown"),
+        ("train.transforms.eval=[RandomCrop]", r"train\.transforms\.eval: RandomCrop draws numbers"),
     ],
 )
 def test_what_a_stage_would_refuse_is_refused(override: str, message: str) -> None:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
 
-from stages import losses, optimizers, params, schedules
+from stages import losses, nets, optimizers, params, schedules, transforms
 from stages.choices import check_names
 from stages.command import InputError
 
@@ -107,4 +107,7 @@ def check(overrides: Sequence[str], file: Path = Path("params.yaml")) -> params.
     check_names("train.loss", loss.name, loss.arguments, losses.LOSSES, losses.REFUSED)
     check_names("train.optimizer", optimizer.name, optimizer.arguments, optimizers.OPTIMIZERS, optimizers.REFUSED)
     check_names("train.schedule", schedule.name, schedule.arguments, schedules.SCHEDULES, schedules.REFUSED)
+    nets.shape(**knobs.train.net.model_dump(), n_classes=2, channels=knobs.prepare.channels, image_size=8)
+    transforms.training(knobs.train.transforms.train, n_classes=2)
+    transforms.evaluation(knobs.train.transforms.eval)
     return knobs
