@@ -95,7 +95,8 @@ def read(path: Path) -> tuple[Weights, Description | None]:
         return weights, Description(**json.loads(metadata[KEY]))
     except (TypeError, json.JSONDecodeError) as error:
         raise InputError(
-            f"{path} does not say what its weights are in a way that this version reads: {error}"
+            f"{path} does not say what its weights are in a way that this version reads: {error}.\n"
+            "If an earlier version wrote it, train it again with dvc repro."
         ) from error
 
 
@@ -106,7 +107,9 @@ def rebuilt(path: Path, weights: Weights, description: Description) -> nn.Module
     """
     try:
         net = nets.build(**description.net)
-    except (KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not say which net its weights belong to: {error}") from error
     _fill(net, path, weights)
     return net.eval()
@@ -121,7 +124,11 @@ def start(net: nn.Module, shape: dict[str, Any], folder: Path, name: str | None,
     if name is None:
         return
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # no path at all, or links in a circle
+        raise InputError(f"train.init_from: {name!r} cannot be a file's name: {error}") from error
+    if not inside:
         raise InputError(f"train.init_from: {name!r} leaves {folder}, of which alone DVC knows what it holds")
     if not path.is_file():
         there = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())

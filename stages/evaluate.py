@@ -130,7 +130,7 @@ def check_outputs(history: Path | None, results: Path, plots: Path) -> None:
     """Raise InputError where a path that was forgotten would have results take the place of something else."""
     if history is None and results.suffix != ".json":
         raise command.InputError(f"RESULTS: {str(results)!r}, should be a file to write that ends in .json")
-    if plots.exists() and not (plots / "predictions.csv").exists():
+    if plots.is_file() or (plots.exists() and any(plots.iterdir()) and not (plots / "predictions.csv").exists()):
         raise command.InputError(f"PLOTS: {str(plots)!r} is there and holds no predictions.csv: it is not replaced")
 
 

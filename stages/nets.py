@@ -174,8 +174,8 @@ def check_batch(net: nn.Module, shape: dict[str, Any], smallest: int) -> None:
     except ValueError as error:
         raise InputError(
             f"train.batch_size: an epoch has a batch of {smallest} image{'s' * (smallest > 1)}, of which"
-            f" {shape['name']}'s BatchNorm cannot tell a deviation: {error}.\nTake another train.batch_size, or a"
-            f" larger prepare.image_size than {shape['image_size']}."
+            f" {shape['name']}'s BatchNorm cannot tell a deviation: {error}.\nTake another train.batch_size, or"
+            f" larger images than {shape['image_size']}x{shape['image_size']}: prepare.image_size."
         ) from error
 
 

@@ -61,15 +61,14 @@ def build(name: str, arguments: dict[str, Any], n_classes: int, channels: int, i
             raise InputError(f"train.net.arguments.{name}.{argument}: not an argument to give here")
     try:
         net: nn.Module = builder(weights=None, **derived, **arguments)
-    except Exception as error:  # torchvision checks its arguments in many ways
-        raise InputError(_refusal(name, arguments, image_size, error, builder, derived)) from error
-    _adapt(net, channels)
-    try:
+        _adapt(net, channels)
         passed = forward_on_meta(net.eval(), 2, channels, image_size)
-    except Exception as error:  # what has become of an image that is too small is said in many ways too
+    except Exception as error:  # torchvision checks arguments and sizes in many ways, and all come from the user
+        if wrong := _wrong_argument(name, arguments, derived, image_size):
+            raise InputError(f"{wrong}: {type(error).__name__}: {error}") from error
         raise InputError(
-            f"train.net: {name} does not take images of {image_size}x{image_size} pixels:"
-            f" {type(error).__name__}: {str(error).strip()}\nTry a larger prepare.image_size, such as 224."
+            f"train.net: {name} does not take images of {image_size}x{image_size} pixels: {type(error).__name__}:"
+            f" {str(error).strip()}\nTry another prepare.image_size, such as 224, or a Resize in train.transforms."
         ) from error
     if passed.shape != (2, n_classes):
         raise InputError(f"train.net: {name} with {arguments} gives {tuple(passed.shape)}, not (2, {n_classes})")
@@ -97,22 +96,16 @@ def _adapt(net: nn.Module, channels: int) -> None:
     first.in_channels, first.weight = channels, nn.Parameter(weight)
 
 
-def _refusal(
-    name: str,
-    arguments: dict[str, Any],
-    image_size: int,
-    error: Exception,
-    builder: Callable[..., nn.Module],
-    derived: dict[str, Any],
-) -> str:
-    """Return what is wrong with the arguments: one that is not known, by its name, or what torchvision says."""
+def _wrong_argument(name: str, arguments: dict[str, Any], derived: dict[str, Any], image_size: int) -> str:
+    """Return which of the arguments is not known, or that one is refused; "" if the model fails without them too."""
+    from torchvision import models
+
+    builder = models.get_model_builder(name)
     try:
         plain = builder(weights=None, **derived)
-    except Exception:  # it is not the arguments
-        return (
-            f"train.net: {name} does not take images of {image_size}x{image_size} pixels: {type(error).__name__}:"
-            f" {str(error).strip()}\nTry another prepare.image_size, such as 224."
-        )
+        forward_on_meta(plain.eval(), 2, 3, image_size)
+    except Exception:  # of which there was one before
+        return ""
     # The function hands them on to the class, which has no defaults for those that the function gives itself.
     known = {**signature(builder).parameters, **signature(type(plain)).parameters}
     accepted = [
@@ -123,4 +116,4 @@ def _refusal(
     for argument in arguments:
         if argument not in accepted:
             return f"train.net.arguments.{name}.{argument}: not an argument to give here{unknown(argument, accepted)}"
-    return f"train.net.arguments.{name}: {name} refuses {arguments}: {type(error).__name__}: {error}"
+    return f"train.net.arguments.{name}: {name} refuses {arguments}"

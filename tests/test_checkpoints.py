@@ -196,6 +196,7 @@ def test_weights_to_start_from_stay_in_their_folder(tmp_path: Path, weights: dic
         ("absent", "'absent' is no file in .*; there: link"),
         ("", "'' is no file in"),
         (".", "'.' is no file in"),
+        ("a\0b", "cannot be a file's name: embedded null byte"),
     ]:
         with pytest.raises(InputError, match=f"train.init_from: .*{message}"):
             checkpoints.start(DESCRIPTION.untrained(), DESCRIPTION.net, folder, name, new_head=False)

@@ -175,7 +175,7 @@ def test_params_name_the_page_s_net() -> None:
         ("vit_b_16", {"vit_b_16": {"image_size": 8}}, r"vit_b_16\.image_size: not an argument to give here"),
         ("vit_b_16", {}, r"vit_b_16 does not take images of 40x40 pixels: .*indivisible .*(?s:.)*prepare\.image_size"),
         ("maxvit_t", {}, r"maxvit_t does not take images of 40x40 pixels"),
-        ("inception_v3", {}, r"inception_v3 does not take images of 40x40 pixels: (?s:.)*a larger prepare\.image_size"),
+        ("inception_v3", {}, r"inception_v3 does not take images of 40x40 pixels: (?s:.)*another prepare\.image_size"),
     ],
 )
 def test_wrong_nets_are_named(name: str, arguments: dict[str, Any], message: str) -> None:
