@@ -73,7 +73,7 @@ def copy_of_the_code(folder: Path) -> Path:
 
 
 def watched(command: Sequence[str], folder: Path) -> int:
-    """Run a command and return the peak of RssAnon, bytes, of it and all it starts. Raises RuntimeError if it fails."""
+    """Run a command and return the peak of `anonymous`. Raises RuntimeError if the command fails."""
     process, peak = subprocess.Popen(command, cwd=folder), 0
     while process.poll() is None:
         peak = max(peak, anonymous(process.pid))

@@ -79,12 +79,14 @@ def main():
         print("begun", flush=True)
         decode.decode(partial / "a.npy", slow, np.arange(3000), 100)
 
-command.run(main)
+if __name__ == "__main__":
+    command.run(main)
 """
+    (tmp_path / "stage.py").write_text(code)
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, tmp_path / "stage.py"],
         cwd=ROOT,
-        env=clean_environment() | {"PYTHONPATH": ""},
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -112,7 +114,7 @@ def test_an_interrupted_stage_leaves_nothing(
     os.killpg(busy.pid, number)  # all of them, as Ctrl-C in a terminal does
     _, errors = busy.communicate(timeout=10)
     assert (busy.returncode, errors) == (130, "interrupted\n")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["stage.py"]
     assert psutil.wait_procs(children, timeout=5)[1] == []
 
 

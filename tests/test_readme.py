@@ -5,7 +5,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import ROOT, Project
 
@@ -23,6 +25,12 @@ IN_CI = [line for line in (ROOT / ".ci/run").read_text().splitlines() if line.st
 def copy(make_project: Callable[[], Project]) -> Project:
     project = make_project()
     (project.root / ".venv").symlink_to(sys.prefix)  # this environment, for make and for activation
+    random = np.random.default_rng(0)
+    for i in range(200):  # oblong ones, in colour, one class of which is brighter
+        pixels = random.integers(0, 200, (64, 80, 3)) + 55 * (i % 2)
+        file = project.root / "data/raw/flowers" / ("roses", "tulips")[i % 2] / f"{i:03}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
     return project
 
 

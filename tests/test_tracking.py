@@ -15,12 +15,14 @@ import torch
 from mlflow.artifacts import load_text
 
 from stages import circumstances
+from stages.batches import Facts
 from stages.command import InputError
 from stages.evaluate import evaluate
+from stages.prepare import prepare
 from stages.store import Store
 from stages.tracking import Tracker
 from stages.train import train
-from tests.conftest import ROOT, STARTS, Project, changed, free_port, runs, served
+from tests.conftest import ROOT, STARTS, Project, changed, free_port, runs, served, write_image
 
 SHORT = {"train.epochs": 2}
 
@@ -370,3 +372,17 @@ def test_a_server(project: Project, digits: Path, tmp_path: Path) -> None:
             3,
             10,
         )
+
+
+def test_the_list_of_rejected_images_is_logged(tmp_path: Path) -> None:
+    for seed in range(20):
+        write_image(tmp_path / "set" / "ab"[seed % 2] / f"{seed}.png", seed)
+    (tmp_path / "set/a/notes.txt").touch()
+    knobs = changed({"prepare.source": "folder", "prepare.on_bad": "skip"})
+    prepare(knobs.prepare, tmp_path / "set", tmp_path / "prepared")
+    tracker = Tracker.from_environment(knobs, {"DVC_ROOT": str(tmp_path)})
+    with tracker.training(Facts(tmp_path / "prepared"), torch.device("cpu")):
+        pass
+    logged = load_text(f"{only_run(tmp_path).info.artifact_uri}/rejected.csv")
+    assert logged == (tmp_path / "prepared/rejected.csv").read_text()
+    assert 'a/notes.txt,a,,"not an image' in logged

@@ -72,8 +72,8 @@ def run_git(*arguments: str) -> str:
 def copy_repository(folder: Path, commit: str, changes: bytes) -> None:
     """Make `folder` a copy of the repository at `commit` with the patch `changes`, and with the same DVC cache.
 
-    Of files that git does not track it gets those of data/raw, which the user brought, as hard links: symbolic ones
-    would lead out of the data's folder. Raises InputError where git does not know who the user is.
+    Of files that git does not track it gets those of data/raw, which the user brought: as hard links, since symbolic
+    ones would lead out of the data's folder. Raises InputError where git does not know who the user is.
     """
     shutil.rmtree(folder, ignore_errors=True)
     run_git("clone", "-q", "--shared", "--no-checkout", ".", str(folder))
