@@ -2,18 +2,11 @@
 
 import json
 import math
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, starmap
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from stages.command import InputError
+from stages.workers import Array, Make, Workers
 
 SCORING_BATCH = 1000  # images in a forward pass without gradients, at most
-SCORING_VALUES = 1 << 22  # and how many values of them: what the net makes of images takes many times their memory
+SCORING_VALUES = 1 << 20  # and how many values of them: what the net makes of images takes many times their memory
 RESIDENT = 2 << 30  # bytes of a split that is copied to a GPU as a whole
 
 # Images (n, ...), labels (n,) and n seeds to images and targets; transforms.Augment is one.
 Augment = Callable[[Tensor, Tensor, Sequence[int]], tuple[Tensor, Tensor]]
-Array = npt.NDArray[Any]
-AHEAD = 2  # batches that each worker has in hand
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-_of_worker: list["_Made"] = []  # what a worker has had from its start
 
 
 @dataclass(frozen=True)
@@ -47,9 +37,8 @@ class Split:
 
     def read(self, places: Tensor | slice) -> Tensor:
         """Return the images at some of the n places of the split, uint8 (m, h, w) or (m, 3, h, w), on the CPU."""
-        # numpy, since torch takes read-only arrays with a warning; of arrays it need not write, a set may be larger
-        # than memory.
-        return torch.from_numpy(self.images.take(self.index[places].numpy(), axis=0))
+        rows = self.index[places.cpu() if isinstance(places, Tensor) else places]
+        return torch.from_numpy(self.images.take(rows.numpy(), axis=0))  # torch has no read-only tensors
 
     def take(self, places: Tensor | slice) -> Tensor:
         """Return the same on the device of the labels."""
@@ -151,19 +140,6 @@ class Normalise(nn.Module):
         return (scaled - self.mean) / self.std
 
 
-class _Made:
-    """A batch for the places of images in their split, and a seed for each of them, int64 (n,) both."""
-
-    def __init__(self, split: Split, augment: Augment | None) -> None:
-        self._split, self._augment = split, augment
-        self._labels = split.labels.cpu()  # workers keep off the GPU
-
-    def __call__(self, places: Array, seeds: Array) -> tuple[Tensor, Tensor]:
-        at = torch.from_numpy(places)
-        images, labels = self._split.read(at), self._labels[at]
-        return (images, labels) if self._augment is None else self._augment(images, labels, seeds.tolist())
-
-
 class Loader:
     """The training's batches, epoch by epoch: the same ones for any number of workers.
 
@@ -174,14 +150,9 @@ class Loader:
     def __init__(
         self, split: Split, batch_size: int, seed: int, augment: Augment | None = None, workers: int = 0
     ) -> None:
-        self._split, self._batch_size, self._seed, self._workers = split, batch_size, seed, workers
-        made = _Made(split, augment or None)
-        self._made = made if augment or workers else None
-        self._pool: ProcessPoolExecutor | None = None
-        if workers:
-            # Forked, since workers of another start would be sent the images.
-            context = multiprocessing.get_context("fork")
-            self._pool = ProcessPoolExecutor(workers, context, _start_worker, (made,))
+        self._split, self._batch_size, self._seed = split, batch_size, seed
+        self._make = _maker(split, augment) if augment or workers else None
+        self._workers = Workers(workers, self._make) if self._make and workers else None
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -197,71 +168,31 @@ class Loader:
         device = self._split.labels.device
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         order = torch.randperm(len(self._split.labels), generator=generator)
-        if self._made is None:
+        if self._make is None:
             for places in order.to(device).split(self._batch_size):
                 yield self._split.take(places), self._split.labels[places]
             return
 
         seeds = torch.randint(2**63 - 1, (len(order),), generator=generator)
-        # As arrays, which a pipe takes to the workers; each tensor would need a file of shared memory.
         batches = zip(order.split(self._batch_size), seeds.split(self._batch_size), strict=True)
         tasks = ((places.numpy(), own.numpy()) for places, own in batches)
-        for images, targets in self._ahead(self._pool, tasks) if self._pool else starmap(self._made, tasks):
+        for images, targets in self._workers.map(tasks) if self._workers else starmap(self._make, tasks):
             yield images.to(device), targets.to(device)
 
-    def _ahead(
-        self, pool: ProcessPoolExecutor, tasks: Iterable[tuple[Array, Array]]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what workers make of the tasks, in their order, a few batches ahead of the training."""
-        pending: deque[Future[tuple[Array, Array]]] = deque()
-        try:
-            for task in chain(tasks, [None] * AHEAD * self._workers):
-                if task is not None:
-                    pending.append(_submit(pool, task))
-                if pending and (task is None or len(pending) > AHEAD * self._workers):
-                    images, targets = pending.popleft().result()
-                    yield torch.from_numpy(images), torch.from_numpy(targets)
-        except BrokenProcessPool as error:
-            raise InputError(
-                f"train.workers: one of the {self._workers} processes that load images was killed, perhaps for want of"
-                " memory; with fewer of them, or 0, less is needed"
-            ) from error
-        finally:
-            for future in pending:
-                future.cancel()
+
+def _maker(split: Split, augment: Augment | None) -> Make:
+    labels = split.labels.cpu()  # workers keep off the GPU
+
+    def make(places: Array, seeds: Array) -> tuple[Tensor, Tensor]:
+        """Return images and targets for n places in the split, each with a seed of its own, int64 (n,) both."""
+        at = torch.from_numpy(places)
+        return (augment or _as_they_are)(split.read(at), labels[at], seeds.tolist())
+
+    return make
 
 
-def _submit(pool: ProcessPoolExecutor, task: tuple[Array, Array]) -> "Future[tuple[Array, Array]]":
-    # The first call starts the workers. Until they are ready, Ctrl-C would find this process's handlers in them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        return pool.submit(_make, *task)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-
-
-def _start_worker(made: _Made) -> None:
-    # Whoever stops the training may send the signal to its whole group. Workers that died of it would be an error in
-    # the midst of the training's own end, which ends them too; where it was killed and cannot, they end by themselves.
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    _of_worker.append(made)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _make(places: Array, seeds: Array) -> tuple[Array, Array]:
-    images, targets = _of_worker[0](places, seeds)
-    return images.numpy(), targets.numpy()
+def _as_they_are(images: Tensor, labels: Tensor, _seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    return images, labels
 
 
 @torch.no_grad()

@@ -13,54 +13,26 @@ from stages.choices import build
 from stages.command import InputError, unknown
 from stages.params import Listed
 
-# Class name: arguments that are not torchvision's own defaults. These draw nothing, so evaluation may use them too.
-FIXED: dict[str, dict[str, Any]] = {
-    "CenterCrop": {},
-    "ConvertImageDtype": {},
-    "Grayscale": {},
-    "Identity": {},
-    "Pad": {},
-    "RGB": {},
-    "Resize": {},
-    "ToDtype": {"dtype": "float32", "scale": True},
-}
-
+# fmt: off
+# These draw nothing, so evaluation may use them too.
+FIXED = (
+    "CenterCrop", "ConvertImageDtype", "Grayscale", "Identity", "Pad", "RGB", "Resize", "ToDtype",
+)
 # These draw numbers, anew for each image and epoch.
-RANDOM: dict[str, dict[str, Any]] = {
-    "AugMix": {},
-    "AutoAugment": {},
-    "ColorJitter": {},
-    "ElasticTransform": {},
-    "GaussianBlur": {},
-    "GaussianNoise": {},
-    "JPEG": {},
-    "RandAugment": {},
-    "RandomAdjustSharpness": {},
-    "RandomAffine": {},
-    "RandomAutocontrast": {},
-    "RandomChannelPermutation": {},
-    "RandomCrop": {},
-    "RandomEqualize": {},
-    "RandomErasing": {},
-    "RandomGrayscale": {},
-    "RandomHorizontalFlip": {},
-    "RandomInvert": {},
-    "RandomPerspective": {},
-    "RandomPhotometricDistort": {},
-    "RandomPosterize": {},
-    "RandomResize": {},
-    "RandomResizedCrop": {},
-    "RandomRotation": {},
-    "RandomShortestSize": {},
-    "RandomSolarize": {},
-    "RandomVerticalFlip": {},
-    "RandomZoomOut": {},
-    "ScaleJitter": {},
-    "TrivialAugmentWide": {},
-}
+RANDOM = (
+    "AugMix", "AutoAugment", "ColorJitter", "ElasticTransform", "GaussianBlur", "GaussianNoise", "JPEG", "RandAugment",
+    "RandomAdjustSharpness", "RandomAffine", "RandomAutocontrast", "RandomChannelPermutation", "RandomCrop",
+    "RandomEqualize", "RandomErasing", "RandomGrayscale", "RandomHorizontalFlip", "RandomInvert", "RandomPerspective",
+    "RandomPhotometricDistort", "RandomPosterize", "RandomResize", "RandomResizedCrop", "RandomRotation",
+    "RandomShortestSize", "RandomSolarize", "RandomVerticalFlip", "RandomZoomOut", "ScaleJitter", "TrivialAugmentWide",
+)
+# fmt: on
 
 # These mix the images of a batch, and their labels into shares of the classes.
 OF_BATCHES = ("CutMix", "MixUp")
+
+# Arguments that are not torchvision's own defaults.
+DEFAULTS: dict[str, dict[str, Any]] = {"ToDtype": {"dtype": "float32", "scale": True}}
 
 # Other names. Rescale was the data loading tutorial's own class. Its ToTensor, and what has replaced that one, turn
 # pictures or arrays into tensors; prepared images are tensors already.
@@ -236,7 +208,7 @@ def _built(section: str, name: str, arguments: dict[str, Any], derived: dict[str
     from torchvision.transforms import v2  # 1.5 s, which trainings without transforms need not wait for
 
     name = ALIASES.get(name, name)
-    given = (FIXED | RANDOM).get(name, {}) | arguments
+    given = DEFAULTS.get(name, {}) | arguments
     made = {key: _value(f"{section}.{name}.{key}", key, value) for key, value in given.items()}
     return build(section, getattr(v2, name), (), derived or {}, made, where=f"{section}.{name}")
 
