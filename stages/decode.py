@@ -103,8 +103,8 @@ def _in_processes(n_processes: int, note: Callable[[Decoded], None], *work: Any)
                     process.join()
                     if process.exitcode:
                         raise InputError(
-                            f"a process that decodes images was ended by {_ending(process.exitcode)};"
-                            " the kernel does so when memory runs out. Nothing is written."
+                            f"a process that decodes images was ended by {_ending(process.exitcode)},"
+                            " which the kernel does when memory (SIGKILL) or disk (SIGBUS) is full"
                         ) from None
                     del working[ready]
     finally:
