@@ -1,6 +1,7 @@
 """Weights on disk: a safetensors file that also holds what rebuilds the net. Reading one, ours or not, runs no code."""
 
 import json
+import warnings
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,7 +144,8 @@ def start(net: nn.Module, shape: dict[str, Any], folder: Path, name: str | None,
 def _state_dict(path: Path) -> Weights:
     """Return what torch.save wrote: tensors by name, maybe under "state_dict", maybe named as DataParallel does."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of how old the file is, and whom to ask about it
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a stranger's file can raise; torch's advice is to read it with all its code
         raise InputError(
             f"{path} is neither safetensors nor a state dict of tensors alone, as torch.save(net.state_dict(), path)"
