@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stages import batches, checkpoints, command, determinism, losses, metrics, nets, params, pictures
+from stages import batches, checkpoints, command, determinism, losses, metrics, nets, params, pictures, transforms
 from stages.outputs import fixed, replacing, write_csv, write_json
 from stages.record import Record
 from stages.tracking import Tracker
@@ -123,7 +123,8 @@ def evaluate(
         tracker.evaluated(Record(weights, prepared, history, results, plots))
     print(f"test accuracy {values['accuracy']:.4f}, before training {values['accuracy_untrained']:.4f}")
     if never_predicted:
-        print(f"warning: never predicted: {', '.join(never_predicted)}", file=sys.stderr)
+        more = f" and {len(never_predicted) - 20} more" if len(never_predicted) > 20 else ""
+        print(f"warning: never predicted: {', '.join(never_predicted[:20])}{more}", file=sys.stderr)
 
 
 def check_outputs(history: Path | None, results: Path, plots: Path) -> None:
@@ -143,11 +144,12 @@ def outside(
             f"{weights} does not say which net its weights belong to, so {history} is not of their training.\n"
             "Leave that out to score them in the net that params.yaml's train.net names."
         )
+    channels, side = transforms.shape_of(transforms.evaluation(knobs.transforms.eval), data)
     shape = nets.shape(
         **knobs.net.model_dump(),
         n_classes=len(data.classes),
-        channels=data.channels,
-        image_size=data.image_size,
+        channels=channels,
+        image_size=side,
         auto=losses.output(knobs.loss.name),
     )
     return checkpoints.Description(

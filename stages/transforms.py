@@ -148,43 +148,52 @@ def evaluation(listed: Listed) -> nn.Module:
     return Evaluation(*transforms) if transforms else nn.Identity()
 
 
-def check_shapes(augment: Augment, evaluation: nn.Module, data: Facts) -> tuple[int, int]:
-    """Return the channels and the side, in pixels, of the images that the net gets: those of evaluation.
+def shape_of(evaluation: nn.Module, data: Facts) -> tuple[int, int]:
+    """Return the channels and the side, in pixels, of the images that the net gets: the prepared ones as `evaluation`
+    leaves them.
 
-    Tries both on blank images. Raises InputError if one fails on them, if training's are of another shape, and if
-    the images are not square, too bright for what they are, or of fewer channels than prepared.
+    Raises InputError if it refuses them, and if they are not square then, have fewer channels than prepared, or too
+    large values.
     """
-    shape = (data.image_size, data.image_size) if data.channels == 1 else (3, data.image_size, data.image_size)
-    blank = torch.full((TRIALS, *shape), 255, dtype=torch.uint8)
     with _refusals("train.transforms.eval"):
-        evaluated = evaluation(blank)
-    if evaluated.ndim == 3:
-        evaluated = evaluated.unsqueeze(1)
-    channels, height, width = evaluated.shape[1:]
+        evaluated = evaluation(_blank(data))
+    _check_brightness("train.transforms.eval", evaluated)
+    channels, height, width = evaluated.shape[1:] if evaluated.ndim == 4 else (1, *evaluated.shape[1:])
     if height != width:
-        raise InputError(f"train.transforms.eval: images become {_size(evaluated)}, the net takes square ones")
+        raise InputError(f"train.transforms.eval: images become {height} x {width}, the net takes square ones")
     if channels < data.channels:
         raise InputError(
             f"train.transforms.eval: {data.channels} channels become {channels}, for which the prepared set has"
             f" no mean and deviation; set prepare.channels: {channels} instead"
         )
-    trained = blank
-    if augment:
-        trained, _ = augment(blank, torch.zeros(TRIALS, dtype=torch.int64), range(TRIALS))
-    elif blank.ndim == 3:
-        trained = blank.unsqueeze(1)
-    if trained.shape != evaluated.shape:
-        raise InputError(
-            f"train.transforms: images become {_size(trained)} in training, but {_size(evaluated)} in evaluation;"
-            " the net takes one shape"
-        )
-    for section, images in {"train.transforms.train": trained, "train.transforms.eval": evaluated}.items():
-        if images.is_floating_point() and images.mean() > 2:
-            raise InputError(
-                f"{section}: white becomes {images.mean().item():g}, but images of floats are from 0 to 1;"
-                " give ToDtype scale: true"
-            )
     return channels, height
+
+
+def check_shapes(augment: Augment, evaluation: nn.Module, data: Facts) -> tuple[int, int]:
+    """Return `shape_of` the images. Raises InputError, as that does, also if training's become others."""
+    channels, side = shape_of(evaluation, data)
+    trained, _ = augment(_blank(data), torch.zeros(TRIALS, dtype=torch.int64), range(TRIALS))
+    _check_brightness("train.transforms.train", trained)
+    if trained.shape[1:] != (channels, side, side):
+        raise InputError(
+            f"train.transforms: images become {' x '.join(map(str, trained.shape[1:]))} in training, but"
+            f" {channels} x {side} x {side} in evaluation; the net takes one shape"
+        )
+    return channels, side
+
+
+def _blank(data: Facts) -> Tensor:
+    """Return white images, uint8, of the shape of the prepared ones; several, since some transforms act seldom."""
+    side = (data.image_size, data.image_size)
+    return torch.full((TRIALS, *(side if data.channels == 1 else (3, *side))), 255, dtype=torch.uint8)
+
+
+def _check_brightness(section: str, white: Tensor) -> None:
+    if white.is_floating_point() and white.mean() > 2:
+        raise InputError(
+            f"{section}: white becomes {white.mean().item():g}, but images of floats are from 0 to 1;"
+            " give ToDtype scale: true"
+        )
 
 
 def _entries(section: str, listed: Listed) -> list[tuple[str, dict[str, Any]]]:
@@ -257,8 +266,3 @@ def _refusals(section: str) -> Iterator[None]:
         raise
     except Exception as error:  # torchvision and torch refuse images in many ways, all of which the list has led to
         raise InputError(f"{section}: {type(error).__name__}: {error}") from error
-
-
-def _size(images: Tensor) -> str:
-    channels, height, width = images.shape[1:]
-    return f"{channels} x {height} x {width}"

@@ -197,7 +197,7 @@ def test_shapes_that_the_net_gets(
         (1, [{"RandomCrop": {"size": 6}}], [], "become 1 x 6 x 6 in training, but 1 x 8 x 8 in evaluation"),
         (3, [], [{"Resize": {"size": 6}}], "become 3 x 8 x 8 in training, but 3 x 6 x 6 in evaluation"),
         (1, ["RGB"], [], "become 3 x 8 x 8 in training, but 1 x 8 x 8 in evaluation"),
-        (1, [], [{"Resize": {"size": [4, 6]}}], r"eval: images become 1 x 4 x 6, the net takes square ones"),
+        (1, [], [{"Resize": {"size": [4, 6]}}], r"eval: images become 4 x 6, the net takes square ones"),
         (3, ["Grayscale"], ["Grayscale"], r"eval: 3 channels become 1, .* set prepare\.channels: 1 instead"),
         (1, [{"RandomCrop": {"size": 9}}], [], r"train: ValueError: Required crop size \(9, 9\) is larger than"),
         (1, [{"RandomResize": {"min_size": 6, "max_size": 12}}], [], "train: RuntimeError: stack expects each tensor"),
