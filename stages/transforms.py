@@ -13,12 +13,10 @@ from stages.choices import build
 from stages.command import InputError, unknown
 from stages.params import Listed
 
-# fmt: off
 # These draw nothing, so evaluation may use them too.
-FIXED = (
-    "CenterCrop", "ConvertImageDtype", "Grayscale", "Identity", "Pad", "RGB", "Resize", "ToDtype",
-)
+FIXED = ("CenterCrop", "ConvertImageDtype", "Grayscale", "Identity", "Pad", "RGB", "Resize", "ToDtype")
 # These draw numbers, anew for each image and epoch.
+# fmt: off
 RANDOM = (
     "AugMix", "AutoAugment", "ColorJitter", "ElasticTransform", "GaussianBlur", "GaussianNoise", "JPEG", "RandAugment",
     "RandomAdjustSharpness", "RandomAffine", "RandomAutocontrast", "RandomChannelPermutation", "RandomCrop",

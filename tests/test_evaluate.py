@@ -140,6 +140,7 @@ def test_weights_of_other_images_or_classes(digits: Path, folder: Path, tmp_path
     facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
     facts["image_size"], facts["classes"][0] = 28, "nought"
     (tmp_path / "prepared/dataset.json").write_text(json.dumps(facts))
+    np.save(tmp_path / "prepared/images.npy", np.zeros((1797, 28, 28), np.uint8))
     for name in ("net.safetensors", "train.csv"):
         shutil.copy(folder / name, tmp_path)
     with pytest.raises(
