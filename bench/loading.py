@@ -4,7 +4,7 @@
 
 makes a prepared set of noise, of 64x64 in colour, unless the folder is there, and trains the Net on it in turns. Prints
 the rates, their ratio, and the peak of anonymous memory (that of the process and its workers, page cache aside) before
-anything was held in memory. 8 GB take 3 minutes on two cores and as much of the disk.
+anything was held in memory. 8 GB take some minutes on two cores, and as much of the disk.
 """
 
 import argparse
