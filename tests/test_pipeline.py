@@ -101,7 +101,7 @@ def test_wrong_params_end_in_one_screen(
     project: Project, digits: Path, old: str, new: str, stage: str, message: str
 ) -> None:
     project.edit("params.yaml", old, new)
-    arguments = {"prepare": ["data/raw", "out"], "train": [str(digits), "out", "out.csv"]}[stage]
+    arguments = {"prepare": ["data/raw", "out"], "train": [str(digits), "data/weights", "out", "out.csv"]}[stage]
     output = project("python", "-m", f"stages.{stage}", *arguments, fails=True)
     assert message in output
     assert output.startswith("error: ")

@@ -250,7 +250,7 @@ def test_weights_that_today_s_code_cannot_read(broken: Project) -> None:
     broken("dvc", "commit", "-q", "-f", "train", "evaluate")
     broken("git", "commit", "-qam", "other weights")
     outcomes = synced(broken)
-    assert outcomes.pop(last(broken))[1].startswith(", models/net.safetensors does not say which Net its weights")
+    assert outcomes.pop(last(broken))[1].startswith(", models/net.safetensors does not say which net its weights")
     assert outcomes.pop("workspace")[0] == "skipped"
     assert done(outcomes) == ["created", "created"]
 
