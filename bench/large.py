@@ -1,10 +1,10 @@
-"""A set larger than memory: what prepare takes for it.
+"""A set larger than memory need be: what prepare and train take for it, and what reading it from disk costs a training.
 
     python -m bench.large /tmp/large
 
-makes 160,000 JPEG files of 128x128 in colour in the folder, if they are not there, 0.6 GB, prepares them, 7.9 GB, and
-prints the peak of anonymous memory (RssAnon of the stage and its processes, every 50 ms), which leaves out the page
-cache. 10 minutes on two cores.
+makes 160,000 JPEG files of 128x128 in colour in the folder, 0.6 GB, and of these a prepared set of 7.9 GB, unless they
+are there. Prints the peak of memory of each stage, page cache aside, and the images a second of trainings of the same
+images from the memory map and held in memory, in turns. 15 minutes on two cores.
 """
 
 import argparse
@@ -15,16 +15,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 from ruamel.yaml import YAML
+from torch import nn
 from tqdm import tqdm
 
+from stages.batches import Loader, Normalise, Prepared, Split
+from stages.nets import Net
+
 N_IMAGES, SIDE, N_CLASSES = 160_000, 128, 10
+HELD = 40_000  # images that are held in memory to compare, 2 GB
+STEPS, TURNS = 60, 3
 ROOT = Path(__file__).parents[1]
-CHANGES = {"source": "folder", "channels": 3}
 
 
 def main() -> None:
@@ -33,15 +40,14 @@ def main() -> None:
     folder = parser.parse_args().folder.resolve()
     if not (folder / "images").exists():
         write(folder / "images")
-    code = copy_of_the_code(folder / "code")
-    start = time.perf_counter()
-    peak = watched([sys.executable, "-m", "stages.prepare", str(folder / "images"), str(folder / "prepared")], code)
-    seconds = time.perf_counter() - start
+    if not (folder / "prepared").exists():
+        stage(folder, "prepare", {}, [folder / "images", folder / "prepared"])
     size = (folder / "prepared" / "images.npy").stat().st_size
-    print(
-        f"prepare: {N_IMAGES:,} images, {size / 1e9:.2f} GB, in {seconds:.0f} s, {N_IMAGES / seconds:,.0f} images/s;"
-        f" peak of anonymous memory {peak / 1e9:.2f} GB"
-    )
+    print(f"{N_IMAGES:,} images, {size / 1e9:.2f} GB")
+    for workers in (0, 2):
+        outputs = [folder / "net.safetensors", folder / "train.csv"]
+        stage(folder, "train", {"workers": workers}, [folder / "prepared", folder / "none", *outputs])
+    compare(Prepared(folder / "prepared"))
 
 
 def write(folder: Path) -> None:
@@ -58,12 +64,24 @@ def write(folder: Path) -> None:
         image.save(folder / f"class{label}" / f"{row:06}.jpg", quality=80)
 
 
-def copy_of_the_code(folder: Path) -> Path:
-    """Return a folder in which stages run with knobs of their own."""
+def stage(folder: Path, name: str, changes: dict[str, object], paths: Sequence[Path]) -> None:
+    """Run a stage on its own, with a small net for one epoch, and print the time and the peak of memory."""
+    code = copy_of_the_code(folder / "code", changes)
+    start = time.perf_counter()
+    peak = watched([sys.executable, "-m", f"stages.{name}", *map(str, paths)], code)
+    print(
+        f"{name} {changes or ''}: {time.perf_counter() - start:.0f} s, peak of memory {peak / 1e9:.2f} GB", flush=True
+    )
+
+
+def copy_of_the_code(folder: Path, changes: dict[str, object]) -> Path:
+    """Return a folder in which stages run with knobs of their own; `changes` are of the section train."""
     folder.mkdir(exist_ok=True)
     yaml = YAML()
     values = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values["prepare"].update(CHANGES)
+    values["prepare"].update({"source": "folder", "channels": 3})
+    values["train"].update({"epochs": 1, **changes})
+    values["train"]["net"]["arguments"]["Net"]["widths"] = [4]
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:
         yaml.dump(values, file)
     (folder / "stages").mkdir(exist_ok=True)
@@ -84,15 +102,60 @@ def watched(command: Sequence[str], folder: Path) -> int:
 
 
 def anonymous(number: int) -> int:
-    """Return RssAnon, bytes, of a process and those that it started. What they share after a fork counts for each."""
+    """Return the memory of a process and those it started, bytes, without the page cache.
+
+    What they share after a fork counts once: Linux's Pss_Anon gives each process its share.
+    """
     total = 0
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(number)
         for each in [process, *process.children(recursive=True)]:
-            status = Path(f"/proc/{each.pid}/status").read_text(encoding="utf-8")
-            found = re.search(r"RssAnon:\s+(\d+) kB", status)
+            rollup = Path(f"/proc/{each.pid}/smaps_rollup").read_text(encoding="utf-8")
+            found = re.search(r"Pss_Anon:\s+(\d+) kB", rollup)
             total += int(found[1]) * 1024 if found else 0
     return total
+
+
+def compare(data: Prepared) -> None:
+    """Train the Net on the same images from the memory map and from memory, in turns, and print the rates."""
+    net = nn.Sequential(Normalise(data.mean, data.std), Net(N_CLASSES, data.channels, data.image_size))
+    mapped = data.split("train", torch.device("cpu"))
+    mapped = Split(mapped.images, mapped.labels[:HELD], mapped.index[:HELD])
+    held = Split(mapped.read(slice(None)).numpy(), mapped.labels, torch.arange(HELD))
+    ways = {
+        "held in memory": Loader(held, 64, 0),
+        "memory map": Loader(mapped, 64, 0),
+        "memory map, 2 workers": Loader(mapped, 64, 0, workers=2),
+    }
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(TURNS):
+        for way, loader in ways.items():
+            rates[way].append(rate(net, loader, turn))
+    for way, values in rates.items():
+        ratios = [value / other for value, other in zip(values, rates["held in memory"], strict=True)]
+        print(
+            f"{way}: {median(values):.0f} images/s, {median(ratios):.2f} of the rate from memory"
+            f" ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
+def rate(net: nn.Module, loader: Loader, epoch: int) -> float:
+    """Train for STEPS steps, and return the images a second from the second one on, when workers have started."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    seen, started = 0, 0.0
+    net.train()
+    for step, (images, targets) in enumerate(loader.epoch(epoch)):
+        loss = nn.functional.cross_entropy(net(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step == 0:
+            started = time.perf_counter()
+        else:
+            seen += len(targets)
+        if step == STEPS:
+            break
+    return seen / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

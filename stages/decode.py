@@ -18,7 +18,7 @@ from stages import images
 from stages.command import InputError
 
 CHUNK = 64  # images from one report to the next
-WORTH_A_PROCESS = 1000  # images; for fewer, starting it costs more than it saves
+WORTH_A_PROCESS = 50  # images; for fewer, starting it costs more than it saves
 
 Reader = Callable[[int], npt.NDArray[np.uint8]]  # gives the pixels of an image by its row; raises UnusableError
 Decoded = tuple[slice, bytes, dict[int, str]]  # which of the rows, their digests, and why some are unusable
