@@ -95,7 +95,7 @@ def watched(command: Sequence[str], folder: Path) -> int:
     process, peak = subprocess.Popen(command, cwd=folder), 0
     while process.poll() is None:
         peak = max(peak, anonymous(process.pid))
-        time.sleep(0.05)
+        time.sleep(0.5)  # looking at the pages of 8 GB takes a while
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}")
     return peak
