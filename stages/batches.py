@@ -203,4 +203,10 @@ def scores(classifier: nn.Module, split: Split) -> Tensor:
     image = split.take(slice(1))
     values = (classifier[0](image) if isinstance(classifier, nn.Sequential) else image).numel()
     size = min(SCORING_BATCH, max(1, SCORING_VALUES // values))
-    return torch.cat([classifier(split.take(slice(at, at + size))) for at in range(0, len(split.labels), size)])
+    found = torch.empty(0)
+    for at in range(0, len(split.labels), size):
+        part = classifier(split.take(slice(at, at + size)))
+        # Into one tensor: small ones that stay among large ones that come and go would break the memory up.
+        found = found if at else part.new_empty(len(split.labels), part.shape[1])
+        found[at : at + size] = part
+    return found
