@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages import nets, transforms
+from stages import nets, transforms, vision
 from stages.batches import Normalise
 from stages.command import InputError
 from stages.outputs import replacing
@@ -134,10 +134,12 @@ def start(net: nn.Module, shape: dict[str, Any], folder: Path, name: str | None,
     if not path.is_file():
         there = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
         raise InputError(f"train.init_from: {name!r} is no file in {folder}; there: {', '.join(there[:20]) or 'none'}")
+    hint = ""
     try:
-        _fill(net, path, read(path)[0], nets.head(net, shape) if new_head else ())
-    except InputError as error:
+        weights = vision.named_as_today(read(path)[0])
         hint = "" if new_head else "\nWith train.new_head: true, the last layer need not fit."
+        _fill(net, path, weights, nets.head(net, shape) if new_head else ())
+    except InputError as error:
         raise InputError(f"train.init_from: {error}{hint}") from error
 
 
@@ -174,4 +176,8 @@ def _fill(net: nn.Module, path: Path, weights: Weights, left: Collection[str] = 
         ]
         more = [f"and {len(rows) - 20} more"] if len(rows) > 20 else []
         raise InputError("\n  ".join([f"the weights in {path} do not fit the net:", *rows[:20], *more]))
-    net.load_state_dict({name: weights[name] for name in expected}, strict=False)
+    # Not load_state_dict: some of torchvision's models, mnasnet for one, want more of a file there than its tensors.
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if name in expected:
+                tensor.copy_(weights[name])

@@ -1,7 +1,7 @@
 """Builds the torch class that params.yaml names, from a table of names and defaults; errors say what is accepted."""
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from stages.command import InputError, unknown
@@ -32,12 +32,13 @@ def build(
     derived: dict[str, Any],
     arguments: dict[str, Any],
     where: str | None = None,
+    trial: Callable[[Any], object] = lambda _built: None,
 ) -> Any:
     """Return `cls(*positional, **derived, **arguments)`.
 
     `derived` follows from other values, so `arguments`, which the user gave, may not name them again. They stand at
     `where` in params.yaml, by default in `arguments` of the section. Raises InputError for an argument that the class
-    does not take, or whose value it refuses.
+    does not take, or whose value it refuses, then or in the `trial` of what was built.
     """
     positional = list(positional)
     names = list(inspect.signature(cls).parameters)
@@ -47,6 +48,8 @@ def build(
             place = where or f"{section}.arguments.{cls.__name__}"
             raise InputError(f"{place}.{name}: not an argument to give here{unknown(name, accepted)}")
     try:
-        return cls(*positional, **derived, **arguments)
+        built = cls(*positional, **derived, **arguments)
+        trial(built)
+        return built
     except Exception as error:  # torch checks its arguments in many ways, and all of them come from the user
         raise InputError(f"{section}: {cls.__name__} refuses {arguments}: {type(error).__name__}: {error}") from error

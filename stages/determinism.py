@@ -1,6 +1,8 @@
 """Makes equal inputs give equal bits: seeds, thread count, deterministic kernels."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -27,4 +29,19 @@ def set_up(device: str, threads: int) -> torch.device:
     # Filling fresh memory guards against reads of uninitialised values, which our code never does; it costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    # float32 is float32: by default convolutions on newer GPUs would round their inputs to 10 bits.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device(device)
+
+
+@contextmanager
+def required(what: str) -> Iterator[None]:
+    """Raise InputError where `what` needs an operation that gives other bits each time: on GPUs there are some."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic implementation" not in str(error):
+            raise
+        raise InputError(
+            f"{what} cannot be trained with equal bits on this device; train.device: cpu. {error}"
+        ) from error

@@ -121,7 +121,7 @@ def evaluate(
 
     if history:
         tracker.evaluated(Record(weights, prepared, history, results, plots))
-    print(f"test accuracy {values['accuracy']:.4f}, before training {values['accuracy_untrained']:.4f}")
+    print(f"test accuracy {values['accuracy']:.4f}, of random weights {values['accuracy_untrained']:.4f}")
     if never_predicted:
         more = f" and {len(never_predicted) - 20} more" if len(never_predicted) > 20 else ""
         print(f"warning: never predicted: {', '.join(never_predicted[:20])}{more}", file=sys.stderr)

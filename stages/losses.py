@@ -129,7 +129,8 @@ def criterion(
         }
         derived = {key: value for key, value in derived.items() if key in taken}
         loss = build("train.loss", getattr(nn, name), (), derived, given | tensors).to(device)
-        of(torch.zeros(1, n_classes, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+        label = torch.zeros(1, dtype=torch.int64, device=device)
+        of(torch.zeros(1, n_classes, device=device), _one_hot(label, n_classes) if mixed else label)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:

@@ -18,7 +18,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Adam": {"lr": 0.003},
     "AdamW": {"lr": 0.003},
     "Adamax": {"lr": 0.01},
-    "LBFGS": {"lr": 0.1, "max_iter": 4, "history_size": 10},
+    # Without a line search it leaps, on a batch that is not like the others, to where all classes are shut.
+    "LBFGS": {"lr": 0.03, "line_search_fn": "strong_wolfe", "max_iter": 4, "history_size": 10},
     "Muon": {"lr": 0.003, "adjust_lr_fn": "match_rms_adamw"},
     "NAdam": {"lr": 0.003},
     "RAdam": {"lr": 0.01},
@@ -80,7 +81,22 @@ def _built(
     defaults = OPTIMIZERS[name].copy()
     default_lr = defaults.pop("lr")
     derived = {"lr": default_lr if lr is None else lr}
-    built: optim.Optimizer = build(
-        "train.optimizer", getattr(optim, name), [parameters], derived, defaults | arguments.get(name, {})
-    )
+    given = defaults | arguments.get(name, {})
+    # Some arguments are looked at only when a step is taken, so take two with a matrix that is thrown away.
+    stand_in = nn.Parameter(torch.ones(2, 2, device=parameters[0].device))
+    build("train.optimizer", getattr(optim, name), [[stand_in]], derived, given, trial=_two_steps)
+    built: optim.Optimizer = build("train.optimizer", getattr(optim, name), [parameters], derived, given)
     return built
+
+
+def _two_steps(tried: optim.Optimizer) -> None:
+    [parameter] = tried.param_groups[0]["params"]
+
+    def closure() -> Tensor:
+        tried.zero_grad()
+        loss: Tensor = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        tried.step(closure)  # type: ignore[arg-type]

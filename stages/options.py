@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -20,6 +20,9 @@ def clipping(net: nn.Module, norm: float | None) -> Callable[[], object]:
     Pascanu et al., "On the difficulty of training recurrent neural networks", ICML 2013.
     """
     return (lambda: None) if norm is None else lambda: nn.utils.clip_grad_norm_(net.parameters(), norm)
+
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,16 @@ def average(net: nn.Module, decay: float | None) -> Average:
     """
     if decay is None:
         return Average(net, lambda: None)
-    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    follow = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(ours: Tensors, theirs: Tensors, n: Tensor | int) -> None:
+        if ours[0].is_floating_point():
+            follow(ours, theirs, n)
+        else:  # torch would average whole numbers, too, such as the table of positions of a Swin transformer
+            torch._foreach_copy_(ours, theirs)
+
+    averaged = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
     return Average(averaged.module, lambda: averaged.update_parameters(net))
 
 

@@ -76,9 +76,10 @@ def _bare(axes: Axes) -> None:
 def learning_curves(path: Path, history: pd.DataFrame, chosen: int) -> None:
     """Draw loss and accuracy over the epochs, training beside validation, with the chosen epoch marked."""
     figure = Figure(figsize=(10, 4), layout="constrained")
+    marker = "o" if len(history) == 1 else None  # a line of one point is not to be seen
     for axes, quantity in zip(figure.subplots(1, 2), ["loss", "accuracy"], strict=True):
-        axes.plot(history["epoch"], history[f"train/{quantity}"], color=GREY, label="train")
-        axes.plot(history["epoch"], history[f"valid/{quantity}"], color=BLUE, label="validation")
+        axes.plot(history["epoch"], history[f"train/{quantity}"], color=GREY, marker=marker, label="train")
+        axes.plot(history["epoch"], history[f"valid/{quantity}"], color=BLUE, marker=marker, label="validation")
         axes.axvline(chosen, color=ORANGE, linewidth=1, linestyle="--", label=f"chosen: epoch {chosen}")
         axes.set(xlabel="epoch", title=quantity)
         axes.grid(alpha=0.3)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import optim
+import torch
+from torch import nn, optim
 from torch.optim import lr_scheduler
 
 from stages.choices import build, check_names
@@ -80,9 +81,21 @@ def schedule(
     derived = {key: value for key, value in ours.items() if key in DERIVED}
     derived |= {"last_epoch": -1} if name != "ReduceLROnPlateau" else {}
     given = {key: value for key, value in ours.items() if key not in DERIVED} | arguments.get(name, {})
+    # Some arguments are looked at only when it advances, so first let one advance that is thrown away.
+    stand_in = optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": peak} for peak in peaks], momentum=0.5)
+    build("train.schedule", getattr(lr_scheduler, name), [stand_in], derived, given, trial=_advanced)
     built = build("train.schedule", getattr(lr_scheduler, name), [optimizer], derived, given)
     if name in AFTER_BATCHES:
         return Schedule(built.step, lambda _loss: None)
     if name == "ReduceLROnPlateau":
         return Schedule(lambda: None, built.step)
     return Schedule(lambda: None, lambda _loss: built.step())
+
+
+def _advanced(tried: lr_scheduler.LRScheduler) -> None:
+    tried.optimizer.step()
+    if isinstance(tried, lr_scheduler.ReduceLROnPlateau):
+        for _ in range(2):
+            tried.step(1.0)
+    else:
+        tried.step()

@@ -104,7 +104,8 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
             tally.clear()
             net.train()
             for step, (images, targets) in enumerate(loader.epoch(epoch), start=steps * (epoch - 1) + 1):  # batch
-                optimizer.step(partial(evaluated, images, targets))  # type: ignore[arg-type]  # update
+                with determinism.required(f"train.net: {knobs.net.name}"):
+                    optimizer.step(partial(evaluated, images, targets))  # type: ignore[arg-type]  # update
                 check_finite(tally.recent, step, learning_rate(optimizer))
                 schedule.after_batch()
                 average.update()

@@ -19,6 +19,12 @@ NEEDS: dict[str, Callable[[int], dict[str, Any]]] = {
     "maxvit_": lambda side: {"input_size": (side, side)},
     "vit_": lambda side: {"image_size": side},
 }
+# Names of tensors in files of densenet and of vit that torchvision renames while it reads them.
+RENAMED = {
+    r"(denselayer\d+\.(?:norm|conv))\.(\d\.)": r"\1\2",
+    r"\.mlp\.linear_1\.": ".mlp.0.",
+    r"\.mlp\.linear_2\.": ".mlp.3.",
+}
 # Weights of others are for train.init_from, and a download has no bar to show.
 NOT_TO_GIVE = {"weights": None, "progress": True}
 
@@ -87,6 +93,20 @@ def forward_on_meta(net: nn.Module, n: int, channels: int, image_size: int) -> T
 def first_convolution(net: nn.Module) -> tuple[str, nn.Conv2d]:
     """Return the convolution that sees the image, and its name. All of torchvision's models have one."""
     return next((name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d))
+
+
+def named_as_today(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a file that torchvision publishes under the names that its models have now.
+
+    The side branches of googlenet and inception_v3, which are not built here, are left out.
+    """
+    renamed = {}
+    for name, tensor in weights.items():
+        if not name.startswith(("aux1.", "aux2.", "AuxLogits.")):
+            for old, new in RENAMED.items():
+                name = re.sub(old, new, name)
+            renamed[name] = tensor
+    return renamed
 
 
 def _adapt(net: nn.Module, channels: int) -> None:

@@ -2,6 +2,7 @@ import json
 import pickle
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from stages import checkpoints, nets
+from stages import checkpoints, nets, vision
 from stages.checkpoints import Description
 from stages.command import InputError
 from stages.nets import Net
@@ -208,3 +209,28 @@ def test_of_much_that_does_not_fit_twenty_are_named(tmp_path: Path) -> None:
         checkpoints.start(DESCRIPTION.untrained(), DESCRIPTION.net, tmp_path, "file", new_head=True)
     lines = str(caught.value).splitlines()
     assert (len(lines), lines[-1]) == (22, "  and 12 more")
+
+
+@pytest.mark.parametrize("name", ["mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_1"])
+def test_models_of_torchvision_come_back(tmp_path: Path, name: str) -> None:
+    shape = nets.shape(name, {}, 3, 1, 64)
+    net = nets.initial(shape, 5)
+    checkpoints.save(tmp_path / "net", net.state_dict(), replace(DESCRIPTION, net=shape))
+    again, _ = checkpoints.load(tmp_path / "net")
+    assert list(again.state_dict()) == list(net.state_dict())
+    assert all(torch.equal(tensor, net.state_dict()[key]) for key, tensor in again.state_dict().items())
+
+
+def test_files_as_torchvision_publishes_them() -> None:
+    published = {
+        "features.denseblock1.denselayer2.norm.1.weight": "features.denseblock1.denselayer2.norm1.weight",
+        "features.norm0.weight": "features.norm0.weight",
+        "encoder.layers.encoder_layer_0.mlp.linear_1.bias": "encoder.layers.encoder_layer_0.mlp.0.bias",
+        "encoder.layers.encoder_layer_0.mlp.linear_2.bias": "encoder.layers.encoder_layer_0.mlp.3.bias",
+        "aux1.conv.bn.weight": None,
+        "AuxLogits.fc.bias": None,
+    }
+    named = vision.named_as_today({name: torch.zeros(1) for name in published})
+    assert list(named) == [name for name in published.values() if name]
+    densenet, vit = (set(nets.build(name, {}, 3, 3, 32).state_dict()) for name in ("densenet121", "vit_b_32"))
+    assert set(named) <= densenet | vit

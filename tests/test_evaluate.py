@@ -236,6 +236,25 @@ def test_training_from_earlier_weights_with_a_new_head(colours: Path, digits: Pa
     one, two = (pd.read_csv(tmp_path / name)["train/loss"].item() for name in ("train.csv", "further.csv"))
     assert two < one
 
+    # One class less: all but the last layer is taken.
+    fewer = shutil.copytree(colours, tmp_path / "fewer")
+    facts = json.loads((fewer / "dataset.json").read_text())
+    gone = len(facts["classes"]) - 1
+    (fewer / "dataset.json").write_text(json.dumps(facts | {"classes": facts["classes"][:gone]}))
+    manifest = pd.read_csv(fewer / "manifest.csv")
+    manifest[manifest["label"] < gone].to_csv(fewer / "manifest.csv", index=False)
+    with pytest.raises(
+        InputError, match=r"(?s)fc1\.bias: the net has .*With train\.new_head: true, the last layer need"
+    ):
+        train(further, fewer, starts, tmp_path / "other", tmp_path / "other.csv", Tracker.off())
+    slow = changed({"train.epochs": 1, "train.batch_size": 10, "train.optimizer.lr": 1e-9}).train
+    new_head = slow.model_copy(update={"init_from": "colours", "new_head": True})
+    train(new_head, fewer, starts, tmp_path / "headed", tmp_path / "headed.csv", Tracker.off())
+    old, new = (checkpoints.load(path)[0].state_dict() for path in (starts / "colours", tmp_path / "headed"))
+    assert torch.allclose(new["conv1.weight"], old["conv1.weight"], atol=1e-6)
+    assert new["fc1.weight"].shape[0] == gone
+    assert not torch.allclose(new["fc1.weight"], old["fc1.weight"][:gone], atol=1e-3)
+
     with pytest.raises(InputError, match=r"(?s)conv1\.weight: the net has \(32, 1, 5, 5\), the file \(32, 3, 5, 5\)"):
         train(further, digits, starts, tmp_path / "other", tmp_path / "other.csv", Tracker.off())
     assert not (tmp_path / "other").exists()

@@ -88,6 +88,11 @@ def test_shares_of_the_classes(name: str) -> None:
         assert loss(SCORES, torch.full((2, 2), 0.5)).item() == pytest.approx(sum(both) / 2)
 
 
+def test_arguments_that_shares_do_not_go_with_are_named() -> None:
+    with pytest.raises(InputError, match=r"CrossEntropyLoss refuses .*ignore_index"):
+        criterion("CrossEntropyLoss", {"CrossEntropyLoss": {"ignore_index": 1}}, 2, CPU, mixed=True)
+
+
 def test_the_value_is_a_mean_over_the_images() -> None:
     for name in LOSSES:
         loss = criterion(name, {}, 2, CPU)

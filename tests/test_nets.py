@@ -153,7 +153,11 @@ def test_params_name_the_page_s_net() -> None:
         ("Net", {"Net": {"widths": "32"}}, r"train\.net\.arguments\.Net\.widths: '32', should be a valid list"),
         ("Net", {"Net": {"widths": [8, "x"]}}, r"arguments\.Net\.widths\.1: 'x', should be a valid integer"),
         ("course_2", {"course_2": {"dropout": 1.5}}, r"arguments\.course_2\.dropout: 1\.5, should be less than 1"),
-        ("Net", {"Net": {"output": "tanh"}}, r"Net\.output: 'tanh', should be 'auto', 'relu', 'logits' or 'log_softmax'"),
+        (
+            "Net",
+            {"Net": {"output": "tanh"}},
+            r"Net\.output: 'tanh', should be 'auto', 'relu', 'logits' or 'log_softmax'",
+        ),
         ("Net", {"Net": {"bias_start": "one"}}, r"Net\.bias_start: 'one', should be a valid number"),
         ("Net", {"Net": {"kernl": 3}}, r"Net\.kernl: unknown key \(did you mean kernel\?\); accepted: widths, kernel"),
         ("Net", {"Net": {"hidden": [10**12]}}, r"train\.net: Net cannot be made with .*1000000000000"),

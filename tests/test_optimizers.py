@@ -124,6 +124,9 @@ def test_lbfgs_finds_the_foot_of_a_parabola_at_once() -> None:
         ("SGD", {"momentum": -1}, "SGD refuses .*Invalid momentum"),
         ("Adam", {"betas": [0.9]}, r"Adam refuses \{'betas': \[0.9\]\}"),
         ("Muon", {"adjust_lr_fn": "no"}, "Muon refuses .*Adjust learning rate function no is not supported"),
+        ("LBFGS", {"line_search_fn": "wolfe"}, "LBFGS refuses .*RuntimeError: only 'strong_wolfe' is supported"),
+        ("SGD", {"dampening": "0.1"}, "SGD refuses .*TypeError"),
+        ("Adam", {"capturable": True}, "Adam refuses .*AssertionError"),
         ("LBFGS", {"closure": 1}, r"LBFGS\.closure: not an argument .*; accepted: max_iter, "),
     ],
 )

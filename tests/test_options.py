@@ -35,6 +35,15 @@ def test_the_average_follows_the_weights() -> None:
     assert list(weights) == list(net.state_dict()), "the average is saved under the net's own names"
 
 
+def test_whole_numbers_are_not_averaged() -> None:
+    net = nn.Linear(1, 1)
+    net.register_buffer("table", torch.tensor([3, 5]))
+    average = options.average(net, 0.9)
+    for _ in range(11):
+        average.update()
+    assert average.net.state_dict()["table"].tolist() == [3, 5]
+
+
 def test_without_an_average_it_is_the_net_itself() -> None:
     net = nn.Linear(1, 1)
     average = options.average(net, None)

@@ -86,6 +86,8 @@ def test_checked_overrides_are_applied_as_dvc_applies_them() -> None:
         ("train.loss.name=MSE", r"train\.loss\.name: 'MSE' is unknown"),
         ("train.schedule.name=Step", r"train\.schedule\.name: 'Step' is unknown"),
         ("train.optimizer.name=SparseAdam", r"train\.optimizer\.name: 'SparseAdam' cannot be used: it takes sparse"),
+        ("+train.optimizer.arguments.SGD.momentun=0.9", r"SGD\.momentun: .*\(did you mean momentum\?\)"),
+        ("+train.schedule.arguments.OneCycleLR.pct_start=2", "OneCycleLR refuses"),
         ("train.net.name=resnet19", r"train\.net\.name: 'resnet19' is unknown \(did you mean resnet18 or "),
         ("train.net.arguments.Net.kernel=-1", r"train\.net\.arguments\.Net\.kernel: -1, should be greater than 0"),
         ("train.transforms.train=[RandomFlip]", r"train\.transforms\.train: 'RandomFlip' is unknown"),
