@@ -30,7 +30,7 @@ from stages.nets import Net
 
 N_IMAGES, SIDE, N_CLASSES = 160_000, 128, 10
 HELD = 40_000  # images that are held in memory to compare, 2 GB
-STEPS, TURNS = 60, 3
+STEPS, TURNS = 20, 3
 ROOT = Path(__file__).parents[1]
 
 
