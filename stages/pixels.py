@@ -12,7 +12,7 @@ BLOCK = 16 << 20  # bytes of the images that are looked at together
 def mean_and_std(array: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each channel's pixels in these rows, on a scale of 0 to 1.
 
-    They are exact: from counts of the 256 levels.
+    They are exact: from counts of the 256 levels. A channel that is constant has no deviation, and 1 stands for it.
     """
     counts = np.zeros((array.shape[1] if array.ndim == 4 else 1, 256), np.int64)
     for block in blocks(array, rows):
@@ -21,6 +21,7 @@ def mean_and_std(array: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> t
     levels = np.arange(256) / 255
     mean = (counts * levels).sum(axis=1) / counts.sum(axis=1)
     variance = (counts * (levels - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1)
+    variance[variance == 0] = 1  # training divides by it, and 0 / 0 would make the net NaN
     return mean.tolist(), (variance**0.5).tolist()
 
 

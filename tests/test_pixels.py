@@ -15,6 +15,12 @@ def test_mean_and_deviation_are_exact() -> None:
     assert mean_and_std(np.array([[[0, 255]]], dtype=np.uint8), np.array([0])) == ([0.5], [0.5])
 
 
+def test_a_constant_channel_can_be_divided_by() -> None:
+    images = np.zeros((2, 3, 2, 2), np.uint8)
+    images[:, 1], images[1, 2] = 51, 255
+    assert mean_and_std(images, np.arange(2)) == ([0.0, pytest.approx(0.2), 0.5], [1.0, 1.0, 0.5])
+
+
 def test_each_channel_has_its_own() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 4, 4), dtype=np.uint8)
     mean, std = mean_and_std(images, np.arange(50))
