@@ -17,11 +17,13 @@ from tqdm import tqdm
 from stages import images
 from stages.command import InputError
 
-CHUNK = 64  # images from one report to the next
+CHUNK = 16  # images from one report to the next
 WORTH_A_PROCESS = 50  # images; for fewer, starting it costs more than it saves
 
 Reader = Callable[[int], npt.NDArray[np.uint8]]  # gives the pixels of an image by its row; raises UnusableError
 Decoded = tuple[slice, bytes, dict[int, str]]  # which of the rows, their digests, and why some are unusable
+# Why the kernel ends a process.
+ENDINGS = {signal.SIGKILL: "when memory is full", signal.SIGBUS: "when the disk is full"}
 
 
 def decode(
@@ -30,7 +32,7 @@ def decode(
     """Write the images of `rows` to their places in the array of the file `target`.
 
     Return (len(rows), 2): 128 bits of blake2b for each, and the reasons of the unusable ones, by row. Memory does not
-    grow with the images. Raises InputError if a process is killed.
+    grow with the images. Raises InputError if a process is killed or memory is full.
     """
     digests = np.zeros((len(rows), 2), np.uint64)
     reasons: dict[int, str] = {}
@@ -97,16 +99,19 @@ def _in_processes(n_processes: int, note: Callable[[Decoded], None], *work: Any)
         while working:
             for ready in wait(list(working)):
                 try:
-                    note(cast(Connection, ready).recv())
+                    received = cast(Connection, ready).recv()
                 except EOFError:
                     process = working[ready]
                     process.join()
                     if process.exitcode:
                         raise InputError(
-                            f"a process that decodes images was ended by {_ending(process.exitcode)},"
-                            " which the kernel does when memory (SIGKILL) or disk (SIGBUS) is full"
+                            f"a process that decodes images was ended by {_ending(process.exitcode)}"
                         ) from None
                     del working[ready]
+                    continue
+                if isinstance(received, InputError):
+                    raise received
+                note(received)
     finally:
         for process in working.values():
             process.terminate()
@@ -128,7 +133,10 @@ def _work(
             following.value += CHUNK
         if start >= len(rows):
             break
-        sender.send(_chunk(array, read, rows, start, max_pixels))
+        try:
+            sender.send(_chunk(array, read, rows, start, max_pixels))
+        except InputError as error:
+            sender.send(error)
 
 
 @contextmanager
@@ -142,4 +150,7 @@ def _signals_held() -> Iterator[None]:
 
 
 def _ending(exitcode: int) -> str:
-    return signal.Signals(-exitcode).name if exitcode < 0 else f"an error, {exitcode}"
+    if exitcode >= 0:
+        return f"an error, {exitcode}"
+    number = signal.Signals(-exitcode)
+    return number.name + (f", which the kernel does {ENDINGS[number]}" if number in ENDINGS else "")

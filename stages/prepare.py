@@ -12,11 +12,13 @@ writes, for the source that params.yaml names,
 Digits take 2 s, Fashion-MNIST 5 s, on two cores of an x86-64 server. Memory does not grow with the pixels.
 """
 
+import math
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,8 @@ from stages.images import Wanted
 from stages.outputs import fixed, replacing, write_csv, write_json
 from stages.pixels import digest, mean_and_std
 from stages.splits import SPLITS, split_of, too_few
+
+SIZES = 1000  # images whose sizes a message counts
 
 
 def main() -> None:
@@ -56,8 +60,8 @@ def prepare(knobs: params.Prepare, raw: Path, prepared: Path) -> None:
         decoded = np.flatnonzero(rows["reason"] == "")
         read = file_reader(rows, raw, wanted) if source.images is None else partial(from_array, source.images, wanted)
         digests, reasons = decode.decode(folder / "images.npy", read, decoded, knobs.max_pixels)
-        if any(reason.startswith(images.ANOTHER_SIZE) for reason in reasons.values()):
-            raise sizes_differ(rows, raw, knobs.max_pixels)
+        if another := [row for row, reason in reasons.items() if reason.startswith(images.ANOTHER_SIZE)]:
+            raise sizes_differ(rows, raw, knobs.max_pixels, rows["source"][min(another)])
         rows.loc[list(reasons), "reason"] = list(reasons.values())
         if source.images is None:  # a published set is taken as it is
             rejected.mark_equal(rows, digests, decoded)
@@ -114,26 +118,30 @@ def wanted_of(knobs: params.Prepare, source: sources.Source, raw: Path) -> Wante
     if source.images is not None:
         return Wanted(knobs.channels, source.images.shape[1], None, knobs.max_pixels)
     # That of the first which opens: others are found when they are decoded.
-    width, height = next(own_sizes(source.rows, raw, knobs.max_pixels), (1, 1))
+    name, (width, height) = next(own_sizes(source.rows, raw, knobs.max_pixels), ("", (1, 1)))
     if width != height:
-        raise sizes_differ(source.rows, raw, knobs.max_pixels)
+        raise sizes_differ(source.rows, raw, knobs.max_pixels, name)
     return Wanted(knobs.channels, width, None, knobs.max_pixels)
 
 
-def own_sizes(rows: pd.DataFrame, raw: Path, max_pixels: int) -> Iterator[tuple[int, int]]:
-    """Yield width and height of each file that has an image."""
+def own_sizes(rows: pd.DataFrame, raw: Path, max_pixels: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the name of each file that has an image, and its width and height."""
     with images.limited(max_pixels):
         for name in rows.loc[rows["reason"] == "", "source"]:
             if size := images.size_of(f"{raw}/{name}", max_pixels):
-                yield size
+                yield name, size
 
 
-def sizes_differ(rows: pd.DataFrame, raw: Path, max_pixels: int) -> InputError:
-    """Return what to say of images that are not square, or not alike."""
-    found = Counter(own_sizes(rows, raw, max_pixels)).most_common()
+def sizes_differ(rows: pd.DataFrame, raw: Path, max_pixels: int, odd: str) -> InputError:
+    """Return what to say of images that are not square, or not alike. `odd` is one, should it not be of the first."""
+    sizes = list(islice(own_sizes(rows, raw, max_pixels), SIZES))
+    found = Counter(size for _, size in sizes).most_common()
+    odd = next((name for name, size in sizes if size != found[0][0]), odd)
+    first = f" of the first {SIZES:,}" if len(sizes) == SIZES else ""
     listed = ", ".join(f"{width} x {height} ({count:,} images)" for (width, height), count in found[:5])
     return InputError(
-        f"prepare.image_size: null, but the images of {raw} are not all square and of one size: {listed}"
+        f"prepare.image_size: null, but the images of {raw} are not all square and of one size,"
+        f" such as {rejected.shown(odd)}{first and ';'}{first}: {listed}"
         + (f" and {len(found) - 5:,} other sizes" if len(found) > 5 else "")
         + f". Set it to the side, in pixels, that they shall have, e.g. {min(found[0][0])}"
     )
@@ -156,10 +164,11 @@ def from_array(array: npt.NDArray[np.uint8], wanted: Wanted, row: int) -> npt.ND
 
 def made(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """Return the memory-mapped array of a new file, zeros. Raises InputError where the disk has no room for it."""
-    n_bytes, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
+    n_bytes, free = math.prod(shape), shutil.disk_usage(file.parent).free
     if n_bytes > free:
         raise InputError(
-            f"the prepared images take {n_bytes / 1e9:.1f} GB, and {file.parent} has {free / 1e9:.1f} GB free"
+            f"the prepared images, {' x '.join(map(str, shape))}, take {n_bytes:,} bytes,"
+            f" and {file.parent} has {free:,} free; prepare.image_size is their side"
         )
     array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
     return array

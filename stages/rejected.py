@@ -51,10 +51,11 @@ def summary(rows: pd.DataFrame, raw: Path) -> list[str]:
     if wrong.empty:
         return []
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts(rows).items())
-    listed = [f"  {_shown(row.source)}: {_shown(row.reason)}" for row in wrong.head(FIRST).itertuples()]
+    listed = [f"  {shown(row.source)}: {shown(row.reason)}" for row in wrong.head(FIRST).itertuples()]
     more = [f"  and {len(wrong) - FIRST:,} more"] if len(wrong) > FIRST else []
     return [f"{len(wrong):,} of {len(rows):,} images of {raw} cannot be used ({kinds}):", *listed, *more]
 
 
-def _shown(text: object) -> str:
+def shown(text: object) -> str:
+    """Return text as it is, or with escapes where a terminal would not show it."""
     return str(text) if str(text).isprintable() else repr(text)

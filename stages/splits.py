@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from stages.rejected import shown
+
 SPLITS = ("train", "valid", "test")
 MOST = 100  # classes that a message lists
 
@@ -33,7 +35,7 @@ def too_few(
     """Return the lines that name each class without an image in one of the splits; none if there is none."""
     n_images = {name: np.bincount(label[split == name], minlength=len(classes)) for name in SPLITS}
     few = [
-        f"  {name}: " + ", ".join(f"{split} {n_images[split][i]}" for split in SPLITS)
+        f"  {shown(name)}: " + ", ".join(f"{split} {n_images[split][i]}" for split in SPLITS)
         for i, name in enumerate(classes)
         if not all(n_images[split][i] for split in SPLITS)
     ]

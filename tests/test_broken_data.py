@@ -82,6 +82,36 @@ def saved(image: Image.Image, format_: str = "TIFF") -> bytes:
     return file.getvalue()
 
 
+def tiff(*entries: tuple[int, int], data: bytes) -> bytes:
+    """Return a TIFF of these tags and their numbers; `data` stands at byte 8, and the directory behind it."""
+    directory = b"".join(
+        struct.pack("<HHII", tag, 4 if number > 0xFFFF or tag == 324 else 3, 1, number) for tag, number in entries
+    )
+    place = 8 + len(data) + len(data) % 2
+    head = b"II*\0" + struct.pack("<I", place) + data.ljust(place - 8, b"\0")
+    return head + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+def gray(bits: int, zero: int, data: bytes) -> bytes:
+    """Return a TIFF of 8x8 pixels of so many bits; `zero` is 1 where 0 is black."""
+    return tiff(
+        (256, 8),
+        (257, 8),
+        (258, bits),
+        (259, 1),
+        (262, zero),
+        (273, 8),
+        (277, 1),
+        (278, 8),
+        (279, len(data)),
+        data=data,
+    )
+
+
+HUGE_TILE = tiff(
+    (256, 8), (257, 8), (258, 8), (259, 8), (262, 1), (277, 1), (322, 24_000), (323, 24_000), (324, 8), (325, 17),
+    data=zlib.compress(bytes(1000)),
+)  # fmt: skip
 SMALL_GIF = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0)
 HUGE_GIF = (  # its only frame is as large as its canvas, and to be cleared afterwards
     b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6) + b"!\xf9\x04\x08\x00\x00\x00\x00"
@@ -133,6 +163,9 @@ IMAGES: dict[str, tuple[bytes, str]] = {
     "TIFF, half of it": (encoded("TIFF", 64)[:2500], f"{CUT}|{NO_IMAGE}"),
     "TIFF, without a directory": (b"II*\0" + struct.pack("<I", 9999), f"{CUT}|{NO_IMAGE}"),
     "TIFF, compressed, half of it": (encoded("TIFF", 64, compression="tiff_lzw")[:2500], f"{CUT}|{NO_IMAGE}"),
+    "TIFF, bomb in a tile": (HUGE_TILE, TOO_MANY),
+    "TIFF of 16 bits, 0 is white": (gray(16, 0, bytes(128)), "unsupported pixels: of 16 bits with 0 for white"),
+    "TIFF of 12 bits": (gray(12, 1, bytes(96)), "unsupported pixels: .* of 12 bits"),
     "TIFF of floats": (saved(Image.new("F", (8, 8), 0.5)), "unsupported pixels: Pillow's mode F"),
     "TIFF of 32 bits": (saved(Image.new("I", (8, 8), 70_000)), "unsupported pixels: of more than 16 bits"),
     "TIFF below zero": (saved(Image.new("I", (8, 8), -1)), "unsupported pixels: of more than 16 bits"),
@@ -257,16 +290,30 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str, dict[str, Any]]] = {
     ),
     "only a test split": (moved(a="test/a", b="test/b"), r"has no images for train, only for test", {}),
     "splits beside classes": (moved(a="train/a"), r"folders of splits, 'train', beside others, 'b'", {}),
-    "two sizes": (image("a/bad.png", side=9), r"null, .* 8 x 8 \(20 images\), 9 x 9 \(1 images\)\. Set it", {}),
+    "two sizes": (
+        image("a/bad.png", side=9),
+        r"null, .* one size, such as a/bad\.png: 8 x 8 \(20 images\), 9 x 9 \(1 images\)\. Set it",
+        {},
+    ),
     "one large": (
         image("a/00.png", side=9),
-        r"null, .* 8 x 8 \(19 images\), 9 x 9 \(1 images\)\. Set it .* e\.g\. 8$",
+        r"null, .* one size, such as a/00\.png: 8 x 8 \(19 images\), 9 x 9 \(1 images\)\. Set it .* e\.g\. 8$",
         {},
     ),
     "oblong": (
         lambda root: Image.new("L", (9, 8)).save(root / "a/00.png"),
         r"8 x 8 \(19 images\), 9 x 8 \(1 images\)",
         {},
+    ),
+    "one of another size beyond the first ones": (
+        both(image(*(f"a/c{i}.png" for i in range(1000))), image("b/z.png", side=9)),
+        r"one size, such as b/z\.png; of the first 1,000: 8 x 8 \(1,000 images\)\. Set it",
+        {"on_bad": "skip"},
+    ),
+    "a class whose name a terminal does not show": (
+        nothing,
+        r"too few:\n  'c\\x1b': train 0, valid 0, test 0$",
+        {"classes": ["a", "b", "c\x1b"]},
     ),
     "twice": (image("a/x.png", "a/y.png"), r"\(duplicate 1\):\n  a/y\.png: duplicate: equal to a/x\.png", {}),
     "in two classes": (
@@ -312,7 +359,12 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str, dict[str, Any]]] = {
     ),
     "one name": (nothing, r"prepare\.classes: \['a'\], should be two or more", {"classes": ["a"]}),
     "no name": (nothing, r"prepare\.classes: \[\], should be two or more", {"classes": []}),
-    "a size for no disk": (nothing, r"the prepared images take [\d.]+ GB, and .* GB free", {"image_size": 3_000_000}),
+    "a size for no disk": (
+        nothing,
+        r"prepared images, 20 x 3000000 x 3000000, take 180,000,000,000,000 bytes, and .* free; prepare\.image_size",
+        {"image_size": 3_000_000},
+    ),
+    "a size beyond 64 bits": (nothing, r"take 368,934,881,474,191,032,320 bytes", {"image_size": 4_294_967_296}),
 }
 
 

@@ -27,6 +27,21 @@ def numbered(row: int) -> npt.NDArray[np.uint8]:
     return np.full((2, 2), row % 251, np.uint8)
 
 
+def in_company(folder: Path, n_processes: int, row: int) -> npt.NDArray[np.uint8]:
+    """Wait until as many processes have begun."""
+    (folder / str(os.getpid())).touch()
+    deadline = time.monotonic() + 20
+    while len(list(folder.iterdir())) < n_processes and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return numbered(row)
+
+
+def without_memory(row: int) -> npt.NDArray[np.uint8]:
+    if row == 2500:
+        raise InputError("a.png: there is too little memory to decode it")
+    return numbered(row)
+
+
 def deadly(number: int, row: int) -> npt.NDArray[np.uint8]:
     if row == 2500:
         os.kill(os.getpid(), number)
@@ -41,7 +56,10 @@ def test_every_row_has_its_place_digest_and_reason(
     monkeypatch.setattr(decode, "cores", lambda: n_processes)
     array = made(tmp_path / "a.npy", (5000, 2, 2))
     rows = np.arange(1, 5000, 2)
-    digests, reasons = decode.decode(tmp_path / "a.npy", numbered, rows, 100)
+    (tmp_path / "processes").mkdir()
+    read = partial(in_company, tmp_path / "processes", n_processes)
+    digests, reasons = decode.decode(tmp_path / "a.npy", read, rows, 100)
+    assert len(list((tmp_path / "processes").iterdir())) == n_processes
     assert reasons == dict.fromkeys(range(3, 5000, 10), "a three")
     assert (array[:, 0, 0] == [row % 251 if row % 2 and row % 10 != 3 else 0 for row in range(5000)]).all()
     # Those of the unusable are of zeros, which row 251 is made of, too.
@@ -49,12 +67,34 @@ def test_every_row_has_its_place_digest_and_reason(
     assert rows[same].tolist() == [row for row in rows if not array[row].any()]
 
 
-def test_a_killed_process_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "end"),
+    [
+        (signal.SIGKILL, "SIGKILL, which the kernel does when memory is full"),
+        (signal.SIGTERM, "SIGTERM"),
+    ],
+)
+def test_a_killed_process_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, end: str
+) -> None:
     monkeypatch.setattr(decode, "cores", lambda: 2)
     made(tmp_path / "a.npy", (5000, 2, 2))
-    with pytest.raises(InputError, match="a process that decodes images was ended by SIGKILL"):
-        decode.decode(tmp_path / "a.npy", partial(deadly, signal.SIGKILL), np.arange(5000), 100)
+    with pytest.raises(InputError, match=f"a process that decodes images was ended by {end}$"):
+        decode.decode(tmp_path / "a.npy", partial(deadly, number), np.arange(5000), 100)
     assert not psutil.Process().children()
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_full_memory_ends_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_processes: int) -> None:
+    monkeypatch.setattr(decode, "cores", lambda: n_processes)
+    made(tmp_path / "a.npy", (5000, 2, 2))
+    with pytest.raises(InputError, match="too little memory"):
+        decode.decode(tmp_path / "a.npy", without_memory, np.arange(5000), 100)
+    assert not psutil.Process().children()
+
+
+def test_few_large_images_are_shared_out() -> None:
+    assert decode.CHUNK * decode.cores() <= decode.WORTH_A_PROCESS * decode.cores() // 2
 
 
 @pytest.fixture

@@ -128,7 +128,8 @@ def test_what_is_skipped_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture
             "contradiction: equal to a/41.png, which is a",
             "duplicate: equal to a/00.png",
             "contradiction: equal to b/01.png, which is b",
-            "not an image: not PNG, JPEG, BMP, GIF, TIFF or WEBP, or its start is damaged",
+            "not an image: not PNG, JPEG, BMP, GIF, TIFF or WEBP, or of a kind that is not supported,"
+            " or its start is damaged",
         ],
     }
     facts = json.loads((tmp_path / "prepared/dataset.json").read_text())

@@ -1,14 +1,19 @@
 """Images of every kind, as a viewer shows them."""
 
+import struct
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
-from stages.images import UnusableError, Wanted, from_file, limited
-from tests.conftest import write_image
+from stages.images import UnusableError, Wanted, from_file, limited, size_of
+from tests.conftest import ROOT, write_image
 
 
 def read(path: Path, channels: int = 1, size: int = 8, fit: str | None = None) -> np.ndarray:
@@ -64,6 +69,28 @@ def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None
     assert np.abs(read(tmp_path / f"a.{suffix}", size=16).astype(int) - expected).max() <= 2
 
 
+def odd_exif(orientation: int) -> bytes:
+    """EXIF with the orientation, and a tag of text whose number is out of what can be written again."""
+    entries = struct.pack("<HHII", 0x0112, 3, 1, orientation) + struct.pack("<HHIf", 0x0100, 11, 1, 1e38)
+    entries += struct.pack("<HHII", 0x0111, 9, 1, 0xFFFFFFFF)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 3) + entries + bytes(4)
+
+
+def test_a_rotated_photograph_with_odd_exif_is_good(tmp_path: Path) -> None:
+    quarters = np.kron(np.array([[0, 80], [160, 240]], np.uint8), np.ones((8, 8), np.uint8))
+    Image.fromarray(quarters).save(tmp_path / "a.jpg", exif=odd_exif(6))
+    with pytest.raises(struct.error):  # what makes it a case
+        ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg"))
+    assert np.abs(read(tmp_path / "a.jpg", size=16).astype(int) - np.rot90(quarters, 3)).max() <= 2
+
+
+def test_broken_exif_in_a_png_s_text_is_none(tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_text("Raw profile type exif", "\nexif\n  4\nno hexadecimal digits")
+    Image.fromarray(GRAY).save(tmp_path / "a.png", pnginfo=info)
+    assert (read(tmp_path / "a.png") == GRAY).all()
+
+
 def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     rgba = np.dstack([COLOUR, np.full((8, 8), 255, np.uint8)])
     rgba[:4, :, 3] = 0
@@ -93,9 +120,14 @@ def test_palette_with_a_transparent_colour(tmp_path: Path, suffix: str) -> None:
     assert read(tmp_path / f"clear.{suffix}", 3)[:, 0, [0, 7]].T.tolist() == [[255, 0, 0], [255, 255, 255]]
 
 
-def test_a_transparent_gray_level(tmp_path: Path) -> None:
-    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(tmp_path / "a.png", transparency=7)
-    assert (read(tmp_path / "a.png") == 255).all()
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_transparent_gray_level(tmp_path: Path, dtype: type[np.unsignedinteger[Any]]) -> None:
+    levels = np.full((8, 8), 7, dtype)
+    levels[0] = 8
+    Image.fromarray(levels).save(tmp_path / "a.png", transparency=7)
+    array = read(tmp_path / "a.png")
+    assert (array[1:] == 255).all()
+    assert (array[0] <= 8).all()
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -151,6 +183,63 @@ def test_a_large_jpeg_is_near_its_full_decoding(tmp_path: Path) -> None:
     Image.open(tmp_path / "a.png").resize((96, 80)).save(tmp_path / "a.jpg", quality=95)
     expected = ImageOps.fit(Image.open(tmp_path / "a.jpg"), (8, 8), Image.Resampling.LANCZOS)
     assert np.abs(read(tmp_path / "a.jpg", fit="crop").astype(int) - np.asarray(expected)).max() <= 6
+
+
+def test_a_photograph_with_a_second_one_is_drafted_like_any(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96), dtype=np.uint8))
+    image.save(tmp_path / "a.jpg")
+    image.save(tmp_path / "a.mpo", save_all=True, append_images=[image])
+    assert Image.open(tmp_path / "a.mpo").format == "MPO"
+    one, two = (read(tmp_path / name, fit="crop") for name in ("a.jpg", "a.mpo"))
+    assert (one == two).all()
+
+
+def test_the_size_is_read_from_the_header_alone(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", 0, side=90)
+    content = (tmp_path / "a.png").read_bytes()
+    with (tmp_path / "a.png").open("wb") as file:
+        file.write(content)
+        file.truncate(200 << 20)  # takes no room on the disk
+    tracemalloc.start()
+    with limited(10_000):
+        assert size_of(str(tmp_path / "a.png"), 10_000) == (90, 90)
+        assert size_of(str(tmp_path), 10_000) is None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize(("n_bytes", "reason"), [(200 << 20, "not an image"), (300 << 20, "too large: 314,572,800")])
+def test_a_large_file_of_another_kind_is_not_read(tmp_path: Path, n_bytes: int, reason: str) -> None:
+    with (tmp_path / "film").open("wb") as file:
+        file.truncate(n_bytes)
+    tracemalloc.start()
+    with pytest.raises(UnusableError, match=f"^{reason}"):
+        read(tmp_path / "film")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_full_memory_is_no_fault_of_the_image(tmp_path: Path) -> None:
+    Image.new("L", (7000, 7000)).save(tmp_path / "a.png")
+    code = f"""
+import resource
+from pathlib import Path
+from stages.command import InputError
+from stages.images import Wanted, from_file, limited
+from_file({str(tmp_path / "b.png")!r}, Wanted(1, 8, "crop", 100))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20),) * 2)
+try:
+    with limited(50_000_000):
+        from_file({str(tmp_path / "a.png")!r}, Wanted(1, 8, "crop", 50_000_000))
+except InputError as error:
+    print(error)
+"""
+    write_image(tmp_path / "b.png", 0)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/a.png: there is too little memory to decode it\n"
 
 
 def test_pillow_s_limit_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
