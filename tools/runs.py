@@ -104,8 +104,13 @@ class Runs:
             data=_data(run),
             patch=load_text(f"{run.info.artifact_uri}/git.patch") if "git.patch" in files else "",
             model=f"models:/{run.outputs.model_outputs[0].model_id}",
-            predictions=pd.read_csv(StringIO(load_text(f"{run.info.artifact_uri}/plots/predictions.csv"))),
+            predictions=table_of(load_text(f"{run.info.artifact_uri}/plots/predictions.csv")),
         )
+
+
+def table_of(predictions: str) -> pd.DataFrame:
+    """Return the table of a predictions.csv. Its classes are text: pandas would take NA for none, and 01 for 1."""
+    return pd.read_csv(StringIO(predictions), dtype={"label": str, "predicted": str}, keep_default_na=False)
 
 
 def _data(run: "MlflowRun") -> dict[str, str]:
