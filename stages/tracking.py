@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
     from mlflow.entities import Run as Logged
 
+LONGEST = 6000  # characters of a param that MLflow keeps
 FLUSH_SECONDS = 2.0  # metrics wait to be written together: writing one takes longer than a step
 
 
@@ -37,9 +38,10 @@ class Tracker:
     def __init__(self, store: Store, params: dict[str, Any], origin: Origin, sparing: bool = True) -> None:
         """With `sparing`, no error of the store reaches the caller."""
         self.store, self.origin = store, origin
-        # As MLflow keeps them: text as it is, the rest as JSON.
+        # As MLflow keeps them: text as it is, the rest as JSON, and of either its beginning.
         self.params = {
-            key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in params.items()
+            key: (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST]
+            for key, value in params.items()
         }
         self._off, self._spared = False, not sparing
 

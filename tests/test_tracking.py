@@ -78,6 +78,15 @@ def test_params_have_the_keys_of_params_yaml(store: Path) -> None:
     }
 
 
+def test_an_evaluation_finds_the_run_whose_params_mlflow_cut(digits: Path, tmp_path: Path) -> None:
+    changes = {"prepare.classes": [f"a class with a long name, {i:03}" for i in range(300)]}
+    for only in ("", "evaluate", "evaluate"):
+        run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path)}, changes, only)
+    run = only_run(tmp_path)
+    assert run.data.params["prepare.classes"] == json.dumps(changes["prepare.classes"])[:6000]
+    assert "training" not in run.data.tags
+
+
 def test_metrics_are_those_of_dvc(store: Path) -> None:
     run = only_run(store)
     history = pd.read_csv(store / "train.csv")
