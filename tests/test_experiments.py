@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Project, write_image
+from tools.experiments import copy_repository
 
 SHORT = ["-S", "train.epochs=2"]
 
@@ -63,6 +64,21 @@ def test_run_all(project: Project) -> None:
     assert "stages/" not in shown
     assert "train.batch_size" not in header, "it is the same in all"
     assert len(header.split()) < 20
+
+
+def test_links_of_the_user_are_copied_as_links(
+    make_project: Callable[[], Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    write_image(project.root / "data/raw/own/a/1.png", 0)
+    links = {"again": "a", "a/2.png": "1.png", "none": "nowhere.png", "out": "/etc/hostname"}
+    for name, target in links.items():
+        (project.root / "data/raw/own" / name).symlink_to(target)
+    monkeypatch.chdir(project.root)
+    copy_repository(tmp_path / "copy", "HEAD", b"")
+    copied = tmp_path / "copy/data/raw/own"
+    assert {name: str((copied / name).readlink()) for name in links} == links
+    assert (copied / "a/1.png").samefile(project.root / "data/raw/own/a/1.png")
 
 
 @pytest.mark.slow

@@ -73,7 +73,8 @@ def copy_repository(folder: Path, commit: str, changes: bytes) -> None:
     """Make `folder` a copy of the repository at `commit` with the patch `changes`, and with the same DVC cache.
 
     Of files that git does not track it gets those of data/raw, which the user brought: as hard links, since symbolic
-    ones would lead out of the data's folder. Raises InputError where git does not know who the user is.
+    ones would lead out of the data's folder. The user's own symbolic links stay as they are. Raises InputError where
+    git does not know who the user is.
     """
     shutil.rmtree(folder, ignore_errors=True)
     run_git("clone", "-q", "--shared", "--no-checkout", ".", str(folder))
@@ -84,9 +85,9 @@ def copy_repository(folder: Path, commit: str, changes: bytes) -> None:
     for name in untracked("data/raw"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
-            (folder / name).hardlink_to(Path(name).resolve())
-        except OSError:  # on another file system
-            shutil.copy(name, folder / name)
+            os.link(name, folder / name, follow_symlinks=False)
+        except (OSError, NotImplementedError):  # on another file system, or one without links to links
+            shutil.copy(name, folder / name, follow_symlinks=False)
     for key in ("user.name", "user.email"):  # they may stand in this clone's own settings
         try:
             run_git("-C", str(folder), "config", key, run_git("config", key).strip())
