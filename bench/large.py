@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from stages.batches import Loader, Normalise, Prepared, Split
 from stages.nets import Net
+from stages.outputs import replacing
 
 N_IMAGES, SIDE, N_CLASSES = 160_000, 128, 10
 HELD = 40_000  # images that are held in memory to compare, 2 GB
@@ -53,15 +54,16 @@ def main() -> None:
 def write(folder: Path) -> None:
     """Write the images: a square of the class's colour on smooth noise of their own, which is quick and compresses."""
     random = np.random.RandomState(0)
-    for name in range(N_CLASSES):
-        (folder / f"class{name}").mkdir(parents=True)
-    for row in tqdm(range(N_IMAGES), unit=" images"):
-        label = row % N_CLASSES
-        coarse = random.randint(0, 256, (8, 8, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        left, top = random.randint(0, SIDE - 40, 2).tolist()
-        image.paste((25 * label, 255 - 25 * label, 128), (left, top, left + 40, top + 40))
-        image.save(folder / f"class{label}" / f"{row:06}.jpg", quality=80)
+    with replacing(folder) as partial:  # main takes a folder that is there for a whole one
+        for name in range(N_CLASSES):
+            (partial / f"class{name}").mkdir(parents=True)
+        for row in tqdm(range(N_IMAGES), unit=" images"):
+            label = row % N_CLASSES
+            coarse = random.randint(0, 256, (8, 8, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+            left, top = random.randint(0, SIDE - 40, 2).tolist()
+            image.paste((25 * label, 255 - 25 * label, 128), (left, top, left + 40, top + 40))
+            image.save(partial / f"class{label}" / f"{row:06}.jpg", quality=80)
 
 
 def stage(folder: Path, name: str, changes: dict[str, object], paths: Sequence[Path]) -> None:
