@@ -9,6 +9,8 @@ Either function returns a table of one row an image, all text:
 """
 
 import os
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +22,9 @@ from stages.command import InputError
 
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 LITTER = ("thumbs.db", ".ds_store", "desktop.ini")  # what file managers leave in folders, beside hidden files
+# What Repronet itself, DVC and macOS put beside the folders of classes.
+BESIDE_FILES = re.compile(r"readme\.md|.*\.dvc", re.IGNORECASE | re.DOTALL)
+BESIDE_FOLDER = "__MACOSX"
 OUTSIDE = "outside the folder"
 
 
@@ -30,7 +35,9 @@ def from_folder(_knobs: params.Table, root: Path) -> pd.DataFrame:
     """
     _check_folder(root)
     tops = sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False) and not _is_litter(entry.name)
+        entry.name
+        for entry in _entries(root)
+        if entry.is_dir(follow_symlinks=False) and not _is_litter(entry, top=True)
     )
     is_split = any(name.lower() in SPLITS for name in tops)
     if is_split and (others := [name for name in tops if name.lower() not in SPLITS]):
@@ -54,10 +61,12 @@ def from_folder(_knobs: params.Table, root: Path) -> pd.DataFrame:
 def from_csv(knobs: params.Table, root: Path) -> pd.DataFrame:
     """Return the images of a table, in its order. Raises InputError for one that is not as prepare.csv says."""
     _check_folder(root)
+    if "\0" in knobs.file:
+        raise InputError(f"prepare.csv.file: {knobs.file!r}, should hold no NUL")
     file = root / knobs.file
     if not _is_inside(os.path.realpath(file), os.path.realpath(root)):
         raise InputError(f"prepare.csv.file: {knobs.file!r} is outside of prepare.path, {root}")
-    if not file.is_file():
+    if not stat.S_ISREG(_mode(file, "prepare.csv.file")):
         raise InputError(f"prepare.csv.file: {file} is no file")
     table = _table(file)
     wanted = {"image": knobs.image, "label": knobs.label} | ({"split": knobs.split} if knobs.split is not None else {})
@@ -69,7 +78,7 @@ def from_csv(knobs: params.Table, root: Path) -> pd.DataFrame:
     if table.empty:
         raise InputError(f"{file} has no rows below its header")
 
-    paths, labels = table[knobs.image], table[knobs.label].str.strip()
+    paths, labels = table[knobs.image].str.strip(), table[knobs.label].str.strip()
     splits = [""] * len(table) if knobs.split is None else table[knobs.split].str.strip().str.lower()
     home = os.path.realpath(root)
     inside: dict[str, bool] = {}  # of the folders that were looked at
@@ -79,13 +88,31 @@ def from_csv(knobs: params.Table, root: Path) -> pd.DataFrame:
         split = SPLITS.get(given, "")
         if not reason and knobs.split is not None and not split:
             reason = f"unknown split: {given!r}; accepted: {', '.join(SPLITS)}"
-        rows.append((path if path.strip() else f"row {number}", label, split, reason))
+        rows.append((path or f"row {number}", label, split, reason))
     return pd.DataFrame(rows, columns=["source", "label", "split", "reason"], dtype=object)
 
 
 def _check_folder(root: Path) -> None:
-    if not root.is_dir():
+    if not stat.S_ISDIR(_mode(root, "prepare.path")):
         raise InputError(f"prepare.path: {str(root)!r} is no folder")
+
+
+def _mode(path: Path, knob: str) -> int:
+    """Return the mode of what is at `path`, 0 for nothing. Raises InputError where that cannot be told."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:
+        raise InputError(f"{knob}: {str(path)!r}: {error.strerror}") from error
+
+
+def _entries(folder: Path) -> "list[os.DirEntry[str]]":
+    """Return what is in a folder. Raises InputError where it cannot be read."""
+    try:
+        return list(os.scandir(folder))
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}") from error
 
 
 def _files(root: Path) -> Iterator[tuple[str, str]]:
@@ -93,13 +120,9 @@ def _files(root: Path) -> Iterator[tuple[str, str]]:
     home, todo = os.path.realpath(root), [""]
     while todo:
         prefix = todo.pop()
-        try:
-            entries = list(os.scandir(root / prefix))
-        except OSError as error:
-            raise InputError(f"{root / prefix}: {error.strerror}") from error
-        for entry in entries:
+        for entry in _entries(root / prefix):
             path = prefix + entry.name
-            if _is_litter(entry.name):
+            if _is_litter(entry, top=not prefix):
                 continue
             if (name := path.encode(errors="backslashreplace").decode()) != path:
                 yield name, "not a name: it is not UTF-8"
@@ -113,8 +136,15 @@ def _files(root: Path) -> Iterator[tuple[str, str]]:
                 yield path, ""
 
 
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in LITTER
+def _is_litter(entry: "os.DirEntry[str]", top: bool) -> bool:
+    name = entry.name.lower()
+    if name.startswith(".") or name in LITTER:
+        return True
+    if not top:
+        return False
+    if entry.is_dir(follow_symlinks=False):
+        return entry.name == BESIDE_FOLDER
+    return BESIDE_FILES.fullmatch(name) is not None
 
 
 def _is_inside(path: str, folder: str) -> bool:
@@ -126,7 +156,13 @@ def _table(file: Path) -> pd.DataFrame:
     try:
         # Without a header, since pandas would give columns of the same name other ones.
         table = pd.read_csv(
-            file, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True
+            file,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            skipinitialspace=True,
+            compression=None,  # whatever its name ends in
         )
     except (EmptyDataError, ParserError) as error:
         raise InputError(f"{file} is no table: {str(error).strip()}") from error
@@ -139,7 +175,7 @@ def _table(file: Path) -> pd.DataFrame:
 
 def _path_problem(home: str, path: str, inside: dict[str, bool]) -> str:
     """Return why a path of a table in the folder `home` cannot be used, or ""."""
-    if not path.strip():
+    if not path:
         return "no path"
     if "\0" in path:
         return "not a name: it holds a NUL"
@@ -154,6 +190,8 @@ def _path_problem(home: str, path: str, inside: dict[str, bool]) -> str:
     is_link = os.path.islink(file)  # noqa: PTH114, of a million files
     if not inside[parent] or (is_link and not _is_inside(os.path.realpath(file), home)):
         return f"{OUTSIDE}: a link that leads out of it"
+    if "\\" in path and not os.path.lexists(file):
+        return "missing file: a path's folders are told apart by '/', not by '\\'"
     return ""
 
 

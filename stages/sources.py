@@ -2,7 +2,9 @@
 
 import hashlib
 import sys
+import unicodedata
 import zlib
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,7 @@ def load(knobs: params.Prepare, raw: Path) -> Source:
         raise InputError(f"prepare.path: {str(raw)!r} has no images")
     if (given := set(rows["split"]) - {""}) and "train" not in given:
         raise InputError(f"{raw} has no images for train, only for {', '.join(sorted(given))}")
+    _refuse_returns(rows)
     usable = rows["reason"] == ""
     rows.loc[usable & (rows["label"] == ""), "reason"] = "no label"
     classes = listed or sorted(set(rows["label"]) - {""})
@@ -53,9 +56,41 @@ def load(knobs: params.Prepare, raw: Path) -> Source:
         raise InputError(
             f"{raw} has images of {len(classes)} class{'es' if not classes else f', {classes[0]!r}'}; two are needed"
         )
+    if listed is None:
+        _check_unlike(classes, raw)
     strange = (rows["reason"] == "") & ~rows["label"].isin(classes)
     rows.loc[strange, "reason"] = "unknown label: " + rows.loc[strange, "label"] + ", which is not in prepare.classes"
     return Source(rows, classes, None)
+
+
+def _refuse_returns(rows: pd.DataFrame) -> None:
+    """Give a reason to images with a carriage return in path or label, which no CSV file keeps, and show it escaped."""
+    for column, kind in (("source", "name"), ("label", "label")):
+        holds = rows[column].str.contains("\r", regex=False)
+        rows.loc[holds & (rows["reason"] == ""), "reason"] = f"not a {kind}: it holds a carriage return"
+        rows.loc[holds, column] = rows.loc[holds, column].str.replace("\r", "\\r", regex=False)
+
+
+def _check_unlike(classes: list[str], raw: Path) -> None:
+    """Raise InputError for names of classes that look alike: who wrote them may have meant one class."""
+    alike = defaultdict(list)
+    for name in classes:
+        alike[" ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).split())].append(
+            name
+        )
+    groups = [names for names in alike.values() if len(names) > 1]
+    if groups:
+        # A composed and a decomposed letter look the same, unless one is written in ASCII.
+        lines = ["  " + ", ".join(map(_told_apart, names)) for names in groups[:20]]
+        raise InputError(
+            f"{raw} has classes whose names differ only in case, spaces or Unicode form:\n"
+            + "\n".join([*lines, *([f"  and {len(groups) - 20:,} more"] if len(groups) > 20 else [])])
+            + "\nMerge them, or list them in prepare.classes if they are meant."
+        )
+
+
+def _told_apart(name: str) -> str:
+    return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
 
 
 def _built_in(

@@ -389,6 +389,8 @@ def rows(*added: str, header: str = "image,label") -> Callable[[Path], None]:
 
 TABLES: dict[str, tuple[Callable[[Path], None], str, dict[str, Any]]] = {
     "no table": (nothing, r"prepare\.csv\.file: .*labels\.csv is no file", {}),
+    "a name with a NUL": (nothing, r"prepare\.csv\.file: 'a\\x00\.csv', should hold no NUL", {"csv__file": "a\0.csv"}),
+    "backslashes": (rows("a\\x.png,a"), r"a\\x\.png: missing file: a path's folders are told apart by '/'", {}),
     "a folder": (nothing, r"prepare\.csv\.file: .*set/a is no file", {"csv__file": "a"}),
     "a pipe": (lambda root: os.mkfifo(root / "labels.csv"), r"prepare\.csv\.file: .*labels\.csv is no file", {}),
     "a table elsewhere": (nothing, r"prepare\.csv\.file: '\.\./x\.csv' is outside", {"csv__file": "../x.csv"}),

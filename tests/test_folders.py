@@ -1,5 +1,6 @@
 """The user's own images, found and prepared."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages import decode, params
+from stages import decode, folders, params
+from stages.command import InputError
 from stages.prepare import prepare
 from stages.sources import load
 from tests.conftest import changed, write_image
@@ -34,6 +36,77 @@ def test_one_folder_a_class(tmp_path: Path) -> None:
     (tmp_path / "cat/Thumbs.db").touch()
     # In the order of their names, not of their folders.
     assert names(tmp_path) == [("dog/a.png", "dog", ""), ("cat/b.png", "cat", ""), ("cat/deep/er/c.jpg", "cat", "")]
+
+
+def test_what_lies_beside_the_classes(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/2.png", "__MACOSX/cat/._1.png", "cat.dvc/3.png"):
+        write_image(tmp_path / name, 0)
+    for name in ("ReadMe.md", "cat.dvc.dvc", "dog.dvc", ".gitignore"):
+        (tmp_path / name).touch()
+    assert [path for path, _, _ in names(tmp_path)] == ["cat/1.png", "dog/2.png", "cat.dvc/3.png"]
+    (tmp_path / "cat/README.md").touch()  # that may be an image of the class by mistake
+    assert len(names(tmp_path)) == 4
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    long = tmp_path / ("x" * 300)
+    with pytest.raises(InputError, match=r"^prepare\.path: '.*xxx': File name too long$"):
+        load(knobs("folder"), long)
+    with pytest.raises(InputError, match=r"^prepare\.csv\.file: '.*xxx': File name too long$"):
+        load(knobs("csv", csv__file=long.name), tmp_path)
+    for folder, reason in ((tmp_path / "file", "Not a directory"), (long, "File name too long")):
+        with pytest.raises(InputError, match=f"{folder}: {reason}$"):
+            folders._entries(folder)
+
+
+@pytest.mark.parametrize("suffix", ["zip", "xz", "zst", "gz", "bz2", "tar"])
+def test_a_table_s_name_does_not_have_it_decompressed(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"t.{suffix}").write_text("image,label\n1.png,a\n2.png,b\n")
+    assert load(knobs("csv", csv__file=f"t.{suffix}"), tmp_path).classes == ["a", "b"]
+    (tmp_path / f"t.{suffix}").write_bytes(gzip.compress(b"image,label\n1.png,a\n2.png,b\n"))
+    with pytest.raises(InputError, match="is not UTF-8"):
+        load(knobs("csv", csv__file=f"t.{suffix}"), tmp_path)
+
+
+def test_spaces_around_a_table_s_paths(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,label\n 1.png ,a\n2.png\t,b\n")
+    rows = load(knobs("csv"), tmp_path).rows
+    assert rows["source"].tolist() == ["1.png", "2.png"]
+
+
+def test_a_carriage_return_is_refused_and_the_tables_stay_whole(tmp_path: Path) -> None:
+    root = own(tmp_path / "set", {"a/x\ry.png": "a/00.png", "b/x\ny.png": "b/01.png"})
+    prepare(knobs("folder", on_bad="skip"), root, tmp_path / "prepared")
+    rejected = pd.read_csv(tmp_path / "prepared/rejected.csv", keep_default_na=False)
+    assert rejected[["source", "reason"]].to_numpy().tolist() == [
+        ["b/x\ny.png", "duplicate: equal to b/01.png"],
+        ["a/x\\ry.png", "not a name: it holds a carriage return"],
+    ]
+    (tmp_path / "labels.csv").write_text('image,label\n"a\r.png",a\nb.png,"b\rc"\nc.png,c\n', newline="")
+    rows = load(knobs("csv"), tmp_path).rows
+    assert rows[["source", "label", "reason"]].to_numpy().tolist() == [
+        ["a\\r.png", "a", "not a name: it holds a carriage return"],
+        ["b.png", "b\\rc", "not a label: it holds a carriage return"],
+        ["c.png", "c", ""],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("classes", "listed"),
+    [
+        (["Cat", "cat", "dog"], r"  'Cat', 'cat'\n"),
+        (["cat ", "cat", "dog"], r"  'cat', 'cat '\n"),
+        (["a  b", "a b", "dog"], r"  'a  b', 'a b'\n"),
+        (["caf\u00e9", "cafe\u0301", "dog"], r"  'cafe\\u0301', 'caf\u00e9'\n"),
+    ],
+)
+def test_classes_that_look_alike(tmp_path: Path, classes: list[str], listed: str) -> None:
+    for name in classes:
+        write_image(tmp_path / name / "1.png", 0)
+    with pytest.raises(InputError, match=f"Unicode form:\n{listed}Merge them, or list them in prepare.classes"):
+        load(knobs("folder"), tmp_path)
+    assert load(knobs("folder", classes=classes), tmp_path).classes == classes
 
 
 @pytest.mark.parametrize("valid", ["valid", "val", "validation", "Valid"])
