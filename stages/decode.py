@@ -17,7 +17,7 @@ from tqdm import tqdm
 from stages import images
 from stages.command import InputError
 
-CHUNK = 16  # images from one report to the next
+CHUNK = 64  # images at most from one report to the next
 WORTH_A_PROCESS = 50  # images; for fewer, starting it costs more than it saves
 
 Reader = Callable[[int], npt.NDArray[np.uint8]]  # gives the pixels of an image by its row; raises UnusableError
@@ -49,7 +49,7 @@ def decode(
             _in_processes(n_processes, note, target, read, rows, max_pixels)
         else:
             array = _mapped(target)
-            for start in range(0, len(rows), CHUNK):
+            for start in range(0, len(rows), together(len(rows))):
                 note(_chunk(array, read, rows, start, max_pixels))
     return digests, reasons
 
@@ -59,11 +59,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def together(n_images: int) -> int:
+    """Return how many images make a chunk: fewer of a small set, which may be large ones, for all cores to share."""
+    return min(CHUNK, max(1, n_images // 50))
+
+
 def _chunk(
     array: npt.NDArray[np.uint8], read: Reader, rows: npt.NDArray[np.int64], start: int, max_pixels: int
 ) -> Decoded:
     digests, reasons = bytearray(), {}
-    where = slice(start, min(start + CHUNK, len(rows)))
+    where = slice(start, min(start + together(len(rows)), len(rows)))
     with images.limited(max_pixels):
         for row in rows[where].tolist():
             try:
@@ -130,7 +135,7 @@ def _work(
     while parent is None or parent.is_alive():
         with following.get_lock():
             start = following.value
-            following.value += CHUNK
+            following.value += together(len(rows))
         if start >= len(rows):
             break
         try:
