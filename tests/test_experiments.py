@@ -71,6 +71,7 @@ def test_links_of_the_user_are_copied_as_links(
 ) -> None:
     project = make_project()
     write_image(project.root / "data/raw/own/a/1.png", 0)
+    (project.root / "data/weights/start.pt").write_bytes(b"weights")
     links = {"again": "a", "a/2.png": "1.png", "none": "nowhere.png", "out": "/etc/hostname"}
     for name, target in links.items():
         (project.root / "data/raw/own" / name).symlink_to(target)
@@ -79,6 +80,7 @@ def test_links_of_the_user_are_copied_as_links(
     copied = tmp_path / "copy/data/raw/own"
     assert {name: str((copied / name).readlink()) for name in links} == links
     assert (copied / "a/1.png").samefile(project.root / "data/raw/own/a/1.png")
+    assert (tmp_path / "copy/data/weights/start.pt").read_bytes() == b"weights"
 
 
 @pytest.mark.slow

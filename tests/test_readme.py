@@ -64,5 +64,5 @@ def test_command(copy: Project, command: str) -> None:
         assert (".dvc/tmp/exps" in run.data.tags["directory"]) == ("--temp" in command)
         assert run.data.metrics["test/accuracy"] >= (0.90 if "fashion_mnist" in command else 0.96)
         assert run.data.metrics["test/never_predicted"] == 0
-        for key, value in re.findall(r"-S \+?(\S+)=(\S+)", command):
+        for key, value in re.findall(r"-S \+?([\w.]+)=(\S+)", command):
             assert run.data.params[key] == value

@@ -72,9 +72,9 @@ def run_git(*arguments: str) -> str:
 def copy_repository(folder: Path, commit: str, changes: bytes) -> None:
     """Make `folder` a copy of the repository at `commit` with the patch `changes`, and with the same DVC cache.
 
-    Of files that git does not track it gets those of data/raw, which the user brought: as hard links, since symbolic
-    ones would lead out of the data's folder. The user's own symbolic links stay as they are. Raises InputError where
-    git does not know who the user is.
+    Of files that git does not track it gets those of data/raw and data/weights, which the user brought: as hard links,
+    since symbolic ones would lead out of the data's folder. The user's own symbolic links stay as they are. Raises
+    InputError where git does not know who the user is.
     """
     shutil.rmtree(folder, ignore_errors=True)
     run_git("clone", "-q", "--shared", "--no-checkout", ".", str(folder))
@@ -82,7 +82,7 @@ def copy_repository(folder: Path, commit: str, changes: bytes) -> None:
     if changes:
         apply = ["git", "-C", str(folder), "apply", "--whitespace=nowarn"]
         subprocess.run(apply, input=changes, capture_output=True, check=True)
-    for name in untracked("data/raw"):
+    for name in untracked("data/raw", "data/weights"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(name, folder / name, follow_symlinks=False)

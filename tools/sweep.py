@@ -104,7 +104,7 @@ class Sweep:
         end_abandoned()
         experiments.copy_repository(self._template, self._plan.baseline, self._plan.changes)
         self._progress.say(f"sweep {self._plan.name}: {self._progress.total} experiments, {len(self._free)} at once")
-        if left_out := experiments.untracked(".", ":(exclude)data/raw"):
+        if left_out := experiments.untracked(".", ":(exclude)data/raw", ":(exclude)data/weights"):
             self._progress.say(f"warning: not in the experiments, since git does not track them: {', '.join(left_out)}")
         if self._plan.threads:
             self._progress.say(
