@@ -41,7 +41,7 @@ OPTIMIZERS = """
 
 With CrossEntropyLoss and OneCycleLR, of which the learning rate is the peak. Muon takes the matrices, and AdamW, with
 the same learning rate and AdamW's own arguments, all other parameters. LBFGS evaluates each batch several times, so its
-training loss is the mean over these, and it takes eight times as long.
+training loss is the mean over these, and it takes ten times as long.
 """
 SCHEDULES = """
 ## Schedules of torch.optim.lr_scheduler
