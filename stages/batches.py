@@ -80,6 +80,12 @@ class Facts:
             self.sizes: dict[str, int] = facts["sizes"]
             self.sha256: dict[str, str] = facts["sha256"]
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Return (h, w) of grayscale images, (3, h, w) of coloured ones."""
+        side = (self.image_size, self.image_size)
+        return side if self.channels == 1 else (self.channels, *side)
+
 
 class Prepared(Facts):
     """The folder that prepare wrote. Raises InputError if it is not complete."""
@@ -94,11 +100,9 @@ class Prepared(Facts):
                 usecols=["index", "split", "label"],
                 dtype={"index": "int64", "split": "category", "label": "int64"},
             )
-            side = (self.image_size, self.image_size)
-            shape = side if self.channels == 1 else (self.channels, *side)
-            if self._images.dtype != np.uint8 or self._images.shape[1:] != shape:
+            if self._images.dtype != np.uint8 or self._images.shape[1:] != self.image_shape:
                 found = f"{self._images.dtype} {self._images.shape[1:]}"
-                raise ValueError(f"images of {found} in images.npy, of uint8 {shape} in dataset.json")
+                raise ValueError(f"images of {found} in images.npy, of uint8 {self.image_shape} in dataset.json")
             _check_within("index", self._manifest["index"], len(self._images), "rows in images.npy")
             _check_within("label", self._manifest["label"], len(self.classes), "classes in dataset.json")
             if repeated := int(self._manifest["index"].duplicated().sum()):

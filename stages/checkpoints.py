@@ -1,6 +1,7 @@
 """Weights on disk: a safetensors file that also holds what rebuilds the net. Reading one, ours or not, runs no code."""
 
 import json
+import math
 import warnings
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -12,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages import nets, transforms, vision
-from stages.batches import Normalise
+from stages import losses, nets, params, transforms, vision
+from stages.batches import Facts, Normalise
 from stages.command import InputError
 from stages.outputs import replacing
 
@@ -48,6 +49,31 @@ class Description:
     def classifier(self, net: nn.Module) -> nn.Sequential:
         """Return `net` with what comes before it: transforms, then mean 0 and deviation 1."""
         return nn.Sequential(self.fixed(), Normalise(self.mean, self.std), net)
+
+
+def planned(knobs: params.Train, data: Facts, channels: int, side: int) -> Description:
+    """Return what the weights of a training with these knobs are before its first epoch: unscored.
+
+    `channels` and `side` are of the images that the net gets. Raises InputError for a net that there is not.
+    """
+    shape = nets.shape(
+        **knobs.net.model_dump(),
+        n_classes=len(data.classes),
+        channels=channels,
+        image_size=side,
+        auto=losses.output(knobs.loss.name),
+    )
+    return Description(
+        net=shape,
+        seed=knobs.seed,
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        transforms=knobs.transforms.eval,
+        epoch=0,
+        valid_accuracy=math.nan,
+        valid_loss=math.nan,
+    )
 
 
 def save(path: Path, weights: Weights, description: Description) -> None:

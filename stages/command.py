@@ -4,11 +4,14 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class InputError(ValueError):
@@ -52,6 +55,23 @@ def paths(program: str, description: str | None, optional: Collection[str] = (),
     for name, text in names.items():
         parser.add_argument(name, type=Path, help=text, nargs="?" if name in optional else None)
     return vars(parser.parse_args())
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back, lest a process that is started here gets one before it knows what to do."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_parent() -> None:
+    """Let the parent, who gets them too, end this process: called by one that was started while signals were held."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's own handling, which a fork brings along
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -3,8 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from hashlib import blake2b
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from stages import images
-from stages.command import InputError
+from stages.command import InputError, leave_signals_to_parent, signals_held
 
 CHUNK = 64  # images at most from one report to the next
 WORTH_A_PROCESS = 50  # images; for fewer, starting it costs more than it saves
@@ -94,7 +93,7 @@ def _in_processes(n_processes: int, note: Callable[[Decoded], None], *work: Any)
     following = context.Value("q", 0)  # the first row of the next chunk
     working: dict[Any, Any] = {}  # by the pipe that a process reports to
     try:
-        with _signals_held():
+        with signals_held():
             for _ in range(n_processes):
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(sender, following, *work), daemon=True)
@@ -126,11 +125,7 @@ def _in_processes(n_processes: int, note: Callable[[Decoded], None], *work: Any)
 def _work(
     sender: Connection, following: Any, target: Path, read: Reader, rows: npt.NDArray[np.int64], max_pixels: int
 ) -> None:
-    # Ctrl-C reaches all processes of a terminal: the first one ends the others. It is their parent, too, who treats
-    # SIGTERM as Ctrl-C, which they would inherit.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    leave_signals_to_parent()
     array, parent = _mapped(target), multiprocessing.parent_process()
     while parent is None or parent.is_alive():
         with following.get_lock():
@@ -142,16 +137,6 @@ def _work(
             sender.send(_chunk(array, read, rows, start, max_pixels))
         except InputError as error:
             sender.send(error)
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back, lest a new process gets one before it knows what to do."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ending(exitcode: int) -> str:

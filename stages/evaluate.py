@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from stages import batches, checkpoints, command, determinism, losses, metrics, nets, params, pictures, transforms
 from stages.outputs import fixed, replacing, write_csv, write_json
@@ -145,35 +144,16 @@ def outside(
             "Leave that out to score them in the net that params.yaml's train.net names."
         )
     channels, side = transforms.shape_of(transforms.evaluation(knobs.transforms.eval), data)
-    shape = nets.shape(
-        **knobs.net.model_dump(),
-        n_classes=len(data.classes),
-        channels=channels,
-        image_size=side,
-        auto=losses.output(knobs.loss.name),
-    )
-    return checkpoints.Description(
-        net=shape,
-        seed=knobs.seed,
-        classes=data.classes,
-        mean=data.mean,
-        std=data.std,
-        transforms=knobs.transforms.eval,
-        epoch=0,
-        valid_accuracy=math.nan,
-        valid_loss=math.nan,
-    )
+    return checkpoints.planned(knobs, data, channels, side)
 
 
 def check_fit(description: checkpoints.Description, data: batches.Prepared, weights: Path) -> None:
     """Raise InputError, naming what differs, if the weights are of another kind of images or other classes."""
-    colours = (data.channels,) * (data.channels > 1)
-    blank = torch.zeros(1, *colours, data.image_size, data.image_size, dtype=torch.uint8)
-    given = description.fixed()(blank).shape
+    channels, side = transforms.shape_of(description.fixed(), data)
     pairs = {
         "classes": (description.classes, data.classes),
-        "channels": (description.net["channels"], given[1] if len(given) == 4 else 1),
-        "image size": (description.net["image_size"], given[-1]),
+        "channels": (description.net["channels"], channels),
+        "image size": (description.net["image_size"], side),
     }
     rows = [f"{name}: weights {ours}, prepared {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
     if rows:

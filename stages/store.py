@@ -152,7 +152,7 @@ def log_model(run_id: str, classifier: torch.nn.Module, data: Facts) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    image = (data.channels,) * (data.channels > 1) + (data.image_size, data.image_size)
+    image = data.image_shape
     # Signature and requirements are given, since to infer them MLflow would load the model again in a new process.
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *image))]),

@@ -9,6 +9,7 @@ training, 30 epochs of digits take 0.5 s and 6 of Fashion-MNIST 25 s, on two cor
 import math
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -62,16 +63,10 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
     loader = batches.Loader(training, knobs.batch_size, knobs.seed, augment, knobs.workers)
 
     # Net: its input and output sizes follow from the data; its weights from the seed, or from earlier ones.
-    shape = nets.shape(
-        **knobs.net.model_dump(),
-        n_classes=len(data.classes),
-        channels=channels,
-        image_size=side,
-        auto=losses.output(knobs.loss.name),
-    )
-    net = nets.initial(shape, knobs.seed)
-    checkpoints.start(net, shape, starts, knobs.init_from, knobs.new_head)
-    nets.check_batch(net, shape, len(training.labels) % knobs.batch_size or knobs.batch_size)
+    plan = checkpoints.planned(knobs, data, channels, side)
+    net = plan.untrained()
+    checkpoints.start(net, plan.net, starts, knobs.init_from, knobs.new_head)
+    nets.check_batch(net, plan.net, len(training.labels) % knobs.batch_size or knobs.batch_size)
     net = net.to(device)
 
     # Loss, optimizer, schedule, and what is off by default.
@@ -97,15 +92,18 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
 
     rows: list[dict[str, float]] = []
     best: dict[str, float] = {}
-    with tracker.training(data, device) as run, tqdm(total=steps * knobs.epochs, unit="step", disable=None) as progress:
+    with (
+        tracker.training(data, device) as run,
+        determinism.required(f"train.net: {knobs.net.name}"),
+        tqdm(total=steps * knobs.epochs, unit="step", disable=None) as progress,
+    ):
         started = time.perf_counter()
         for epoch in range(1, knobs.epochs + 1):
             lr = learning_rate(optimizer)
             tally.clear()
             net.train()
             for step, (images, targets) in enumerate(loader.epoch(epoch), start=steps * (epoch - 1) + 1):  # batch
-                with determinism.required(f"train.net: {knobs.net.name}"):
-                    optimizer.step(partial(evaluated, images, targets))  # type: ignore[arg-type]  # update
+                optimizer.step(partial(evaluated, images, targets))  # type: ignore[arg-type]  # update
                 check_finite(tally.recent, step, learning_rate(optimizer))
                 schedule.after_batch()
                 average.update()
@@ -131,13 +129,8 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
             if options.is_over(epoch, int(best["epoch"]), knobs.early_stopping):
                 break
 
-        description = checkpoints.Description(
-            net=shape,
-            seed=knobs.seed,
-            classes=data.classes,
-            mean=data.mean,
-            std=data.std,
-            transforms=knobs.transforms.eval,
+        description = replace(
+            plan,
             epoch=int(best["epoch"]),
             valid_accuracy=best["valid/accuracy"],
             valid_loss=best["valid/loss"],

@@ -182,8 +182,7 @@ def check_shapes(augment: Augment, evaluation: nn.Module, data: Facts) -> tuple[
 
 def _blank(data: Facts) -> Tensor:
     """Return white images, uint8, of the shape of the prepared ones; several, since some transforms act seldom."""
-    side = (data.image_size, data.image_size)
-    return torch.full((TRIALS, *(side if data.channels == 1 else (3, *side))), 255, dtype=torch.uint8)
+    return torch.full((TRIALS, *data.image_shape), 255, dtype=torch.uint8)
 
 
 def _check_brightness(section: str, white: Tensor) -> None:

@@ -26,7 +26,7 @@ RENAMED = {
     r"\.mlp\.linear_2\.": ".mlp.3.",
 }
 # Weights of others are for train.init_from, and a download has no bar to show.
-NOT_TO_GIVE = {"weights": None, "progress": True}
+NOT_TO_GIVE = ("weights", "progress")
 
 
 def names() -> list[str]:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,10 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stages.command import InputError
+from stages.command import InputError, leave_signals_to_parent, signals_held
 
 AHEAD = 2  # batches that each worker has in hand
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 # Arrays go through pipes; each tensor would need a file of shared memory, of which some machines have little.
 Array = npt.NDArray[Any]
@@ -54,11 +52,8 @@ class Workers:
 
     def _submit(self, task: Pair) -> Future[Pair]:
         # The first call starts the workers. Until they are ready, Ctrl-C would find this process's handlers in them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        try:
+        with signals_held():
             return self._pool.submit(_arrays, *task)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def _tensors(future: Future[Pair]) -> tuple[Tensor, Tensor]:
@@ -74,9 +69,7 @@ def _start(make: Make) -> None:
     # Whoever stops the training may send the signal to its whole group. Workers that died of it would be an error in
     # the midst of the training's own end, which ends them too; where it was killed and cannot, they end by themselves.
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    leave_signals_to_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _make.append(make)
