@@ -6,15 +6,14 @@
 runs eight processes of `dvc exp run --temp`, or one sweep with eight jobs; a time takes 1 minute on two cores.
 """
 
-import argparse
-
 from bench.clones import finish, fresh, start, statuses
+from stages.base import cli
 
 AT_ONCE = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("bench.at_once", __doc__)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--sweep", action="store_true", help="as a sweep with eight jobs")
     arguments = parser.parse_args()

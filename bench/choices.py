@@ -14,10 +14,16 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from stages import batches, checkpoints, command, losses, metrics, optimizers, params, prepare, schedules, train
-from stages.outputs import replacing
-from stages.tracking import Tracker
-from tools import overrides
+from stages import prepare, train
+from stages.base import cli
+from stages.base.files import replacing
+from stages.base.params import load_params
+from stages.batches.prepared import Prepared
+from stages.nets.prediction import predict
+from stages.nets.weights import load_weights
+from stages.tracking.tracker import Tracker
+from stages.training import losses, metrics, optimizers, schedules
+from tools.sweep import overrides
 
 SEEDS = (0, 1, 2)
 HEAD = """# Losses, optimizers and schedules by name
@@ -53,11 +59,11 @@ here of 30 epochs of 20 batches.
 
 
 def main() -> None:
-    path = command.paths("bench.choices", __doc__, table="file to write, e.g. docs/choices.md")["table"]
+    path = cli.paths("bench.choices", __doc__, table="file to write, e.g. docs/choices.md")["table"]
     optimizer_of_losses = ("SGD", "AdamW")
     with TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared"
-        prepare.prepare(params.load().prepare, Path("data/raw"), prepared)
+        prepare.prepare(load_params().prepare, Path("data/raw"), prepared)
         chosen = [(loss, optimizer, "OneCycleLR") for loss in losses.LOSSES for optimizer in optimizer_of_losses]
         chosen += [("CrossEntropyLoss", optimizer, "OneCycleLR") for optimizer in optimizers.OPTIMIZERS]
         chosen += [("CrossEntropyLoss", "SGD", schedule) for schedule in schedules.SCHEDULES]
@@ -100,17 +106,17 @@ def accuracies(prepared: Path, loss: str, optimizer: str, schedule: str) -> str:
 def accuracy(prepared: Path, loss: str, optimizer: str, schedule: str, seed: int) -> float:
     """Train, and return the test accuracy."""
     changes = [f"train.loss.name={loss}", f"train.optimizer.name={optimizer}", f"train.schedule.name={schedule}"]
-    knobs = overrides.check([*changes, f"train.seed={seed}", "train.device=cpu"]).train
+    params = overrides.check([*changes, f"train.seed={seed}", "train.device=cpu"]).train
     with (
         TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):
         weights = Path(folder) / "net.safetensors"
-        train.train(knobs, prepared, Path("data/weights"), weights, Path(folder) / "train.csv", Tracker.off())
-        net, description = checkpoints.load(weights)
-    test = batches.Prepared(prepared).split("test", next(net.parameters()).device)
-    scores = batches.scores(description.classifier(net), test)
+        train.train(params, prepared, Path("data/weights"), weights, Path(folder) / "train.csv", Tracker.off())
+        net, description = load_weights(weights)
+    test = Prepared(prepared).split("test", next(net.parameters()).device)
+    scores = predict(description.classifier(net), test)
     return metrics.accuracy(scores.argmax(1), test.labels)
 
 
@@ -138,4 +144,4 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -6,14 +6,14 @@ Trains each for 30 epochs of batches of 20 with SGD at a learning rate of 0.001,
 images and no validation, these see 54,000, normalised. Fifteen minutes on two cores of an x86-64 server.
 """
 
-import argparse
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stages import evaluate, prepare, train
-from stages.tracking import Tracker
-from tools import overrides
+from stages.base import cli
+from stages.tracking.tracker import Tracker
+from tools.sweep import overrides
 
 SETTINGS = [
     "prepare.source=fashion_mnist",
@@ -29,7 +29,7 @@ SOLUTIONS = {"course_1": (0.0, 0.7461), "course_2": (0.9, 0.8781)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("bench.course", __doc__)
     parser.add_argument("--epochs", type=int, default=30)
     epochs = parser.parse_args().epochs
     with TemporaryDirectory() as name:
@@ -37,10 +37,10 @@ def main() -> None:
         prepare.prepare(overrides.check(SETTINGS).prepare, Path("data/raw"), folder / "prepared")
         for net, (momentum, theirs) in SOLUTIONS.items():
             own = [f"train.net.name={net}", f"+train.optimizer.arguments.SGD.momentum={momentum}"]
-            knobs = overrides.check([*SETTINGS, *own, f"train.epochs={epochs}"])
+            params = overrides.check([*SETTINGS, *own, f"train.epochs={epochs}"])
             weights, history, results = folder / "net", folder / "train.csv", folder / "evaluate.json"
-            train.train(knobs.train, folder / "prepared", Path("data/weights"), weights, history, Tracker.off())
-            evaluate.evaluate(knobs, weights, folder / "prepared", history, results, folder / "plots", Tracker.off())
+            train.train(params.train, folder / "prepared", Path("data/weights"), weights, history, Tracker.off())
+            evaluate.evaluate(params, weights, folder / "prepared", history, results, folder / "plots", Tracker.off())
             accuracy = json.loads(results.read_text(encoding="utf-8"))["accuracy"]
             print(f"{net}: {accuracy:.4f} after {epochs} epochs; the notebook's {theirs}")
 

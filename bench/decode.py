@@ -6,7 +6,6 @@ writes Fashion-MNIST as 70,000 PNG files into a temporary folder, once, and then
 images.npy, as prepare does, and all files as batches of 256. 3 minutes on two cores.
 """
 
-import argparse
 import os
 import time
 from collections.abc import Callable
@@ -22,14 +21,19 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Grayscale, PILToTensor
 
-from stages import decode, folders, params, prepare, sources
-from stages.images import Wanted
+from stages import prepare
+from stages.base import cli
+from stages.base.params import load_params
+from stages.base.processes import cores
+from stages.sources import decoding, folders
+from stages.sources.images import Wanted
+from stages.sources.loading import load_source
 
 MAX_PIXELS = 50_000_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("bench.decode", __doc__)
     parser.add_argument("--times", type=int, default=5)
     arguments = parser.parse_args()
     with TemporaryDirectory() as name:
@@ -47,14 +51,14 @@ def main() -> None:
     for name, which in (("time", 0), ("processor time", 1)):
         ratios = [other[which] / mine[which] for mine, other in zip(ours, theirs, strict=True)]
         print(
-            f"{name} with {decode.cores()} processes each: ImageFolder takes {median(ratios):.2f} times that of prepare"
+            f"{name} with {cores()} processes each: ImageFolder takes {median(ratios):.2f} times that of prepare"
             f" ({min(ratios):.2f} to {max(ratios):.2f})"
         )
 
 
 def write(folder: Path) -> None:
     """Write Fashion-MNIST as PNG files, one folder a class."""
-    source = sources.load(params.load().prepare.model_copy(update={"source": "fashion_mnist"}), Path("data/raw"))
+    source = load_source(load_params().prepare.model_copy(update={"source": "fashion_mnist"}), Path("data/raw"))
     assert source.images is not None
     for name in source.classes:
         (folder / name.replace("/", "_")).mkdir(parents=True)
@@ -75,17 +79,17 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def by_prepare(folder: Path, target: Path) -> None:
     """Find all images and decode them into `target`."""
-    rows = folders.from_folder(params.load().prepare.csv, folder)
+    rows = folders.from_folder(load_params().prepare.csv, folder)
     prepare.made(target, (len(rows), 28, 28))
     read = prepare.file_reader(rows, folder, Wanted(channels=1, size=28, fit=None, max_pixels=MAX_PIXELS))
-    _, reasons = decode.decode(target, read, np.arange(len(rows)), MAX_PIXELS)
+    _, reasons = decoding.decode(target, read, np.arange(len(rows)), MAX_PIXELS)
     assert not reasons
 
 
 def by_image_folder(folder: Path) -> None:
     """Find all images and read them as batches."""
     data = ImageFolder(str(folder), Compose([Grayscale(1), PILToTensor()]))
-    loader: DataLoader[torch.Tensor] = DataLoader(data, batch_size=256, num_workers=decode.cores())
+    loader: DataLoader[torch.Tensor] = DataLoader(data, batch_size=256, num_workers=cores())
     assert sum(len(images) for images, _ in loader) == len(data)
 
 

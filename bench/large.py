@@ -7,7 +7,6 @@ are there. Prints the peak of memory of each stage, page cache aside, and the im
 images from the memory map and held in memory, in turns. 15 minutes on two cores.
 """
 
-import argparse
 import contextlib
 import re
 import subprocess
@@ -25,9 +24,12 @@ from ruamel.yaml import YAML
 from torch import nn
 from tqdm import tqdm
 
-from stages.batches import Loader, Normalise, Prepared, Split
-from stages.nets import Net
-from stages.outputs import replacing
+from stages.base import cli
+from stages.base.files import replacing
+from stages.batches.loader import Loader
+from stages.batches.normalise import Normalise
+from stages.batches.prepared import Prepared, Split
+from stages.nets.net import Net
 
 N_IMAGES, SIDE, N_CLASSES = 160_000, 128, 10
 HELD = 40_000  # images that are held in memory to compare, 2 GB
@@ -36,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("bench.large", __doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.resolve()
     if not (folder / "images").exists():
@@ -77,7 +79,7 @@ def stage(folder: Path, name: str, changes: dict[str, object], paths: Sequence[P
 
 
 def copy_of_the_code(folder: Path, changes: dict[str, object]) -> Path:
-    """Return a folder in which stages run with knobs of their own; `changes` are of the section train."""
+    """Return a folder in which stages run with params of their own; `changes` are of the section train."""
     folder.mkdir(exist_ok=True)
     yaml = YAML()
     values = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -122,7 +124,7 @@ def compare(data: Prepared) -> None:
     """Train the Net on the same images from the memory map and from memory, in turns, and print the rates."""
     net = nn.Sequential(Normalise(data.mean, data.std), Net(N_CLASSES, data.channels, data.image_size))
     mapped = data.split("train", torch.device("cpu"))
-    mapped = Split(mapped.images, mapped.labels[:HELD], mapped.index[:HELD])
+    mapped = Split(mapped.images, mapped.labels[:HELD], mapped.rows[:HELD])
     held = Split(mapped.read(slice(None)).numpy(), mapped.labels, torch.arange(HELD))
     ways = {
         "held in memory": Loader(held, 64, 0),

@@ -5,14 +5,14 @@
 takes 4 minutes on two cores. Both run in fresh clones in which the data are prepared.
 """
 
-import argparse
 import time
 
 from bench.clones import finish, fresh, start, statuses
+from stages.base import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("bench.sweep", __doc__)
     parser.add_argument("--experiments", type=int, default=12)
     count = parser.parse_args().experiments
     seeds = [str(seed) for seed in range(count)]

@@ -1,4 +1,4 @@
-"""What DVC runs: prepare, train and evaluate, and the small modules that they share."""
+"""What DVC runs: prepare, train and evaluate, and the rooms that they use."""
 
 import gc
 

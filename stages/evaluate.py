@@ -20,14 +20,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages import batches, checkpoints, command, determinism, losses, metrics, nets, params, pictures, transforms
-from stages.outputs import fixed, replacing, write_csv, write_json
-from stages.record import Record
-from stages.tracking import Tracker
+from stages.base import cli
+from stages.base.errors import InputError
+from stages.base.files import replacing, rounded, write_csv, write_json
+from stages.base.params import Params, TrainParams, load_params
+from stages.batches import transforms
+from stages.batches.prepared import Prepared
+from stages.nets.build import convolutions
+from stages.nets.net import activations
+from stages.nets.prediction import predict
+from stages.nets.weights import Description, describe, read_weights, rebuild
+from stages.report import pictures
+from stages.tracking.result import ResultFiles
+from stages.tracking.tracker import Tracker
+from stages.training import determinism, losses, metrics
 
 
 def main() -> None:
-    arguments = command.paths(
+    arguments = cli.paths(
         "stages.evaluate",
         __doc__,
         optional=["history"],
@@ -37,12 +47,12 @@ def main() -> None:
         results="file to write, e.g. metrics/evaluate.json",
         plots="folder to write, e.g. plots",
     )
-    knobs = params.load()
-    evaluate(knobs, **arguments, tracker=Tracker.from_environment(knobs))
+    params = load_params()
+    evaluate(params, **arguments, tracker=Tracker.from_environment(params))
 
 
 def evaluate(
-    knobs: params.Params,
+    params: Params,
     weights: Path,
     prepared: Path,
     history: Path | None,
@@ -52,37 +62,37 @@ def evaluate(
 ) -> None:
     """Write `results` and the folder `plots`. Raises InputError if the weights do not fit the prepared set."""
     check_outputs(history, results, plots)
-    device = determinism.set_up(knobs.train.device, knobs.train.threads)
+    device = determinism.set_up(params.train.device, params.train.threads)
 
     # Data and net. The classifier takes images as they are prepared; its mean and deviation are the training's.
-    data = batches.Prepared(prepared)
+    data = Prepared(prepared)
     test = data.split("test", device)
-    tensors, described = checkpoints.read(weights)
-    description = described or outside(knobs.train, data, weights, history)
+    tensors, described = read_weights(weights)
+    description = described or outside(params.train, data, weights, history)
     check_fit(description, data, weights)
-    net = checkpoints.rebuilt(weights, tensors, description)
+    net = rebuild(weights, tensors, description)
     classifier, untrained = description.classifier(net), description.classifier(description.untrained())
 
     # Predictions.
-    scores = batches.scores(classifier.to(device), test).cpu()
+    scores = predict(classifier.to(device), test).cpu()
     labels, predicted, probabilities = test.labels.cpu(), scores.argmax(1), scores.softmax(1)
-    untrained_predicted = batches.scores(untrained.to(device), test).cpu().argmax(1)
+    untrained_predicted = predict(untrained.to(device), test).cpu().argmax(1)
 
     # Metrics.
-    criterion = losses.criterion(**knobs.train.loss.model_dump(), n_classes=len(data.classes), device=scores.device)
+    criterion = losses.criterion(**params.train.loss.model_dump(), n_classes=len(data.classes), device=scores.device)
     table = metrics.confusion(predicted, labels, len(data.classes))
     per_class = metrics.per_class(table)
     never_predicted = [name for name, count in zip(data.classes, per_class.predicted, strict=True) if count == 0]
     values = {
         "accuracy": metrics.accuracy(predicted, labels),
         "accuracy_untrained": metrics.accuracy(untrained_predicted, labels),
-        "ece": metrics.expected_calibration_error(probabilities, labels, knobs.evaluate.calibration_bins),
+        "ece": metrics.expected_calibration_error(probabilities, labels, params.evaluate.calibration_bins),
         "loss": criterion(scores, labels).item(),
         "macro_f1": per_class.f1.mean().item(),
     }
-    values = {name: fixed(value) for name, value in values.items()} | {"never_predicted": len(never_predicted)}
+    values = {name: rounded(value) for name, value in values.items()} | {"never_predicted": len(never_predicted)}
     if not math.isfinite(values["loss"]):
-        raise command.InputError(f"{weights}: the loss on the test images is {values['loss']}, which is no result")
+        raise InputError(f"{weights}: the loss on the test images is {values['loss']}, which is no result")
 
     # Outputs.
     with replacing(results) as partial:
@@ -91,7 +101,7 @@ def evaluate(
         partial.mkdir()
         predictions = pd.DataFrame(probabilities.numpy(), columns=data.classes)
         # A class may have the name of one of these columns.
-        predictions.insert(0, "index", test.index.numpy(), allow_duplicates=True)
+        predictions.insert(0, "index", test.rows.numpy(), allow_duplicates=True)
         predictions.insert(1, "label", [data.classes[label] for label in labels], allow_duplicates=True)
         predictions.insert(2, "predicted", [data.classes[label] for label in predicted], allow_duplicates=True)
         write_csv(partial / "predictions.csv", predictions, float_format="%.6f")
@@ -113,13 +123,13 @@ def evaluate(
         first = pictures.first_of_each(training.labels, len(data.classes))
         pictures.examples(drawn / "examples.png", training.read(first), training.labels[first], data.classes)
         image, net = test.read(slice(1)), net.cpu()
-        for name, convolution in nets.convolutions(net).items():
+        for name, convolution in convolutions(net).items():
             pictures.filters(drawn / f"filters_{name}.png", name, convolution.weight.detach())
-        for name, before, after, pooled in nets.activations(net, classifier.cpu()[:-1](image)):
+        for name, before, after, pooled in activations(net, classifier.cpu()[:-1](image)):
             pictures.activations(drawn / f"activations_{name}.png", name, image[0], before[0], after[0], pooled[0])
 
     if history:
-        tracker.evaluated(Record(weights, prepared, history, results, plots))
+        tracker.evaluated(ResultFiles(weights, prepared, history, results, plots))
     print(f"test accuracy {values['accuracy']:.4f}, of random weights {values['accuracy_untrained']:.4f}")
     if never_predicted:
         more = f" and {len(never_predicted) - 20} more" if len(never_predicted) > 20 else ""
@@ -129,27 +139,25 @@ def evaluate(
 def check_outputs(history: Path | None, results: Path, plots: Path) -> None:
     """Raise InputError where a path that was forgotten would have results take the place of something else."""
     if history is None and results.suffix != ".json":
-        raise command.InputError(f"RESULTS: {str(results)!r}, should be a file to write that ends in .json")
+        raise InputError(f"RESULTS: {str(results)!r}, should be a file to write that ends in .json")
     if plots.is_file() or (plots.exists() and any(plots.iterdir()) and not (plots / "predictions.csv").exists()):
-        raise command.InputError(f"PLOTS: {str(plots)!r} is there and holds no predictions.csv: it is not replaced")
+        raise InputError(f"PLOTS: {str(plots)!r} is there and holds no predictions.csv: it is not replaced")
 
 
-def outside(
-    knobs: params.Train, data: batches.Prepared, weights: Path, history: Path | None
-) -> checkpoints.Description:
+def outside(params: TrainParams, data: Prepared, weights: Path, history: Path | None) -> Description:
     """Return what weights that do not say what they are must be. Raises InputError if there is a history of them."""
     if history:
-        raise command.InputError(
+        raise InputError(
             f"{weights} does not say which net its weights belong to, so {history} is not of their training.\n"
             "Leave that out to score them in the net that params.yaml's train.net names."
         )
-    channels, side = transforms.shape_of(transforms.evaluation(knobs.transforms.eval), data)
-    return checkpoints.planned(knobs, data, channels, side)
+    channels, side = transforms.shape_of(transforms.evaluation(params.transforms.eval), data)
+    return describe(params, data, channels, side, losses.output(params.loss.name))
 
 
-def check_fit(description: checkpoints.Description, data: batches.Prepared, weights: Path) -> None:
+def check_fit(description: Description, data: Prepared, weights: Path) -> None:
     """Raise InputError, naming what differs, if the weights are of another kind of images or other classes."""
-    channels, side = transforms.shape_of(description.fixed(), data)
+    channels, side = transforms.shape_of(description.transform(), data)
     pairs = {
         "classes": (description.classes, data.classes),
         "channels": (description.net["channels"], channels),
@@ -157,8 +165,8 @@ def check_fit(description: checkpoints.Description, data: batches.Prepared, weig
     }
     rows = [f"{name}: weights {ours}, prepared {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
     if rows:
-        raise command.InputError("\n  ".join([f"the weights in {weights} do not fit the prepared images:", *rows]))
+        raise InputError("\n  ".join([f"the weights in {weights} do not fit the prepared images:", *rows]))
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

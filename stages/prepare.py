@@ -26,42 +26,46 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from stages import command, decode, images, params, rejected, sources
-from stages.command import InputError
-from stages.images import Wanted
-from stages.outputs import fixed, replacing, write_csv, write_json
-from stages.pixels import digest, mean_and_std
-from stages.splits import SPLITS, split_of, too_few
+from stages.base import cli
+from stages.base.errors import InputError
+from stages.base.files import replacing, rounded, write_csv, write_json
+from stages.base.params import PrepareParams, load_params
+from stages.sources import decoding, images, rejected
+from stages.sources.images import Wanted
+from stages.sources.loading import load_source
+from stages.sources.pixels import digest, mean_and_std
+from stages.sources.source import Source
+from stages.sources.splits import SPLITS, split_of, too_few
 
 SIZES = 1000  # images whose sizes a message counts
 
 
 def main() -> None:
-    arguments = command.paths(
+    arguments = cli.paths(
         "stages.prepare",
         __doc__,
         raw="folder with what you bring, e.g. data/raw",
         prepared="folder to write, e.g. data/prepared",
     )
-    prepare(params.load().prepare, **arguments)
+    prepare(load_params().prepare, **arguments)
 
 
-def prepare(knobs: params.Prepare, raw: Path, prepared: Path) -> None:
+def prepare(params: PrepareParams, raw: Path, prepared: Path) -> None:
     """Write the folder `prepared`. Raises InputError for raw files that are missing or wrong."""
-    source = sources.load(knobs, raw)
+    source = load_source(params, raw)
     if source.images is None:
         check_apart(raw, prepared)
-    rows, wanted = source.rows, wanted_of(knobs, source, raw)
+    rows, wanted = source.rows, wanted_of(params, source, raw)
     with replacing(prepared) as folder:
         folder.mkdir()
 
         # The pixels, and with them what is wrong with single images.
-        array = made(folder / "images.npy", (len(rows), *[3] * (knobs.channels == 3), wanted.size, wanted.size))
+        array = made(folder / "images.npy", (len(rows), *[3] * (params.channels == 3), wanted.size, wanted.size))
         decoded = np.flatnonzero(rows["reason"] == "")
         read = file_reader(rows, raw, wanted) if source.images is None else partial(from_array, source.images, wanted)
-        digests, reasons = decode.decode(folder / "images.npy", read, decoded, knobs.max_pixels)
+        digests, reasons = decoding.decode(folder / "images.npy", read, decoded, params.max_pixels)
         if another := [row for row, reason in reasons.items() if reason.startswith(images.ANOTHER_SIZE)]:
-            raise sizes_differ(rows, raw, knobs.max_pixels, rows["source"][min(another)])
+            raise sizes_differ(rows, raw, params.max_pixels, rows["source"][min(another)])
         rows.loc[list(reasons), "reason"] = list(reasons.values())
         if source.images is None:  # a published set is taken as it is
             rejected.mark_equal(rows, digests, decoded)
@@ -70,26 +74,26 @@ def prepare(knobs: params.Prepare, raw: Path, prepared: Path) -> None:
         # The splits; those that the source has are kept.
         kept = rows[rows["reason"] == ""]
         label = np.array(pd.Categorical(kept["label"], source.classes).codes, np.int64)
-        fractions = {"valid": knobs.valid_fraction, "test": knobs.test_fraction}
+        fractions = {"valid": params.valid_fraction, "test": params.test_fraction}
         missing = {name: fraction for name, fraction in fractions.items() if name not in set(rows["split"])}
-        split = split_of(label, kept["split"].to_numpy(), missing, knobs.seed)
+        split = split_of(label, kept["split"].to_numpy(), missing, params.seed)
 
         # All that is wrong is said at once.
         said, few = rejected.summary(rows, raw), too_few(split, label, source.classes, missing)
-        if few or (said and knobs.on_bad == "error"):
-            hint = ["Mend them, or leave them out: prepare.on_bad=skip"] if said and knobs.on_bad == "error" else []
+        if few or (said and params.on_bad == "error"):
+            hint = ["Mend them, or leave them out: prepare.on_bad=skip"] if said and params.on_bad == "error" else []
             raise InputError("\n".join([*said, *few, *hint]))
 
         index = kept.index.to_numpy()
         of_split = {name: index[split == name] for name in SPLITS}
         mean, std = mean_and_std(array, of_split["train"])
         facts = {
-            "source": knobs.source,
+            "source": params.source,
             "classes": source.classes,
-            "channels": knobs.channels,
+            "channels": params.channels,
             "image_size": wanted.size,
-            "mean": [fixed(value) for value in mean],
-            "std": [fixed(value) for value in std],
+            "mean": [rounded(value) for value in mean],
+            "std": [rounded(value) for value in std],
             "sizes": {name: len(of_split[name]) for name in SPLITS},
             "sha256": {name: digest(array, of_split[name], label[split == name]) for name in SPLITS},
         } | ({"rejected": rejected.counts(rows)} if said else {})
@@ -101,7 +105,7 @@ def prepare(knobs: params.Prepare, raw: Path, prepared: Path) -> None:
     if said:
         print("\n".join(said), file=sys.stderr)
     sizes = ", ".join(f"{name} {len(of_split[name]):,}" for name in SPLITS)
-    print(f"prepared {len(kept):,} images of {knobs.source}: {sizes}")
+    print(f"prepared {len(kept):,} images of {params.source}: {sizes}")
 
 
 def check_apart(raw: Path, prepared: Path) -> None:
@@ -111,17 +115,17 @@ def check_apart(raw: Path, prepared: Path) -> None:
         raise InputError(f"prepare.path: {str(raw)!r} and {prepared}, which is written, should not contain each other")
 
 
-def wanted_of(knobs: params.Prepare, source: sources.Source, raw: Path) -> Wanted:
+def wanted_of(params: PrepareParams, source: Source, raw: Path) -> Wanted:
     """Return what the images are made into. Raises InputError where their own size is wanted, and is not square."""
-    if knobs.image_size is not None:
-        return Wanted(knobs.channels, knobs.image_size, knobs.fit, knobs.max_pixels)
+    if params.image_size is not None:
+        return Wanted(params.channels, params.image_size, params.fit, params.max_pixels)
     if source.images is not None:
-        return Wanted(knobs.channels, source.images.shape[1], None, knobs.max_pixels)
+        return Wanted(params.channels, source.images.shape[1], None, params.max_pixels)
     # That of the first which opens: others are found when they are decoded.
-    name, (width, height) = next(own_sizes(source.rows, raw, knobs.max_pixels), ("", (1, 1)))
+    name, (width, height) = next(own_sizes(source.rows, raw, params.max_pixels), ("", (1, 1)))
     if width != height:
-        raise sizes_differ(source.rows, raw, knobs.max_pixels, name)
-    return Wanted(knobs.channels, width, None, knobs.max_pixels)
+        raise sizes_differ(source.rows, raw, params.max_pixels, name)
+    return Wanted(params.channels, width, None, params.max_pixels)
 
 
 def own_sizes(rows: pd.DataFrame, raw: Path, max_pixels: int) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -147,7 +151,7 @@ def sizes_differ(rows: pd.DataFrame, raw: Path, max_pixels: int, odd: str) -> In
     )
 
 
-def file_reader(rows: pd.DataFrame, raw: Path, wanted: Wanted) -> decode.Reader:
+def file_reader(rows: pd.DataFrame, raw: Path, wanted: Wanted) -> decoding.Reader:
     """Return the function that reads the file of a row."""
     return partial(from_files, rows["source"].tolist(), f"{raw}/", wanted)
 
@@ -175,4 +179,4 @@ def made(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

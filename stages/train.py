@@ -18,65 +18,67 @@ import pandas as pd
 from torch import Tensor, nn, optim
 from tqdm import tqdm
 
-from stages import (
-    batches,
-    checkpoints,
-    command,
-    determinism,
-    losses,
-    metrics,
-    nets,
-    optimizers,
-    options,
-    params,
-    schedules,
-    transforms,
-)
-from stages.outputs import fixed, replacing, write_csv
-from stages.tracking import Tracker
+from stages.base import cli
+from stages.base.errors import InputError
+from stages.base.files import replacing, rounded, write_csv
+from stages.base.params import TrainParams, load_params
+from stages.batches import transforms
+from stages.batches.loader import Loader
+from stages.batches.normalise import Normalise
+from stages.batches.prepared import Prepared
+from stages.nets.build import check_batch
+from stages.nets.prediction import predict
+from stages.nets.weights import describe, load_pretrained, save_weights
+from stages.tracking.tracker import Tracker
+from stages.training import determinism, losses, metrics, optimizers, options, schedules
+from stages.training.selection import rank, should_stop
 
 
 def main() -> None:
-    arguments = command.paths(
+    arguments = cli.paths(
         "stages.train",
         __doc__,
         prepared="folder that prepare wrote, e.g. data/prepared",
-        starts="folder with what train.init_from names, e.g. data/weights",
+        pretrained="folder with what train.init_from names, e.g. data/weights",
         weights="file to write, e.g. models/net.safetensors",
         history="file to write, e.g. metrics/train.csv",
     )
-    knobs = params.load()
-    train(knobs.train, **arguments, tracker=Tracker.from_environment(knobs))
+    params = load_params()
+    train(params.train, **arguments, tracker=Tracker.from_environment(params))
 
 
-def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, history: Path, tracker: Tracker) -> None:
-    """Write `weights` and `history`. Raises InputError for knobs that do not fit, and if the loss diverges."""
-    device = determinism.set_up(knobs.device, knobs.threads)
+def train(
+    params: TrainParams, prepared: Path, pretrained: Path, weights: Path, history: Path, tracker: Tracker
+) -> None:
+    """Write `weights` and `history`. Raises InputError for params that do not fit, and if the loss diverges."""
+    device = determinism.set_up(params.device, params.threads)
 
     # Data: uint8, transformed, and normalised on the way to the net.
-    data = batches.Prepared(prepared)
-    augment = transforms.training(knobs.transforms.train, len(data.classes))
-    evaluation = transforms.evaluation(knobs.transforms.eval)
+    data = Prepared(prepared)
+    augment = transforms.training(params.transforms.train, len(data.classes))
+    evaluation = transforms.evaluation(params.transforms.eval)
     channels, side = transforms.check_shapes(augment, evaluation, data)
-    normalise = batches.Normalise(data.mean, data.std).to(device)
+    normalise = Normalise(data.mean, data.std).to(device)
     training, validation = data.split("train", device), data.split("valid", device)
-    loader = batches.Loader(training, knobs.batch_size, knobs.seed, augment, knobs.workers)
+    loader = Loader(training, params.batch_size, params.seed, augment, params.workers)
 
     # Net: its input and output sizes follow from the data; its weights from the seed, or from earlier ones.
-    plan = checkpoints.planned(knobs, data, channels, side)
+    plan = describe(params, data, channels, side, losses.output(params.loss.name))
     net = plan.untrained()
-    checkpoints.start(net, plan.net, starts, knobs.init_from, knobs.new_head)
-    nets.check_batch(net, plan.net, len(training.labels) % knobs.batch_size or knobs.batch_size)
+    load_pretrained(net, plan.net, pretrained, params.init_from, params.new_head)
+    check_batch(net, plan.net, len(training.labels) % params.batch_size or params.batch_size)
     net = net.to(device)
 
     # Loss, optimizer, schedule, and what is off by default.
-    mixed = bool(augment.whole)  # the labels of a batch
-    criterion = losses.criterion(**knobs.loss.model_dump(), n_classes=len(data.classes), device=device, mixed=mixed)
-    optimizer = optimizers.optimizer(**knobs.optimizer.model_dump(), parameters=net.parameters())
+    mixed = bool(augment.per_batch)  # the labels of a batch
+    criterion = losses.criterion(**params.loss.model_dump(), n_classes=len(data.classes), device=device, mixed=mixed)
+    optimizer = optimizers.optimizer(**params.optimizer.model_dump(), parameters=net.parameters())
     steps = len(loader)  # an epoch
-    schedule = schedules.schedule(**knobs.schedule.model_dump(), optimizer=optimizer, epochs=knobs.epochs, steps=steps)
-    precision, clip = options.precision(knobs.precision, device), options.clipping(net, knobs.clip_norm)
-    average = options.average(net, knobs.ema_decay)
+    schedule = schedules.schedule(
+        **params.schedule.model_dump(), optimizer=optimizer, epochs=params.epochs, steps=steps
+    )
+    precision, clip = options.precision(params.precision, device), options.clipping(net, params.clip_norm)
+    ema = options.ema(net, params.ema_decay)
     tally = metrics.Tally()
 
     def evaluated(images: Tensor, targets: Tensor) -> Tensor:
@@ -94,11 +96,11 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
     best: dict[str, float] = {}
     with (
         tracker.training(data, device) as run,
-        determinism.required(f"train.net: {knobs.net.name}"),
-        tqdm(total=steps * knobs.epochs, unit="step", disable=None) as progress,
+        determinism.required(f"train.net: {params.net.name}"),
+        tqdm(total=steps * params.epochs, unit="step", disable=None) as progress,
     ):
         started = time.perf_counter()
-        for epoch in range(1, knobs.epochs + 1):
+        for epoch in range(1, params.epochs + 1):
             lr = learning_rate(optimizer)
             tally.clear()
             net.train()
@@ -106,10 +108,10 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
                 optimizer.step(partial(evaluated, images, targets))  # type: ignore[arg-type]  # update
                 check_finite(tally.recent, step, learning_rate(optimizer))
                 schedule.after_batch()
-                average.update()
+                ema.update()
                 progress.update()
 
-            scores = batches.scores(nn.Sequential(evaluation, normalise, average.net), validation)
+            scores = predict(nn.Sequential(evaluation, normalise, ema.net), validation)
             row = {
                 "epoch": epoch,
                 "lr": lr,
@@ -118,15 +120,15 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
                 "valid/loss": criterion(scores, validation.labels).item(),
                 "valid/accuracy": metrics.accuracy(scores.argmax(1), validation.labels),
             }
-            rows.append({name: fixed(value) for name, value in row.items()})
+            rows.append({name: rounded(value) for name, value in row.items()})
             check_finite([*tally.recent, row["valid/loss"]], steps * epoch, lr)
             schedule.after_epoch(row["valid/loss"])
             run.log_epoch(rows[-1])
-            report(rows[-1], knobs.epochs, progress)
-            if not best or rank(rows[-1]) > rank(best):
+            report(rows[-1], params.epochs, progress)
+            if not best or score(rows[-1]) > score(best):
                 best = rows[-1]
-                best_weights = {name: tensor.clone() for name, tensor in average.net.state_dict().items()}
-            if options.is_over(epoch, int(best["epoch"]), knobs.early_stopping):
+                best_weights = {name: tensor.clone() for name, tensor in ema.net.state_dict().items()}
+            if should_stop(epoch, int(best["epoch"]), params.early_stopping):
                 break
 
         description = replace(
@@ -135,7 +137,7 @@ def train(knobs: params.Train, prepared: Path, starts: Path, weights: Path, hist
             valid_accuracy=best["valid/accuracy"],
             valid_loss=best["valid/loss"],
         )
-        checkpoints.save(weights, best_weights, description)
+        save_weights(weights, best_weights, description)
         with replacing(history) as rewritten:
             write_csv(rewritten, pd.DataFrame(rows).astype({"epoch": int}))
         run.log({"seconds/training": time.perf_counter() - started})
@@ -152,15 +154,15 @@ def check_finite(losses: Iterable[float], step: int, lr: float) -> None:
     """Raise InputError if the last of the losses is NaN or infinite."""
     *before, last = losses
     if not math.isfinite(last):
-        raise command.InputError(
+        raise InputError(
             f"the loss is {last} at step {step}, with a learning rate of {lr:.4g}; the losses before it:"
             f" {', '.join(f'{loss:.4g}' for loss in before) or 'none'}.\nTry a lower train.optimizer.lr."
         )
 
 
-def rank(row: dict[str, float]) -> tuple[float, float]:
-    """Return what the epochs are chosen by: validation accuracy, and of equal ones the lower validation loss."""
-    return row["valid/accuracy"], -row["valid/loss"]
+def score(row: dict[str, float]) -> tuple[float, float]:
+    """Return what the best epoch is the largest of."""
+    return rank(row["valid/accuracy"], row["valid/loss"])
 
 
 def report(row: dict[str, float], epochs: int, progress: "tqdm[NoReturn]") -> None:
@@ -177,4 +179,4 @@ def report(row: dict[str, float], epochs: int, progress: "tqdm[NoReturn]") -> No
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

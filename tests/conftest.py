@@ -1,4 +1,4 @@
-"""What the tests share: knobs, a prepared set, a real MLflow store, and copies of the project that may be broken."""
+"""What the tests share: params, a prepared set, a real MLflow store, and copies of the project that may be broken."""
 
 import os
 import shutil
@@ -22,22 +22,22 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages import params
+from stages.base.params import Params
 from stages.evaluate import evaluate
 from stages.prepare import prepare
-from stages.tracking import Tracker
+from stages.tracking.tracker import Tracker
 from stages.train import train
 
 # Where a shell has started the tests in the background, Ctrl-C is ignored by them, and would be by what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
-STARTS = ROOT / "data/weights"
+PRETRAINED = ROOT / "data/weights"
 yaml = YAML(typ="safe", pure=True)
 
 
-def changed(changes: dict[str, Any]) -> params.Params:
-    """Return params.yaml's knobs with some changed, by their dotted names."""
+def changed(changes: dict[str, Any]) -> Params:
+    """Return params.yaml's params with some changed, by their dotted names."""
     values = yaml.load((ROOT / "params.yaml").read_text())
     values["train"]["device"] = "cpu"  # where figures and bits can be foretold
     for name, value in changes.items():
@@ -46,7 +46,7 @@ def changed(changes: dict[str, Any]) -> params.Params:
         for part in sections:
             section = section[part]
         section[key] = value
-    return params.Params.model_validate(values)
+    return Params.model_validate(values)
 
 
 def write_image(path: Path, seed: int, side: int = 8, mode: str = "L", **options: Any) -> None:
@@ -174,13 +174,13 @@ def compared(digits: Path, make_project: Callable[[], Project]) -> Project:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         for name, prepared, changes in trainings:
-            knobs = changed(changes)
+            params = changed(changes)
             folder = project.root / name
             environment = {"DVC_ROOT": str(project.root), "DVC_EXP_NAME": name}
             weights, history = folder / "net", folder / "train.csv"
-            train(knobs.train, prepared, STARTS, weights, history, Tracker.from_environment(knobs, environment))
-            tracker = Tracker.from_environment(knobs, environment)
-            evaluate(knobs, weights, prepared, history, folder / "evaluate.json", folder / "plots", tracker)
+            train(params.train, prepared, PRETRAINED, weights, history, Tracker.from_environment(params, environment))
+            tracker = Tracker.from_environment(params, environment)
+            evaluate(params, weights, prepared, history, folder / "evaluate.json", folder / "plots", tracker)
     return project
 
 

@@ -16,19 +16,22 @@ from sklearn import metrics
 from torch import nn
 from torch.nn import functional as F
 
-from stages import batches, checkpoints, nets
-from stages.command import InputError
+from stages.base.errors import InputError
+from stages.batches.normalise import Normalise
+from stages.batches.prepared import DatasetInfo, Prepared
 from stages.evaluate import evaluate
-from stages.store import Store, log_model
-from stages.tracking import Tracker
+from stages.nets.build import initial_net, net_spec
+from stages.nets.weights import load_weights, save_weights
+from stages.tracking.store import Store, log_model
+from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import STARTS, Project, changed
+from tests.conftest import PRETRAINED, Project, changed
 
 
 def results(digits: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate, and return the metrics."""
-    knobs = changed(changes)
-    train(knobs.train, digits, STARTS, folder / "net.safetensors", folder / "train.csv", Tracker.off())
+    params = changed(changes)
+    train(params.train, digits, PRETRAINED, folder / "net.safetensors", folder / "train.csv", Tracker.off())
     return evaluated(digits, folder, changes)
 
 
@@ -70,7 +73,7 @@ def test_metrics_agree_with_scikit_learn_on_the_predictions(digits: Path, folder
 
     manifest = pd.read_csv(digits / "manifest.csv").set_index("index")
     test = manifest[manifest["split"] == "test"]
-    assert predictions["index"].tolist() == test.index.tolist()
+    assert predictions["index"].tolist() == test.rows.tolist()
     assert label.tolist() == [classes[i] for i in test["label"]]
     assert predicted.tolist() == [classes[i] for i in probabilities.to_numpy().argmax(1)]
     assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
@@ -152,10 +155,10 @@ def test_weights_of_other_images_or_classes(digits: Path, folder: Path, tmp_path
 
 
 def test_weights_that_do_not_fit_the_net(digits: Path, folder: Path, tmp_path: Path) -> None:
-    net, description = checkpoints.load(folder / "net.safetensors")
+    net, description = load_weights(folder / "net.safetensors")
     state = net.state_dict()
     state["fc1.weight"] = state["fc1.weight"][:, :-1]
-    checkpoints.save(tmp_path / "net.safetensors", state, description)
+    save_weights(tmp_path / "net.safetensors", state, description)
     with pytest.raises(InputError, match=r"fc1\.weight: the net has \(10, 128\), the file \(10, 127\)"):
         evaluated(digits, tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
@@ -201,7 +204,7 @@ def test_a_resnet_of_coloured_images_twice_gives_the_same_bytes(colours: Path, t
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     history = pd.read_csv(one / "train.csv")
     assert history["train/loss"].iloc[1] < history["train/loss"].iloc[0]
-    net, description = checkpoints.load(one / "net.safetensors")
+    net, description = load_weights(one / "net.safetensors")
     assert type(net).__name__ == "ResNet"
     assert description.net == {
         "name": "resnet18",
@@ -229,9 +232,9 @@ def test_a_batch_of_one_that_batch_norm_cannot_take_is_said_before_training(colo
 
 def test_training_from_earlier_weights_with_a_new_head(colours: Path, digits: Path, tmp_path: Path) -> None:
     starts = tmp_path / "starts"
-    knobs = changed({"train.epochs": 1, "train.batch_size": 10})
-    train(knobs.train, colours, STARTS, starts / "colours", tmp_path / "train.csv", Tracker.off())
-    further = knobs.train.model_copy(update={"init_from": "colours"})
+    params = changed({"train.epochs": 1, "train.batch_size": 10})
+    train(params.train, colours, PRETRAINED, starts / "colours", tmp_path / "train.csv", Tracker.off())
+    further = params.train.model_copy(update={"init_from": "colours"})
     train(further, colours, starts, tmp_path / "further", tmp_path / "further.csv", Tracker.off())
     one, two = (pd.read_csv(tmp_path / name)["train/loss"].item() for name in ("train.csv", "further.csv"))
     assert two < one
@@ -250,7 +253,7 @@ def test_training_from_earlier_weights_with_a_new_head(colours: Path, digits: Pa
     slow = changed({"train.epochs": 1, "train.batch_size": 10, "train.optimizer.lr": 1e-9}).train
     new_head = slow.model_copy(update={"init_from": "colours", "new_head": True})
     train(new_head, fewer, starts, tmp_path / "headed", tmp_path / "headed.csv", Tracker.off())
-    old, new = (checkpoints.load(path)[0].state_dict() for path in (starts / "colours", tmp_path / "headed"))
+    old, new = (load_weights(path)[0].state_dict() for path in (starts / "colours", tmp_path / "headed"))
     assert torch.allclose(new["conv1.weight"], old["conv1.weight"], atol=1e-6)
     assert new["fc1.weight"].shape[0] == gone
     assert not torch.allclose(new["fc1.weight"], old["fc1.weight"][:gone], atol=1e-3)
@@ -292,7 +295,7 @@ def test_weights_from_elsewhere_are_scored_from_the_command_line(course: Project
 
     # The same by hand.
     w = torch.load(course.root / "data/weights/course.pt", weights_only=True)
-    data = batches.Prepared(course.root / "large")
+    data = Prepared(course.root / "large")
     test = data.split("test", torch.device("cpu"))
     x = (test.read(slice(None))[:, None].float() / 255 - data.mean[0]) / data.std[0]
     for name in ("conv1", "conv2"):
@@ -323,13 +326,13 @@ def test_wrong_paths_for_weights_from_elsewhere(course: Project, paths: tuple[st
 
 
 def test_our_weights_without_a_history_describe_themselves(digits: Path, folder: Path, tmp_path: Path) -> None:
-    knobs = changed({"train.net.name": "no such net"})  # which is not looked at
-    evaluate(knobs, folder / "net.safetensors", digits, None, tmp_path / "a.json", tmp_path / "plots", Tracker.off())
+    params = changed({"train.net.name": "no such net"})  # which is not looked at
+    evaluate(params, folder / "net.safetensors", digits, None, tmp_path / "a.json", tmp_path / "plots", Tracker.off())
     assert (tmp_path / "a.json").read_bytes() == (folder / "evaluate.json").read_bytes()
 
 
 def test_weights_that_give_no_number(digits: Path, tmp_path: Path) -> None:
-    weights = nets.initial(nets.shape("Net", {}, 10, 1, 8), 0).state_dict()
+    weights = initial_net(net_spec("Net", {}, 10, 1, 8), 0).state_dict()
     torch.save(weights | {"fc1.bias": torch.full((10,), torch.nan)}, tmp_path / "nan")
     with pytest.raises(InputError, match="nan: the loss on the test images is nan"):
         evaluate(changed({}), tmp_path / "nan", digits, None, tmp_path / "a.json", tmp_path / "plots", Tracker.off())
@@ -341,9 +344,9 @@ def test_the_logged_model_gives_the_same_scores(name: str, colours: Path, tmp_pa
     """In MLflow it is a graph, for any number of images."""
     store = Store(f"sqlite:///{tmp_path}/mlflow.db", "repronet")
     run = store.client().create_run(store.experiment_id)
-    net = nets.initial(nets.shape(name, {}, 3, 3, 32), 0)
-    classifier = nn.Sequential(nn.Identity(), batches.Normalise([0.3] * 3, [0.25] * 3), net).eval()
-    model_id = log_model(run.info.run_id, classifier, batches.Facts(colours))
+    net = initial_net(net_spec(name, {}, 3, 3, 32), 0)
+    classifier = nn.Sequential(nn.Identity(), Normalise([0.3] * 3, [0.25] * 3), net).eval()
+    model_id = log_model(run.info.run_id, classifier, DatasetInfo(colours))
     loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
     images = np.load(colours / "images.npy")
     for n in (1, 2, 5):

@@ -50,14 +50,17 @@ def test_two_copies_give_the_same_lock_and_metrics(reproduced: Project, make_pro
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected"),
     [
-        ("params.yaml", "# Every knob", "# Each knob", set()),
+        ("params.yaml", "# Every parameter", "# Each parameter", set()),
         ("params.yaml", "valid_fraction: 0.1", "valid_fraction: 0.2", {"prepare"}),
         ("params.yaml", "train:\n  seed: 0 ", "train:\n  seed: 1 ", {"train"}),
         ("params.yaml", "calibration_bins: 15", "calibration_bins: 10", {"evaluate"}),
         ("stages/evaluate.py", '"""Evaluate:', '"""Evaluates:', {"evaluate"}),
-        ("stages/pictures.py", '"""Pictures', '"""Drawings', {"evaluate"}),
-        ("stages/nets.py", '"""The Net:', '"""A Net:', {"train", "evaluate"}),
-        ("stages/sources.py", '"""Where', '"""Whence', {"prepare"}),
+        ("stages/report/pictures.py", '"""Pictures', '"""Drawings', {"evaluate"}),
+        ("stages/nets/net.py", '"""The Net:', '"""A Net:', {"train", "evaluate"}),
+        ("stages/sources/loading.py", '"""Where', '"""Whence', {"prepare"}),
+        ("stages/training/losses.py", '"""The losses', '"""Losses', {"train", "evaluate"}),
+        ("stages/base/files.py", '"""How', '"""The way', {"prepare", "train", "evaluate"}),
+        ("stages/tracking/store.py", '"""MLflow', '"""The MLflow', set()),
     ],
 )
 def test_a_change_reaches_the_stages_that_read_it(

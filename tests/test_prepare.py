@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
-from stages.command import InputError
+from stages.base.errors import InputError
 from stages.prepare import prepare
 from tests.conftest import changed
 
@@ -62,8 +62,8 @@ def test_fractions_that_leave_a_split_empty(tmp_path: Path, changes: dict[str, f
 
 
 def test_built_in_images_in_another_size_and_in_colour(digits: Path, tmp_path: Path) -> None:
-    knobs = changed({"prepare.channels": 3, "prepare.image_size": 16}).prepare
-    prepare(knobs, tmp_path, tmp_path / "prepared")
+    params = changed({"prepare.channels": 3, "prepare.image_size": 16}).prepare
+    prepare(params, tmp_path, tmp_path / "prepared")
     small, large = np.load(digits / "images.npy"), np.load(tmp_path / "prepared/images.npy")
     assert large.shape == (1797, 3, 16, 16)
     assert (large[:, 0] == large[:, 2]).all()

@@ -16,16 +16,20 @@ import pytest
 import torch
 from torch import nn
 
-from stages import batches, checkpoints, metrics
-from stages.command import InputError
-from stages.tracking import Tracker
-from stages.train import check_finite, rank, train
-from tests.conftest import ROOT, STARTS, Project, changed, clean_environment
+from stages.base.errors import InputError
+from stages.batches.normalise import Normalise
+from stages.batches.prepared import Prepared
+from stages.nets.prediction import predict
+from stages.nets.weights import load_weights
+from stages.tracking.tracker import Tracker
+from stages.train import check_finite, score, train
+from stages.training import metrics
+from tests.conftest import PRETRAINED, ROOT, Project, changed, clean_environment
 
 
 def trained(digits: Path, folder: Path, changes: dict[str, Any]) -> tuple[bytes, bytes]:
-    knobs = changed({"train.epochs": 3} | changes).train
-    train(knobs, digits, STARTS, folder / "net.safetensors", folder / "train.csv", Tracker.off())
+    params = changed({"train.epochs": 3} | changes).train
+    train(params, digits, PRETRAINED, folder / "net.safetensors", folder / "train.csv", Tracker.off())
     return (folder / "net.safetensors").read_bytes(), (folder / "train.csv").read_bytes()
 
 
@@ -90,7 +94,7 @@ def test_early_stopping_ends_after_epochs_without_a_better_one(digits: Path, tmp
             break
     assert 3 <= over < 19
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "stopped/train.csv"), history[: over + 1])
-    assert checkpoints.load(tmp_path / "stopped/net.safetensors")[1].epoch == best + 1
+    assert load_weights(tmp_path / "stopped/net.safetensors")[1].epoch == best + 1
 
 
 def test_history_and_kept_epoch_agree_with_the_weights(digits: Path, tmp_path: Path) -> None:
@@ -99,13 +103,13 @@ def test_history_and_kept_epoch_agree_with_the_weights(digits: Path, tmp_path: P
     assert history.columns.tolist() == ["epoch", "lr", "train/loss", "train/accuracy", "valid/loss", "valid/accuracy"]
     assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
 
-    net, description = checkpoints.load(tmp_path / "net.safetensors")
+    net, description = load_weights(tmp_path / "net.safetensors")
     kept = history.sort_values(["valid/accuracy", "valid/loss"], ascending=[False, True]).iloc[0]
     assert (description.epoch, description.valid_accuracy) == (kept["epoch"], kept["valid/accuracy"])
 
-    validation = batches.Prepared(digits).split("valid", torch.device("cpu"))
-    classifier = nn.Sequential(batches.Normalise(description.mean, description.std), net)
-    scores = batches.scores(classifier, validation)
+    validation = Prepared(digits).split("valid", torch.device("cpu"))
+    classifier = nn.Sequential(Normalise(description.mean, description.std), net)
+    scores = predict(classifier, validation)
     assert metrics.accuracy(scores.argmax(1), validation.labels) == pytest.approx(kept["valid/accuracy"], rel=1e-5)
     loss = nn.CrossEntropyLoss()(scores, validation.labels).item()
     assert loss == pytest.approx(kept["valid/loss"], rel=1e-5)
@@ -115,9 +119,9 @@ def test_one_epoch_is_the_page_s_five_steps(digits: Path, tmp_path: Path) -> Non
     """The weights equal those of a loop written out here, without anything of the project but data and Net."""
     changes = {"train.epochs": 1, "train.optimizer.lr": 0.02, "train.schedule.name": "ConstantLR"}
     trained(digits, tmp_path, changes)
-    weights = checkpoints.load(tmp_path / "net.safetensors")[0].state_dict()
+    weights = load_weights(tmp_path / "net.safetensors")[0].state_dict()
 
-    data = batches.Prepared(digits)
+    data = Prepared(digits)
     split = data.split("train", torch.device("cpu"))
     pixels = split.read(slice(None)).float().unsqueeze(1)
     images = (pixels - 255 * torch.tensor(data.mean[0])) / (255 * torch.tensor(data.std[0]))
@@ -151,7 +155,7 @@ def test_threads_are_as_asked_for(digits: Path, tmp_path: Path) -> None:
 
 def test_rank() -> None:
     rows = [{"valid/accuracy": a, "valid/loss": b} for a, b in [(0.9, 0.5), (0.95, 0.7), (0.95, 0.6), (0.8, 0.1)]]
-    assert max(rows, key=rank) == {"valid/accuracy": 0.95, "valid/loss": 0.6}
+    assert max(rows, key=score) == {"valid/accuracy": 0.95, "valid/loss": 0.6}
 
 
 def test_check_finite_names_step_rate_and_losses() -> None:

@@ -7,7 +7,6 @@ A run is named by its id, by its name (which is the DVC experiment's), or as `be
 is compared with each of the others, image by image. With --log the page becomes an artifact of each of the runs.
 """
 
-import argparse
 import html
 import math
 from collections import defaultdict
@@ -15,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import command
-from stages.outputs import replacing
-from tools.runs import Result, Runs
+from stages.base import cli
+from stages.base.files import replacing
+from tools.runs import EvaluatedRun, Runs
 from tools.statistics import RESAMPLES, bootstrap_interval, mcnemar, mean_interval
 
 METRICS = ["test/accuracy", "test/loss", "test/macro_f1", "test/ece", "test/never_predicted", "best/valid_accuracy"]
@@ -31,9 +30,7 @@ class Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m tools.compare"
-    )
+    parser = cli.parser("tools.compare", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="two or more: run id, run name, or best")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
     parser.add_argument("--log", action="store_true", help="log the page to each of the runs, under comparisons/")
@@ -54,7 +51,7 @@ def main() -> None:
             runs.client.log_text(result.id, page, f"comparisons/{others}.html")
 
 
-def compare(results: Sequence[Result]) -> tuple[list[Table], list[str]]:
+def compare(results: Sequence[EvaluatedRun]) -> tuple[list[Table], list[str]]:
     """Return what differs between the runs, and a sentence or more on each pair of the first with another."""
     header = Table("", [["run", *(result.name for result in results)], ["id", *(result.id[:8] for result in results)]])
     tables = [
@@ -86,7 +83,7 @@ class Pair:
     only_second: int
 
     @classmethod
-    def of(cls, first: Result, second: Result) -> "Pair | None":
+    def of(cls, first: EvaluatedRun, second: EvaluatedRun) -> "Pair | None":
         """Return the comparison image by image, None where the runs were tested on different images."""
         if first.data["testing"] != second.data["testing"]:
             return None
@@ -109,7 +106,7 @@ class Pair:
         return self.p < 0.05
 
 
-def verdict(first: Result, second: Result) -> str:
+def verdict(first: EvaluatedRun, second: EvaluatedRun) -> str:
     """Return in words whether the two differ in test accuracy."""
     names, pair = f"{second.name} against {first.name}", Pair.of(first, second)
     if pair is None:
@@ -129,9 +126,9 @@ def verdict(first: Result, second: Result) -> str:
     )
 
 
-def over_seeds(results: Sequence[Result]) -> list[list[str]]:
+def over_seeds(results: Sequence[EvaluatedRun]) -> list[list[str]]:
     """Return mean and 95 % interval of the test accuracy for each group of runs that differ in their seed alone."""
-    groups: dict[tuple[tuple[str, str], ...], dict[str, Result]] = defaultdict(dict)
+    groups: dict[tuple[tuple[str, str], ...], dict[str, EvaluatedRun]] = defaultdict(dict)
     for result in results:
         rest = tuple(sorted((key, value) for key, value in result.params.items() if key != SEED))
         same = (*rest, ("test images", result.data["testing"]), *_code(result).items())
@@ -149,14 +146,14 @@ def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.6g}"
 
 
-def _code(result: Result) -> dict[str, str]:
+def _code(result: EvaluatedRun) -> dict[str, str]:
     commit = result.tags.get("mlflow.source.git.commit", "none")[:9]
     # What an experiment changes in params.yaml stands under the parameters.
     changed = [line.split(" b/")[-1] for line in result.patch.splitlines() if line.startswith("diff --git")]
     return {"commit": commit, "changed files": ", ".join(name for name in changed if name != "params.yaml") or "none"}
 
 
-def _environment(result: Result) -> dict[str, str]:
+def _environment(result: EvaluatedRun) -> dict[str, str]:
     return {name.removeprefix("env."): value for name, value in result.tags.items() if name.startswith("env.")}
 
 
@@ -194,4 +191,4 @@ def as_html(tables: Sequence[Table], verdicts: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

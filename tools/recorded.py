@@ -1,21 +1,22 @@
 """Results as DVC records them, in experiments, in commits and in the workspace, and how to get at their files."""
 
 import hashlib
+import json
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages import circumstances
-from stages.circumstances import Origin, git
-from stages.command import InputError, unknown
-from stages.record import Record
+from stages.base.errors import InputError, unknown
+from stages.tracking import provenance
+from stages.tracking.provenance import Provenance, git
+from stages.tracking.result import ResultFiles
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
@@ -25,7 +26,7 @@ EVALUATE = ["python", "-m", "stages.evaluate"]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedResult:
     """One result."""
 
     name: str  # the experiment's, the abbreviated commit, or "workspace"
@@ -37,15 +38,15 @@ class Recorded:
     def experiment(self) -> str:
         return self.name if self.baseline else ""
 
-    def origin(self) -> Origin:
+    def origin(self) -> Provenance:
         """Return what its run is said to come from."""
         if self.commit:
-            origin = circumstances.of_commit(self.commit, self.experiment, self.baseline)
+            origin = provenance.of_commit(self.commit, self.experiment, self.baseline)
             return replace(origin, tags=origin.tags | {"sweep": self.sweep}) if self.sweep else origin
-        return circumstances.of_process({})
+        return provenance.of_process({})
 
     @contextmanager
-    def files(self) -> Iterator[Record]:
+    def files(self) -> Iterator[ResultFiles]:
         """Yield its files, for a commit copies that go away again. Raises InputError if they cannot be used."""
         if not self.commit:
             check_workspace()
@@ -75,7 +76,7 @@ class Recorded:
                 raise InputError(str(error).replace(f"{folder}/", "")) from error
 
 
-def everything() -> list[Recorded]:
+def everything() -> list[RecordedResult]:
     """Return the results of all experiments, of the commits of HEAD and all branches, and of the workspace."""
     commits: dict[object, str] = {}
     for commit in git(
@@ -85,31 +86,35 @@ def everything() -> list[Recorded]:
         if result := _result_of(commit.decode()):
             commits.pop(result, None)
             commits[result] = commit.decode()
-    return [*experiments(), *(Recorded(commit[:9], commit) for commit in commits.values()), Recorded("workspace")]
+    return [
+        *experiments(),
+        *(RecordedResult(commit[:9], commit) for commit in commits.values()),
+        RecordedResult("workspace"),
+    ]
 
 
-def named(names: Collection[str]) -> list[Recorded]:
+def named(names: Collection[str]) -> list[RecordedResult]:
     """Return the results with these names: of experiments, of revisions, "workspace". Raises InputError for others."""
     found = []
     for name in names:
         commit = git("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}").decode().strip()
         if name == "workspace":
-            found.append(Recorded(name))
+            found.append(RecordedResult(name))
         elif of_name := [experiment for experiment in experiments() if experiment.name == name]:
             found += of_name
         elif commit:
-            found.append(Recorded(commit[:9], commit))
+            found.append(RecordedResult(commit[:9], commit))
         else:
             known = ["workspace", *(experiment.name for experiment in experiments())]
             raise InputError(f"no experiment or revision is called {name!r}{unknown(name, known)}, any git revision")
     return found
 
 
-def experiments() -> list[Recorded]:
+def experiments() -> list[RecordedResult]:
     """Return DVC's experiments."""
     lines = git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").decode().splitlines()
     found = [match.groups() for line in lines if (match := EXPERIMENT.fullmatch(line))]
-    return [Recorded(name, commit, start + rest) for commit, start, rest, name in found]
+    return [RecordedResult(name, commit, start + rest) for commit, start, rest, name in found]
 
 
 def as_yaml(content: bytes) -> dict[str, Any]:
@@ -141,9 +146,9 @@ def _arguments(lock: dict[str, Any]) -> list[str]:
     return words[3:]
 
 
-def _record(arguments: list[str], root: Path) -> Record:
+def _record(arguments: list[str], root: Path) -> ResultFiles:
     weights, prepared, history, results, plots = (root / argument for argument in arguments)
-    return Record(weights, prepared, history, results, plots, root)
+    return ResultFiles(weights, prepared, history, results, plots, root)
 
 
 def check_workspace() -> None:
@@ -171,10 +176,12 @@ def check_commit(lock: dict[str, Any], fs: "DVCFileSystem") -> None:
             values = as_yaml(fs.read_bytes(file)) if fs.exists(file) else {}
             changed |= {f"{file}: {key}": None for key, value in params.items() if _value(values, key) != value}
         for entry in [*stage.get("deps", []), *stage.get("outs", [])]:
-            # What DVC keeps is found by its digest, so it is the right one; folders in git are a source's raw data.
             path = entry["path"]
-            in_git = entry.get("hash") == "md5" and "nfiles" not in entry and not Path(path).is_absolute()
-            if in_git and not fs.isdvc(path) and not (fs.exists(path) and _md5(fs.read_bytes(path)) == entry["md5"]):
+            # What DVC keeps is found by its digest, so it is the right one.
+            in_git = entry.get("hash") == "md5" and not Path(path).is_absolute() and not fs.isdvc(path)
+            # Of folders those of code: of one with a source's images git may have a part.
+            is_data = "nfiles" in entry and not fs.exists(f"{path}/__init__.py")
+            if in_git and not is_data and _digest(fs, path) != entry["md5"]:
                 changed[path] = None
     if changed:
         raise InputError(f"committed without dvc repro: {', '.join(changed)}")
@@ -185,6 +192,17 @@ def _value(values: Any, key: str) -> object:
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values
+
+
+def _digest(fs: "DVCFileSystem", path: str) -> str:
+    """Return the digest of a file or folder in git as dvc.lock has it, "" if there is none."""
+    if not fs.exists(path):
+        return ""
+    if not fs.isdir(path):
+        return _md5(fs.read_bytes(path))
+    files = {PurePosixPath(file).relative_to(f"/{path}"): _md5(fs.read_bytes(file)) for file in fs.find(f"/{path}")}
+    entries = [{"md5": digest, "relpath": str(file)} for file, digest in sorted(files.items())]
+    return _md5(json.dumps(entries).encode()) + ".dir"
 
 
 def _md5(content: bytes) -> str:

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from stages import params, store
-from stages.command import InputError
-from stages.record import EVALUATION
-from stages.tracking import Tracker
+from stages.base.errors import InputError
+from stages.base.params import load_params
+from stages.tracking.result import EVALUATION_TAG
+from stages.tracking.store import Store
+from stages.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Result:
+class EvaluatedRun:
     """An evaluated run."""
 
     id: str
@@ -42,7 +43,7 @@ class Runs:
     """The runs in the store of the stages, for reading. Raises InputError if it cannot be reached."""
 
     def __init__(self) -> None:
-        opened = store.Store.from_environment()
+        opened = Store.from_environment()
         self.uri = opened.uri
         if opened.database and not opened.database.exists():
             raise InputError(f"there are no runs yet, since there is no {opened.database}: make repro comes first")
@@ -63,7 +64,7 @@ class Runs:
                 return None
             raise InputError(f"the registry in {self.uri} cannot be read: {error}") from error
 
-    def find(self, name: str) -> Result:
+    def find(self, name: str) -> EvaluatedRun:
         """Return the evaluated run with this id or name, the latest of several.
 
         "best" is the best by validation of those that were validated on the same images as the latest run. Raises
@@ -71,7 +72,7 @@ class Runs:
         """
         evaluated = self.client.search_runs(
             [self.experiment_id],
-            f"tags.`{EVALUATION}` != ''",
+            f"tags.`{EVALUATION_TAG}` != ''",
             max_results=50_000,
             order_by=["start_time DESC"],
         )
@@ -90,12 +91,12 @@ class Runs:
         known = ", ".join(["best", *names[:20]]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         raise InputError(f"no evaluated run is called {name!r} in {self.uri}; there are: {known}")
 
-    def _read(self, run: "MlflowRun") -> Result:
+    def _read(self, run: "MlflowRun") -> EvaluatedRun:
         from mlflow.artifacts import load_text
 
         assert run.outputs is not None  # evaluate logs the model
         files = {file.path for file in self.client.list_artifacts(run.info.run_id)}
-        return Result(
+        return EvaluatedRun(
             id=run.info.run_id,
             name=run.info.run_name,
             params=run.data.params,
@@ -125,7 +126,7 @@ class SweepRuns:
     """The runs of a sweep's experiments. Where the store fails, it warns once and does nothing from then on."""
 
     def __init__(self, sweep: str, baseline: str, copies: Path) -> None:
-        self._tracker = Tracker.from_environment(params.load())
+        self._tracker = Tracker.from_environment(load_params())
         self.uri = self._tracker.store.uri
         # Others may have a sweep of the same name in the same store.
         self._ours = f"tags.sweep = '{sweep}' and tags.`dvc.baseline_rev` = '{baseline}'"
@@ -150,7 +151,7 @@ class SweepRuns:
     def evaluated(self) -> dict[str, str]:
         """Return the ids of the evaluated runs by the names of their experiments."""
         with self._tracker.spared():
-            runs = [run for run in self._find(self._ours, "FINISHED") if EVALUATION in run.data.tags]
+            runs = [run for run in self._find(self._ours, "FINISHED") if EVALUATION_TAG in run.data.tags]
             return {run.data.tags.get("dvc.exp_name", ""): run.info.run_id for run in runs}
         return {}
 

@@ -8,20 +8,17 @@ the registry: repronet@champion. The server is MLflow's own. It takes uint8 imag
 answers with scores (n, classes); the largest one is the class.
 """
 
-import argparse
 import os
 import sys
 
-from stages import command
-from stages.command import InputError
+from stages.base import cli
+from stages.base.errors import InputError
 from tools.runs import Runs
 from tools.servers import HOST, check_port
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m tools.serve"
-    )
+    parser = cli.parser("tools.serve", __doc__)
     parser.add_argument("run", nargs="?", default="best", metavar="RUN", help="run id, run name, MODEL@ALIAS or best")
     parser.add_argument("--port", type=int, default=5001, help="default 5001")
     arguments = parser.parse_args()
@@ -43,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -3,7 +3,7 @@
 import errno
 import socket
 
-from stages.command import InputError
+from stages.base.errors import InputError
 
 HOST = "127.0.0.1"  # MLflow asks no password, so nobody else may reach it
 

@@ -9,28 +9,26 @@ its run where the store could not be reached, where DVC took it from its cache, 
 only a run knows is not made up: how long it took, and on what machine. Doing it twice changes nothing.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages import command, params
-from stages.command import InputError
-from stages.record import EVALUATION, WEIGHTS
-from stages.store import Store
-from stages.tracking import Tracker, is_waiting
+from stages.base import cli
+from stages.base.errors import InputError
+from stages.base.params import flattened, load_params
+from stages.tracking.result import EVALUATION_TAG, WEIGHTS_TAG
+from stages.tracking.store import Store
+from stages.tracking.tracker import Tracker, lacks_evaluation
 from tools import recorded
-from tools.recorded import Recorded
+from tools.recorded import RecordedResult
 
 PRESENT, SKIPPED, FAILED = "in place", "skipped", "failed"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m tools.sync"
-    )
+    parser = cli.parser("tools.sync", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these: experiment, git revision, or workspace")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     arguments = parser.parse_args()
@@ -61,7 +59,7 @@ class Sync:
                 store.client()
             self._exists = store.exists()
 
-    def outcome(self, result: Recorded) -> tuple[str, str]:
+    def outcome(self, result: RecordedResult) -> tuple[str, str]:
         """Give a result its run; return what was done, and details of it."""
         try:
             return self._give(result)
@@ -73,17 +71,17 @@ class Sync:
                 self._store.exists()
             return FAILED, f", {type(error).__name__}: {error}"
 
-    def _give(self, result: Recorded) -> tuple[str, str]:
+    def _give(self, result: RecordedResult) -> tuple[str, str]:
         with result.files() as record:
             values = read_params(record.root / "params.yaml")
             tracker = Tracker(self._store, values, result.origin(), sparing=False)
             digests = record.digests()
-            runs = tracker.found(digests[WEIGHTS]) if self._exists else []
+            runs = tracker.found(digests[WEIGHTS_TAG]) if self._exists else []
             # An experiment's run is its own. Any will do for a commit or the workspace, which may hold an experiment's.
             ours = [run for run in runs if result.experiment in ("", run.data.tags.get("dvc.exp_name"))]
-            if any(run.data.tags.get(EVALUATION) == digests[EVALUATION] for run in ours):
+            if any(run.data.tags.get(EVALUATION_TAG) == digests[EVALUATION_TAG] for run in ours):
                 return PRESENT, ""
-            waiting = next((run.info.run_id for run in ours if is_waiting(run)), "")
+            waiting = next((run.info.run_id for run in ours if lacks_evaluation(run)), "")
             if not self._dry_run:
                 return "completed" if waiting else "created", f", run {tracker.complete(record, waiting)}"
             made = digests, tracker.params
@@ -106,12 +104,12 @@ def reaching(store: Store) -> Iterator[None]:
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """Return the knobs of any commit by their dotted names, as they stand there if they are not today's."""
+    """Return the params of any commit by their dotted names, as they stand there if they are not today's."""
     try:
-        return params.load(path).flat()
+        return load_params(path).flat()
     except InputError:
-        return params.flattened(recorded.as_yaml(path.read_bytes()))
+        return flattened(recorded.as_yaml(path.read_bytes()))
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -8,7 +8,6 @@ learning curves. MLflow lists it under Views, for all who use the store. Where M
 view is prepared there and nothing is started.
 """
 
-import argparse
 import base64
 import json
 import os
@@ -24,8 +23,9 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
-from stages import command, params
-from stages.command import InputError, unknown
+from stages.base import cli
+from stages.base.errors import InputError, unknown
+from stages.base.params import load_params
 from tools.runs import Runs
 from tools.servers import HOST, check_port, listens
 
@@ -35,9 +35,7 @@ MOST_PARAMETERS = 8  # more columns than that nobody sees at once
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m tools.ui"
-    )
+    parser = cli.parser("tools.ui", __doc__)
     parser.add_argument("--port", type=int, default=5000, help=f"of {HOST}, by default 5000")
     parser.add_argument("--sweep", metavar="NAME", help="show the runs of this sweep alone")
     arguments = parser.parse_args()
@@ -70,16 +68,16 @@ def prepare(store: Runs, sweep: str | None) -> str:
         runs = [run for run in runs if run.data.tags.get("sweep") == sweep]
     name = f"Sweep {sweep}" if sweep else "Training runs"
     key = re.sub(r"[^a-z0-9_.-]", "-", name.lower())
-    names = varying([run.data.params for run in runs], list(params.load().flat()))
+    names = varying([run.data.params for run in runs], list(load_params().flat()))
     state = view(names, METRICS, f"tags.sweep = '{sweep}'" if sweep else "")
     store.client.set_experiment_tag(store.experiment_id, f"mlflow.sharedViewState.{key}", packed(name, state))
     # Only the key: a sort order or filter in the link would make MLflow ignore the view's.
     return f"/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={quote(key)}"
 
 
-def varying(runs: Sequence[dict[str, str]], knobs: Sequence[str]) -> list[str]:
-    """Return the parameters whose values differ between the runs, in the order of `knobs`, not too many."""
-    known = [*knobs, *sorted(set().union(*runs) - set(knobs))]
+def varying(runs: Sequence[dict[str, str]], params: Sequence[str]) -> list[str]:
+    """Return the parameters whose values differ between the runs, in the order of `params`, not too many."""
+    known = [*params, *sorted(set().union(*runs) - set(params))]
     return [name for name in known if len({run.get(name) for run in runs}) > 1][:MOST_PARAMETERS]
 
 
@@ -176,4 +174,4 @@ def announce(link: str) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

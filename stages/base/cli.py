@@ -1,0 +1,64 @@
+"""What every command line of the project shares: how it starts, and how it fails."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from stages.base.errors import InputError
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run `main` and exit: 0, 1 with one `error:` line for an InputError, 130 when interrupted.
+
+    SIGTERM is handled as Ctrl-C is, so that a killed stage closes its MLflow run and removes half-written files.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _check_code_is_here()
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def parser(program: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return the parser of `python -m PROGRAM`, whose --help shows the module's docstring as it stands."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {program}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def paths(program: str, doc: str | None, optional: Collection[str] = (), **names: str) -> dict[str, Any]:
+    """Return the paths on the command line of a stage, which takes nothing else; `names` holds the help for each.
+
+    An `optional` one that is not given is None.
+    """
+    arguments = parser(program, doc)
+    for name, text in names.items():
+        arguments.add_argument(name, type=Path, help=text, nargs="?" if name in optional else None)
+    return vars(arguments.parse_args())
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _check_code_is_here() -> None:
+    # An experiment runs in a directory of its own. PYTHONPATH or PYTHONSAFEPATH can make it import the workspace's
+    # code instead of its own, and it would then record other code than it ran.
+    code, here = Path(__file__).resolve().parents[2], Path.cwd().resolve()
+    if code != here:
+        raise InputError(
+            f"the code comes from {code}, but the current directory is {here}.\n"
+            "Run this from the repository's root, with PYTHONPATH and PYTHONSAFEPATH unset"
+            f" (PYTHONPATH={os.environ.get('PYTHONPATH', '')!r})."
+        )

@@ -1,0 +1,153 @@
+"""params.yaml, parsed once into frozen typed objects. What each knob means stands beside it in params.yaml."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.base.errors import InputError, unknown
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+# {class name: {argument: value}}: the arguments of a class stay in place while another is tried.
+Arguments = dict[str, dict[str, Any]]
+# [{class name: {argument: value}}, ...]; a name alone stands for one without arguments.
+TransformList = list[str | dict[str, dict[str, Any]]]
+
+
+class Section(BaseModel):
+    # No field has a default: params.yaml is the only place that gives values, so a missing key is an error.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class CsvParams(Section):
+    file: str
+    image: str
+    label: str
+    split: str | None
+
+
+class PrepareParams(Section):
+    source: Literal["digits", "fashion_mnist", "folder", "csv"]
+    path: Annotated[str, Field(min_length=1)]
+    csv: CsvParams
+    classes: list[str] | None
+    channels: Literal[1, 3]
+    image_size: Positive | None
+    fit: Literal["crop", "pad", "stretch"]
+    max_pixels: Positive
+    on_bad: Literal["error", "skip"]
+    valid_fraction: Fraction
+    test_fraction: Fraction
+    seed: Seed
+
+
+class NamedParams(Section):
+    name: str
+    arguments: Arguments
+
+
+class OptimizerParams(NamedParams):
+    lr: Annotated[float, Field(gt=0)] | None
+
+
+class TransformParams(Section):
+    train: TransformList
+    eval: TransformList
+
+
+class TrainParams(Section):
+    seed: Seed
+    epochs: Positive
+    batch_size: Positive
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: Positive
+    workers: Annotated[int, Field(ge=0)]
+    init_from: str | None
+    new_head: bool
+    net: NamedParams
+    loss: NamedParams
+    optimizer: OptimizerParams
+    schedule: NamedParams
+    transforms: TransformParams
+    clip_norm: Annotated[float, Field(gt=0)] | None
+    early_stopping: Positive | None
+    ema_decay: Fraction | None
+    precision: Literal["float32", "bfloat16"]
+
+
+class EvaluateParams(Section):
+    calibration_bins: Positive
+
+
+class Params(Section):
+    prepare: PrepareParams
+    train: TrainParams
+    evaluate: EvaluateParams
+
+    def flat(self) -> dict[str, Any]:
+        """Return {"train.optimizer.name": "SGD", ...}: the keys of params.yaml, dotted."""
+        return flattened(self.model_dump())
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return `values` with the keys of nested mappings dotted; an empty mapping stays {}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read params.yaml. Raises InputError that names every unknown, missing, mistyped or out-of-range key."""
+    try:
+        # The parser of YAML 1.2, which DVC uses too: PyYAML would read 1e-3 as a string.
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    return validated(Params, values, "", str(path))
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validated(kind: type[S], values: Any, where: str, title: str = "") -> S:
+    """Return `values` as a section that stands at `where` in params.yaml, a dotted name.
+
+    Raises InputError that names every unknown, missing, mistyped or out-of-range key, under a `title`.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(kind, where, problem) for problem in error.errors()]
+        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+        head = f"{title or where} has {len(problems)} wrong:"
+        raise InputError("\n  ".join([head, *problems[:20], *more])) from error
+
+
+def _explain(kind: type[Section], where: str, problem: Any) -> str:
+    """Return one line for one of pydantic's error records."""
+    location = [str(part) for part in problem["loc"]]
+    where, what = ".".join(filter(None, [where, *location])) or "the file", problem["type"]
+    if what == "missing":
+        return f"{where}: missing"
+    if what == "extra_forbidden":
+        return f"{where}: unknown key{unknown(location[-1], _keys(kind, location[:-1]))}"
+    if what == "model_type":
+        return f"{where}: {problem['input']!r}, should be a section with the keys {', '.join(_keys(kind, location))}"
+    return f"{where}: {problem['input']!r}, should be {problem['msg'].removeprefix('Input should be ')}"
+
+
+def _keys(kind: type[BaseModel], location: list[str]) -> list[str]:
+    """Return the keys that the section at `location` of such a one has."""
+    for part in location:
+        annotation = kind.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        kind = annotation
+    return list(kind.model_fields)

@@ -1,0 +1,102 @@
+"""The Net: convolutions with ReLU and max-pooling, then linear layers. Its default is one of each."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.base.errors import InputError
+
+
+def _log_softmax(scores: Tensor) -> Tensor:
+    return F.log_softmax(scores, dim=1)
+
+
+OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "logits": nn.Identity(), "log_softmax": _log_softmax}
+
+
+class Net(nn.Module):
+    """A convolutional classifier of square images.
+
+    `Net(n_classes)` takes one 8x8 channel through `conv1` (32 maps, 5x5), ReLU, 2x2 max-pooling and `fc1`, and ends
+    in a ReLU. Each of `widths` is a convolution (`conv1`, `conv2`, ...), each of `hidden` a linear layer with ReLU and
+    dropout; the last linear layer gives the classes (`fc1`, or `fc2` after one hidden layer, ...).
+
+    `bias_start` fills the last layer's bias. Softmax does not see a shift that all classes share, but a ReLU after
+    the last layer does: where a class's score is negative for every image, that class never gets a gradient.
+
+    Raises InputError if the image is too small for the convolutions and poolings, naming the layer.
+    """
+
+    def __init__(
+        self,
+        n_classes: int,
+        channels: int = 1,
+        image_size: int = 8,
+        widths: Sequence[int] = (32,),
+        kernel: int = 5,
+        pool: int = 2,
+        hidden: Sequence[int] = (),
+        dropout: float = 0.0,
+        output: str = "relu",
+        bias_start: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.dropout, self.output = dropout, output
+
+        # The input size of fc1 follows from what the convolutions and poolings leave of the image.
+        side = image_size
+        for layer in (f"conv{number}" for number in range(1, len(widths) + 1)):
+            side = _shrunk(side, f"{layer} (a {kernel}x{kernel} kernel)", kernel, side - kernel + 1, image_size)
+            side = _shrunk(side, f"the pooling after {layer} ({pool}x{pool})", pool, side // pool, image_size)
+        flattened = side * side * (widths[-1] if widths else channels)
+
+        self.convolutions: list[str] = []
+        for number, (before, after) in enumerate(pairwise([channels, *widths]), start=1):
+            self.convolutions.append(f"conv{number}")
+            self.add_module(f"conv{number}", nn.Conv2d(before, after, kernel))
+            if number == 1:
+                self.pool = nn.MaxPool2d(pool, pool)
+
+        self.linears: list[str] = []
+        for number, (before, after) in enumerate(pairwise([flattened, *hidden, n_classes]), start=1):
+            self.linears.append(f"fc{number}")
+            self.add_module(f"fc{number}", nn.Linear(before, after))
+        if bias_start is not None:
+            nn.init.constant_(self.get_parameter(f"{self.linears[-1]}.bias"), bias_start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores, float (n, n_classes), for images, float (n, channels, image_size, image_size)."""
+        for convolution in self.convolutions:
+            x = self.pool(F.relu(self.get_submodule(convolution)(x)))
+        x = x.flatten(start_dim=1)
+        for linear in self.linears[:-1]:
+            x = F.dropout(F.relu(self.get_submodule(linear)(x)), self.dropout, self.training)
+        return OUTPUTS[self.output](self.get_submodule(self.linears[-1])(x))
+
+
+def _shrunk(side: int, layer: str, needed: int, left: int, image_size: int) -> int:
+    if left < 1:
+        raise InputError(
+            f"train.net: {layer} needs at least {needed} pixels a side, but of the image's {image_size} only {side}"
+            " reach it. Take a smaller kernel or pool, or fewer widths."
+        )
+    return left
+
+
+@torch.no_grad()
+def activations(net: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """Yield the name of each of the Net's convolutions, and its maps before ReLU, after it and after pooling.
+
+    Maps are float (n, width, h, w). `x` is what the net takes, float (n, channels, image_size, image_size). Of other
+    models, whose layers are not a chain, there are none.
+    """
+    if not isinstance(net, Net):
+        return
+    for name in net.convolutions:
+        before = net.get_submodule(name)(x)
+        after = F.relu(before)
+        x = net.pool(after)
+        yield name, before, after, x

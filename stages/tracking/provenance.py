@@ -1,0 +1,107 @@
+"""Under what circumstances a run was made: commit, changes, experiment, machine. For MLflow, never for an output."""
+
+import getpass
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+SWEEP = "REPRONET_SWEEP"  # the environment variable that names the sweep of which a run is part
+# What results follow from. The rest of a dirty tree is results themselves, which every run changes.
+SOURCES = (".", ":(exclude)dvc.lock", ":(exclude)metrics")
+
+
+def git(*arguments: str) -> bytes:
+    """Return what git prints, nothing where it fails or there is no git."""
+    try:
+        # DVC may hold the index, so git must not wait for a lock on it.
+        return subprocess.run(["git", "--no-optional-locks", *arguments], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return b""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a run is said to come from."""
+
+    tags: dict[str, str]
+    patch: bytes = b""  # what made the code and params differ from the commit
+    time: int | None = None  # ms since 1970 when its results were recorded, None: now
+
+
+def patch(*commits: str) -> bytes:
+    """Return the changes to tracked files between two commits, or since the last, as `git apply` takes them.
+
+    The user's settings play no part.
+    """
+    plain = ["--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
+    return git("diff", *plain, *(commits or ["HEAD"]), "--", *SOURCES)
+
+
+def of_process(environment: Mapping[str, str]) -> Provenance:
+    """Return the origin of what this process makes: tags that tie it to git and to DVC's experiment, and the patch."""
+    commit = git("rev-parse", "HEAD").decode().strip()
+    changed = git("status", "--porcelain", "--", *SOURCES).decode(errors="replace")
+    tags = {
+        "mlflow.user": _user(),
+        "mlflow.source.name": "dvc.yaml",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+        "git.dirty": str(bool(changed)).lower(),
+        "git.untracked": ", ".join(line[3:] for line in changed.splitlines() if line.startswith("??")),
+        "dvc.exp_name": environment.get("DVC_EXP_NAME", ""),
+        "dvc.baseline_rev": environment.get("DVC_EXP_BASELINE_REV", ""),
+        "sweep": environment.get(SWEEP, ""),
+        "directory": str(Path.cwd()),
+    }
+    return Provenance({name: value for name, value in tags.items() if value}, patch())
+
+
+def of_commit(commit: str, experiment: str = "", baseline: str = "") -> Provenance:
+    """Return the origin of results that a commit holds, for an experiment's as a run in that experiment had it."""
+    author, seconds = git("log", "-1", "--format=%an%n%ct", commit).decode(errors="replace").splitlines()
+    changes = patch(baseline, commit) if baseline else b""
+    tags = {
+        "mlflow.user": author,
+        "mlflow.source.name": "dvc.yaml",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": baseline or commit,
+        "git.dirty": str(bool(changes)).lower(),
+        "dvc.exp_name": experiment,
+        "dvc.baseline_rev": baseline,
+    }
+    return Provenance({name: value for name, value in tags.items() if value}, changes, int(seconds) * 1000)
+
+
+def of_computation(device: torch.device) -> dict[str, str]:
+    """Return tags of what changes float results besides the params: versions, processor, device."""
+    return {
+        "env.python": platform.python_version(),
+        "env.torch": torch.__version__,
+        "env.numpy": version("numpy"),
+        "env.host": platform.node(),
+        "env.cpu": _cpu_model(),
+        "env.cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "env.device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "env.threads": str(torch.get_num_threads()),
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return ""
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()

@@ -1,0 +1,170 @@
+"""MLflow's store: where it is, how it is opened, and how it keeps data sets and models."""
+
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from filelock import FileLock
+
+from stages.base.files import replacing
+from stages.batches.prepared import DatasetInfo
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+
+EXPERIMENT = "repronet"
+
+# By default MLflow would let a dead server stall each call for minutes, and report its use to its makers.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+}
+
+
+class Store:
+    """One experiment of one store."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri, self.experiment = uri, experiment
+        self.connection: MlflowClient | None = None
+        self.experiment_id = ""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Store":
+        """Return the store of MLFLOW_TRACKING_URI, by default mlflow.db in the main repository.
+
+        DVC runs experiments in other directories, and deletes those; DVC_ROOT always names the main repository.
+        """
+        root = Path(environment.get("DVC_ROOT", ".")).resolve()
+        uri = environment.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        if uri.startswith("sqlite:///"):
+            uri = f"sqlite:///{root / uri.removeprefix('sqlite:///')}"
+        return cls(uri, environment.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
+
+    @property
+    def database(self) -> Path | None:
+        """The file that a SQLite store is."""
+        return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
+
+    def exists(self) -> bool:
+        """Return whether the experiment is there, and create nothing. Raises whatever is wrong with the store."""
+        if self.database is not None:
+            if not self.database.exists():
+                return False
+            check_sqlite(self.database)
+        set_up_mlflow(self.uri)
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.uri).get_experiment_by_name(self.experiment) is not None
+
+    def client(self) -> "MlflowClient":
+        """Return the store's client, connecting first, which creates what is missing. Raises whatever is wrong."""
+        if self.connection is None:
+            set_up_mlflow(self.uri)
+            from mlflow import MlflowClient
+
+            self.experiment_id = self._open()
+            self.connection = MlflowClient(self.uri)
+        return self.connection
+
+    def _open(self) -> str:
+        """Return the id of the experiment; it and the store are created where they are missing.
+
+        Processes that meet a SQLite store which does not exist yet would race each other through its migrations and
+        break it. Here the first one makes it, under a lock and another name, while the others wait.
+        """
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        location = None  # a server chooses where its artifacts are
+        if database := self.database:
+            location = str(database.parent / "mlartifacts")
+            if not database.exists():
+                database.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{database}.lock", timeout=60):
+                    if not database.exists():
+                        with replacing(database) as partial:
+                            MlflowClient(f"sqlite:///{partial}").create_experiment(self.experiment, location)
+            check_sqlite(database)
+
+        client = MlflowClient(self.uri)
+        found = client.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                return str(client.create_experiment(self.experiment, location))
+            except MlflowException:  # another process was faster
+                found = client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+
+def set_up_mlflow(uri: str) -> None:
+    """Import MLflow, which reads its settings then, and let it use the store at `uri`."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # 1 s, which --help and wrong input need not wait for
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    mlflow.set_tracking_uri(uri)
+
+
+def check_sqlite(database: Path) -> None:
+    """Raise at once if the file is no database, where MLflow would try for minutes."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("select 1 from sqlite_master")
+
+
+def dataset(data: DatasetInfo, split: str) -> "DatasetInput":
+    """Return a split as MLflow's record of a dataset, with the digest of all its images and labels."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    context = {"train": "training", "valid": "validation", "test": "testing"}[split]
+    record = Dataset(
+        name=f"{data.source} {split}",
+        digest=data.sha256[split][:32],  # MLflow takes 36 characters at most
+        source_type="local",
+        source=json.dumps({"uri": "data/prepared"}),
+        profile=json.dumps({"num_rows": data.sizes[split], "sha256": data.sha256[split]}),
+    )
+    return DatasetInput(record, [InputTag("mlflow.data.context", context)])
+
+
+def log_model(run_id: str, classifier: torch.nn.Module, data: DatasetInfo) -> str:
+    """Log `classifier` and return its id. It takes uint8 images, (n, h, w) or (n, 3, h, w), and gives (n, n_classes).
+
+    It is exported as a graph (pt2) that needs no code of ours and loads with pickle forbidden.
+    """
+    import mlflow
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    image = data.image_shape
+    # Signature and requirements are given, since to infer them MLflow would load the model again in a new process.
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *image))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(data.classes)))]),
+    )
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pytorch.log_model(
+            classifier.cpu().eval(),
+            name="model",
+            serialization_format="pt2",
+            signature=signature,
+            pip_requirements=[f"torch=={version('torch').split('+')[0]}", f"numpy=={version('numpy')}"],
+            input_example=np.zeros((2, *image), np.uint8),  # of one image, the batch size would be fixed to 1
+        )
+    return str(info.model_id)

@@ -1,0 +1,102 @@
+"""The optimizers of torch.optim that params.yaml can name, with the defaults that suit the Net."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from stages.base.errors import InputError
+from stages.base.registry import build, check_names
+
+# Class name: defaults. The learning rates are peaks for OneCycleLR with batches of 64.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "ASGD": {"lr": 0.3},
+    "Adadelta": {"lr": 1.0},
+    "Adafactor": {"lr": 0.03},
+    "Adagrad": {"lr": 0.03},
+    "Adam": {"lr": 0.003},
+    "AdamW": {"lr": 0.003},
+    "Adamax": {"lr": 0.01},
+    # Without a line search, or with longer steps, some batch sends it to where classes are shut for good.
+    "LBFGS": {"lr": 0.003, "line_search_fn": "strong_wolfe", "max_iter": 4, "history_size": 10},
+    "Muon": {"lr": 0.003, "adjust_lr_fn": "match_rms_adamw"},
+    "NAdam": {"lr": 0.003},
+    "RAdam": {"lr": 0.01},
+    "RMSprop": {"lr": 0.003},
+    "Rprop": {"lr": 0.001, "step_sizes": [1e-6, 0.01]},  # torch's steps of up to 50 are for whole data sets at once
+    "SGD": {"lr": 0.03, "momentum": 0.9},
+}
+
+# Class name: why it cannot be used here.
+REFUSED = {"SparseAdam": "it takes sparse gradients, which embeddings give and images do not"}
+
+
+class MuonAndAdamW(optim.Optimizer):
+    """Muon for the matrices, the only ones it takes, and AdamW for all other parameters, as one optimizer.
+
+    Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+    """
+
+    def __init__(self, muon: optim.Optimizer, adamw: optim.Optimizer) -> None:
+        # The groups are shared, so what a schedule writes into them here is what the two read.
+        super().__init__([*muon.param_groups, *adamw.param_groups], muon.defaults)
+        self.parts = (muon, adamw)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """Evaluate `closure` once, where there is one, and let both take a step. Return its loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+
+def optimizer(
+    name: str, lr: float | None, arguments: dict[str, dict[str, Any]], parameters: Iterable[nn.Parameter]
+) -> optim.Optimizer:
+    """Return the optimizer of `parameters`, with its own default for an `lr` of None.
+
+    Muon comes with an AdamW of the same learning rate and of AdamW's own arguments. Raises InputError for an unknown
+    name or argument.
+    """
+    check_names("train.optimizer", name, arguments, OPTIMIZERS, REFUSED)
+    parameters = list(parameters)
+    if name == "Muon":
+        matrices = [parameter for parameter in parameters if parameter.ndim == 2]
+        if not matrices:
+            raise InputError("train.optimizer.name: 'Muon' takes matrices, and this net has none; AdamW takes any")
+        others = [parameter for parameter in parameters if parameter.ndim != 2]
+        muon = _built("Muon", lr, arguments, matrices)
+        return MuonAndAdamW(muon, _built("AdamW", muon.defaults["lr"], arguments, others)) if others else muon
+    return _built(name, lr, arguments, parameters)
+
+
+def _built(
+    name: str, lr: float | None, arguments: dict[str, dict[str, Any]], parameters: list[nn.Parameter]
+) -> optim.Optimizer:
+    defaults = OPTIMIZERS[name].copy()
+    default_lr = defaults.pop("lr")
+    derived = {"lr": default_lr if lr is None else lr}
+    given = defaults | arguments.get(name, {})
+    # Some arguments are looked at only when a step is taken, so take two with a matrix that is thrown away.
+    stand_in = nn.Parameter(torch.ones(2, 2, device=parameters[0].device))
+    build("train.optimizer", getattr(optim, name), [[stand_in]], derived, given, trial=_two_steps)
+    built: optim.Optimizer = build("train.optimizer", getattr(optim, name), [parameters], derived, given)
+    return built
+
+
+def _two_steps(tried: optim.Optimizer) -> None:
+    [parameter] = tried.param_groups[0]["params"]
+
+    def closure() -> Tensor:
+        tried.zero_grad()
+        loss: Tensor = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        tried.step(closure)  # type: ignore[arg-type]

@@ -1,0 +1,57 @@
+"""What a training can do besides, each a no-op object when it is off."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+def precision(name: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """Return what makes the context of a forward pass: torch.autocast for "bfloat16".
+
+    It chooses which operations run in bfloat16, and which are too inexact in it and stay in float32.
+    """
+    return nullcontext if name == "float32" else lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def clipping(net: nn.Module, norm: float | None) -> Callable[[], object]:
+    """Return what scales the net's gradient down to the L2 norm `norm` where it is larger; None: nothing does.
+
+    Pascanu et al., "On the difficulty of training recurrent neural networks", ICML 2013.
+    """
+    return (lambda: None) if norm is None else lambda: nn.utils.clip_grad_norm_(net.parameters(), norm)
+
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+@dataclass(frozen=True)
+class Ema:
+    """A net whose weights follow those of the one that is trained: the one to evaluate and to keep."""
+
+    net: nn.Module
+    update: Callable[[], None]  # after every step
+
+
+def ema(net: nn.Module, decay: float | None) -> Ema:
+    """Return the exponential moving average of the net's weights and buffers; None: the net itself.
+
+    After each step the average is decay * average + (1 - decay) * weights: Polyak and Juditsky, "Acceleration of
+    stochastic approximation by averaging", 1992, with weights that fade.
+    """
+    if decay is None:
+        return Ema(net, lambda: None)
+    follow = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(ours: Tensors, theirs: Tensors, n: Tensor | int) -> None:
+        if ours[0].is_floating_point():
+            follow(ours, theirs, n)
+        else:  # torch would average whole numbers, too, such as the table of positions of a Swin transformer
+            torch._foreach_copy_(ours, theirs)
+
+    averaged = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+    return Ema(averaged.module, lambda: averaged.update_parameters(net))

@@ -1,0 +1,101 @@
+"""The learning-rate schedules of torch.optim.lr_scheduler that params.yaml can name.
+
+Each advances as torch's documentation has it: OneCycleLR and CyclicLR after every batch, all others after every epoch.
+So what their arguments count, such as StepLR's step_size, are steps for those two and epochs for the others.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn, optim
+from torch.optim import lr_scheduler
+
+from stages.base.registry import build, check_names
+
+
+def defaults(n: int, peaks: list[float]) -> dict[str, dict[str, Any]]:
+    """Return the arguments of each class for a training of `n` epochs, for AFTER_BATCHES of `n` steps.
+
+    `peaks` are the learning rates of the optimizer's groups of parameters.
+    """
+    return {
+        "ConstantLR": {"factor": 1.0},  # torch's would start at a third
+        "CosineAnnealingLR": {"T_max": n},
+        "CosineAnnealingWarmRestarts": {"T_0": max(1, n // 3)},
+        # torch's CyclicLR and OneCycleLR would replace the momentum that the optimizer was given.
+        "CyclicLR": {
+            "base_lr": [peak / 25 for peak in peaks],
+            "max_lr": peaks,
+            "step_size_up": max(1, n // 4),
+            "cycle_momentum": False,
+        },
+        "ExponentialLR": {"gamma": 0.01 ** (1 / n)},  # to a hundredth in the end
+        "LinearLR": {"start_factor": 1.0, "end_factor": 1 / n, "total_iters": max(1, n - 1)},
+        "MultiStepLR": {"milestones": [n // 2, n * 3 // 4]},
+        "OneCycleLR": {
+            "max_lr": peaks,
+            "total_steps": n,
+            "epochs": None,
+            "steps_per_epoch": None,
+            "cycle_momentum": False,
+        },
+        "PolynomialLR": {"total_iters": n, "power": 2.0},
+        "ReduceLROnPlateau": {"patience": max(1, n // 10)},
+        "StepLR": {"step_size": -(-n // 3)},
+    }
+
+
+SCHEDULES = tuple(defaults(1, [1.0]))
+AFTER_BATCHES = ("CyclicLR", "OneCycleLR")
+# What follows from the optimizer and the length of the training alone.
+DERIVED = ("max_lr", "total_steps", "epochs", "steps_per_epoch", "last_epoch")
+
+# Class name: why it cannot be used here.
+FUNCTION = "it takes a function, which params.yaml cannot hold"
+OTHERS = "it is made of other schedules, and params.yaml names one"
+REFUSED = {
+    "ChainedScheduler": OTHERS,
+    "LambdaLR": FUNCTION,
+    "MultiplicativeLR": FUNCTION,
+    "SequentialLR": OTHERS,
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What sets the learning rates: one of the two does nothing."""
+
+    after_batch: Callable[[], None]
+    after_epoch: Callable[[float], None]  # takes the loss on the validation split
+
+
+def schedule(
+    name: str, arguments: dict[str, dict[str, Any]], optimizer: optim.Optimizer, epochs: int, steps: int
+) -> Schedule:
+    """Return the schedule over `epochs` of `steps` batches each. Raises InputError for an unknown name or argument."""
+    check_names("train.schedule", name, arguments, SCHEDULES, REFUSED)
+    peaks = [float(group["lr"]) for group in optimizer.param_groups]
+    ours = defaults(epochs * steps if name in AFTER_BATCHES else epochs, peaks)[name]
+    derived = {key: value for key, value in ours.items() if key in DERIVED}
+    derived |= {"last_epoch": -1} if name != "ReduceLROnPlateau" else {}
+    given = {key: value for key, value in ours.items() if key not in DERIVED} | arguments.get(name, {})
+    # Some arguments are looked at only when it advances, so first let one advance that is thrown away.
+    stand_in = optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": peak} for peak in peaks], momentum=0.5)
+    build("train.schedule", getattr(lr_scheduler, name), [stand_in], derived, given, trial=_advanced)
+    built = build("train.schedule", getattr(lr_scheduler, name), [optimizer], derived, given)
+    if name in AFTER_BATCHES:
+        return Schedule(built.step, lambda _loss: None)
+    if name == "ReduceLROnPlateau":
+        return Schedule(lambda: None, built.step)
+    return Schedule(lambda: None, lambda _loss: built.step())
+
+
+def _advanced(tried: lr_scheduler.LRScheduler) -> None:
+    tried.optimizer.step()
+    if isinstance(tried, lr_scheduler.ReduceLROnPlateau):
+        for _ in range(2):
+            tried.step(1.0)
+    else:
+        tried.step()

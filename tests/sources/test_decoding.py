@@ -1,0 +1,166 @@
+"""Decoding by several processes, whatever ends them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+
+from stages.base.errors import InputError
+from stages.base.processes import cores
+from stages.prepare import made
+from stages.sources import decoding
+from stages.sources.images import UnusableError
+from tests.conftest import ROOT, clean_environment
+
+
+def numbered(row: int) -> npt.NDArray[np.uint8]:
+    if row % 10 == 3:
+        raise UnusableError("a three")
+    return np.full((2, 2), row % 251, np.uint8)
+
+
+def in_company(folder: Path, n_processes: int, row: int) -> npt.NDArray[np.uint8]:
+    """Wait until as many processes have begun."""
+    (folder / str(os.getpid())).touch()
+    deadline = time.monotonic() + 20
+    while len(list(folder.iterdir())) < n_processes and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return numbered(row)
+
+
+def without_memory(row: int) -> npt.NDArray[np.uint8]:
+    if row == 2500:
+        raise InputError("a.png: there is too little memory to decode it")
+    return numbered(row)
+
+
+def deadly(number: int, row: int) -> npt.NDArray[np.uint8]:
+    if row == 2500:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    return numbered(row)
+
+
+@pytest.mark.parametrize("n_processes", [1, 2, 4])
+def test_every_row_has_its_place_digest_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_processes: int
+) -> None:
+    monkeypatch.setattr(decoding, "cores", lambda: n_processes)
+    array = made(tmp_path / "a.npy", (5000, 2, 2))
+    rows = np.arange(1, 5000, 2)
+    (tmp_path / "processes").mkdir()
+    read = partial(in_company, tmp_path / "processes", n_processes)
+    digests, reasons = decoding.decode(tmp_path / "a.npy", read, rows, 100)
+    assert len(list((tmp_path / "processes").iterdir())) == n_processes
+    assert reasons == dict.fromkeys(range(3, 5000, 10), "a three")
+    assert (array[:, 0, 0] == [row % 251 if row % 2 and row % 10 != 3 else 0 for row in range(5000)]).all()
+    # Those of the unusable are of zeros, which row 251 is made of, too.
+    same = (digests == digests[rows == 251]).all(axis=1)
+    assert rows[same].tolist() == [row for row in rows if not array[row].any()]
+
+
+@pytest.mark.parametrize(
+    ("number", "end"),
+    [
+        (signal.SIGKILL, "SIGKILL, which the kernel does when memory is full"),
+        (signal.SIGTERM, "SIGTERM"),
+    ],
+)
+def test_a_killed_process_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, end: str
+) -> None:
+    monkeypatch.setattr(decoding, "cores", lambda: 2)
+    made(tmp_path / "a.npy", (5000, 2, 2))
+    with pytest.raises(InputError, match=f"a process that decodes images was ended by {end}$"):
+        decoding.decode(tmp_path / "a.npy", partial(deadly, number), np.arange(5000), 100)
+    assert not psutil.Process().children()
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_full_memory_ends_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_processes: int) -> None:
+    monkeypatch.setattr(decoding, "cores", lambda: n_processes)
+    made(tmp_path / "a.npy", (5000, 2, 2))
+    with pytest.raises(InputError, match="too little memory"):
+        decoding.decode(tmp_path / "a.npy", without_memory, np.arange(5000), 100)
+    assert not psutil.Process().children()
+
+
+def test_few_large_images_are_shared_out() -> None:
+    assert [decoding.chunk_size(count) for count in (1, 60, 320, 70_000)] == [1, 1, 6, 64]
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A stage that takes minutes to decode 3,000 rows, half a second after it has begun."""
+    code = f"""
+import time, sys
+import numpy as np
+from pathlib import Path
+from stages.base import cli
+from stages.sources import decoding
+from stages.base.files import replacing
+from stages.prepare import made
+
+def slow(row):
+    time.sleep(0.05)
+    return np.zeros((2, 2), np.uint8)
+
+def main():
+    with replacing(Path({str(tmp_path)!r}) / "out") as partial:
+        partial.mkdir()
+        made(partial / "a.npy", (3000, 2, 2))
+        print("begun", flush=True)
+        decoding.decode(partial / "a.npy", slow, np.arange(3000), 100)
+
+if __name__ == "__main__":
+    cli.run(main)
+"""
+    (tmp_path / "stage.py").write_text(code)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "stage.py"],
+        cwd=ROOT,
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    deadline = time.monotonic() + 20
+    while len(psutil.Process(process.pid).children()) < 2 and cores() > 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    yield process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_an_interrupted_stage_leaves_nothing(
+    busy: "subprocess.Popen[str]", tmp_path: Path, number: signal.Signals, seconds: float
+) -> None:
+    children = psutil.Process(busy.pid).children()
+    time.sleep(seconds)
+    os.killpg(busy.pid, number)  # all of them, as Ctrl-C in a terminal does
+    _, errors = busy.communicate(timeout=10)
+    assert (busy.returncode, errors) == (130, "interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["stage.py"]
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+
+
+def test_no_process_outlives_a_killed_stage(busy: "subprocess.Popen[str]") -> None:
+    children = psutil.Process(busy.pid).children()
+    os.kill(busy.pid, signal.SIGKILL)
+    assert psutil.wait_procs(children, timeout=30)[1] == []

@@ -1,0 +1,316 @@
+"""MLflow brought to agree with DVC: with real experiments, a real remote and real stores."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stages.base.errors import InputError
+from stages.base.params import load_params
+from stages.tracking.store import Store
+from stages.tracking.tracker import Tracker
+from stages.train import train
+from tests.conftest import PRETRAINED, Project, free_port, runs, served
+from tools import recorded
+from tools.sync import Sync, read_params
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)
+TIES = ("dvc.exp_name", "dvc.baseline_rev", "mlflow.source.git.commit", "git.dirty")
+
+
+@pytest.fixture(scope="module")
+def original(make_project: Callable[[], Project]) -> Project:
+    """A copy with a committed result and the experiment seed-1, both run here and pushed for others."""
+    project = make_project()
+    project("git", "init", "-q", "--bare", f"{project.root}-hub")
+    project("git", "remote", "add", "origin", f"{project.root}-hub")
+    project("dvc", "remote", "add", "--default", "storage", f"{project.root}-storage")
+    # The one result in the history is this machine's own: another CPU may have made the one that the project commits.
+    (project.root / "dvc.lock").unlink()
+    project("git", "commit", "-qa", "--amend", "-m", "a copy without results")
+    project("dvc", "repro")
+    project("git", "add", "-A")
+    project("git", "commit", "-q", "-m", "results")
+    project("dvc", "exp", "run", "--temp", "--name", "seed-1", "-S", "train.seed=1")
+    project("git", "push", "-q", "origin", "HEAD")
+    project("dvc", "push", "-q")
+    project("dvc", "exp", "push", "origin", "seed-1")
+    return project
+
+
+@pytest.fixture(scope="module")
+def clone(original: Project) -> Project:
+    """A colleague's clone, to which all has been pulled; MLflow has nothing there."""
+    root = Path(f"{original.root}-clone")
+    original("git", "clone", "-q", f"{original.root}-hub", str(root))
+    project = Project.at(root)
+    project("dvc", "pull", "-q")
+    project("dvc", "exp", "pull", "origin", "seed-1")
+    return project
+
+
+@pytest.fixture(scope="module")
+def rows(original: Project, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The rows of the original runs: of seed-1 and of the commit."""
+    uri = f"sqlite:///{original.root}/mlflow.db"
+    return [row(uri, run, tmp_path_factory.mktemp("row")) for run in runs(uri)]
+
+
+def row(uri: str, run: Any, folder: Path) -> dict[str, Any]:
+    """All that stands in a run, but for durations, ids and what the machine was."""
+    client = mlflow.MlflowClient(uri)
+    mlflow.set_tracking_uri(uri)
+    client.download_artifacts(run.info.run_id, "", str(folder))
+    [output] = run.outputs.model_outputs
+    model = mlflow.pytorch.load_model(f"models:/{output.model_id}")
+    return {
+        "name": run.info.run_name,
+        "status": run.info.status,
+        "params": run.data.params,
+        "metrics": {
+            name: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+            for name in run.data.metrics
+            if not name.startswith("seconds/")
+        },
+        "data": sorted(
+            (entry.tags[0].value, entry.dataset.name, entry.dataset.digest, entry.dataset.profile)
+            for entry in run.inputs.dataset_inputs
+        ),
+        "scores": model(torch.tensor(IMAGES)).tolist(),
+        "artifacts": {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()},
+        "ties": {name: run.data.tags.get(name) for name in TIES},
+    }
+
+
+def synced(
+    project: Project, uri: str = "", only: tuple[str, ...] = (), dry_run: bool = False
+) -> dict[str, tuple[str, str]]:
+    """Run tools.sync in this process; return what became of each result."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.root)
+        sync = Sync(Store.from_environment({"MLFLOW_TRACKING_URI": uri}), dry_run)
+        results = recorded.named(only) if only else recorded.everything()
+        return {result.name: sync.outcome(result) for result in results}
+
+
+def last(project: Project) -> str:
+    """The last commit with another dvc.lock."""
+    return project("git", "log", "-1", "--format=%H", "--", "dvc.lock").strip()[:9]
+
+
+def done(outcomes: dict[str, tuple[str, str]]) -> list[str]:
+    return [outcome for outcome, _ in outcomes.values()]
+
+
+def test_what_was_run_here_is_in_place(original: Project) -> None:
+    before = [run.to_dictionary() for run in original.runs()]
+    assert done(synced(original)) == ["in place"] * 3
+    assert [run.to_dictionary() for run in original.runs()] == before
+
+
+def test_pulled_results_get_the_rows_of_the_original(
+    clone: Project, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    output = clone("python", "-m", "tools.sync", "--dry-run")
+    expected = ["seed-1: would be created", f"{last(clone)}: would be created", "workspace: would be in place"]
+    assert output.splitlines() == [*expected, "in all: 2 would be created, 1 would be in place"]
+    assert not list(clone.root.glob("ml*"))
+
+    output = clone("python", "-m", "tools.sync")
+    uri = f"sqlite:///{clone.root}/mlflow.db"
+    experiment, commit = [row(uri, run, tmp_path / run.info.run_name) for run in clone.runs()]
+    assert experiment == rows[0]
+    recorded_at = int(clone("git", "log", "-1", "--format=%ct", experiment_ref(clone))) * 1000
+    assert [clone.runs()[0].info.start_time, clone.runs()[0].info.end_time] == [recorded_at] * 2
+    assert len(experiment["metrics"]["lr"]) == 30
+    assert "git.patch" in experiment["artifacts"]
+    # What the commit holds was run before there was the commit.
+    assert commit["name"] == commit["ties"]["mlflow.source.git.commit"][:9] == last(clone)
+    of_commit = {"name": commit["name"], "ties": commit["ties"]}
+    assert commit == rows[1] | of_commit
+    assert output.splitlines()[-1] == "in all: 2 created, 1 in place"
+
+    before = [run.to_dictionary() for run in clone.runs()]
+    assert done(synced(clone)) == ["in place"] * 3
+    assert [run.to_dictionary() for run in clone.runs()] == before
+
+
+@pytest.mark.slow
+def test_a_server(clone: Project, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    port = free_port()
+    command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
+    artifacts = ["--artifacts-destination", str(tmp_path / "served"), "--host", "127.0.0.1", "--port", str(port)]
+    uri = f"http://127.0.0.1:{port}"
+    with served(clone, *command, *artifacts, port=port, MLFLOW_DISABLE_TELEMETRY="true"):
+        assert done(synced(clone, uri)) == ["created", "created", "in place"]
+        assert row(uri, runs(uri)[0], tmp_path / "row") == rows[0]
+        assert done(synced(clone, uri)) == ["in place"] * 3
+
+
+def test_what_dvc_took_from_its_cache(original: Project, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    original("dvc", "exp", "run", "--temp", "--name", "again", "-S", "train.seed=1")
+    assert len(original.runs()) == 2, "no stage ran, so nothing was logged"
+    outcomes = synced(original)
+    assert outcomes.pop("again")[0] == "created"
+    assert done(outcomes) == ["in place"] * 3
+    again = next(run for run in original.runs() if run.info.run_name == "again")
+    ties = rows[0]["ties"] | {"dvc.exp_name": "again"}
+    assert row(f"sqlite:///{original.root}/mlflow.db", again, tmp_path) == rows[0] | {"name": "again", "ties": ties}
+    original("dvc", "exp", "remove", "-q", "again")
+
+
+def test_a_run_that_was_not_evaluated_is_completed(
+    clone: Project, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.chdir(clone.root)
+    (tmp_path / "params.yaml").write_bytes(rows[0]["artifacts"]["params.yaml"])
+    params = load_params(tmp_path / "params.yaml")
+    environment = {
+        "MLFLOW_TRACKING_URI": uri,
+        "DVC_EXP_NAME": "seed-1",
+        "DVC_EXP_BASELINE_REV": rows[0]["ties"]["dvc.baseline_rev"],
+    }
+    tracker = Tracker.from_environment(params, environment)
+    train(params.train, Path("data/prepared"), PRETRAINED, tmp_path / "net", tmp_path / "train.csv", tracker)
+    [trained] = runs(uri)
+    before = trained.to_dictionary()
+    planned = synced(clone, uri, ("seed-1",), dry_run=True)
+    assert planned == {"seed-1": ("would be completed", f", run {trained.info.run_id}")}
+    assert [run.to_dictionary() for run in runs(uri)] == [before]
+    assert synced(clone, uri, ("seed-1",)) == {"seed-1": ("completed", f", run {trained.info.run_id}")}
+    assert synced(clone, uri, ("seed-1",)) == {"seed-1": ("in place", "")}
+    [completed] = runs(uri)
+    assert completed.data.metrics["seconds/training"] == trained.data.metrics["seconds/training"]
+    assert completed.data.tags["env.threads"] == "2"
+    found = row(uri, completed, tmp_path / "row")
+    for part in ("name", "status", "params", "metrics", "data", "scores"):
+        assert found[part] == rows[0][part]
+    assert found["artifacts"].items() <= rows[0]["artifacts"].items()
+
+
+def test_missing_files_are_named_and_hold_up_nothing_else(clone: Project, original: Project, tmp_path: Path) -> None:
+    bare = Project.at(tmp_path / "bare")
+    clone("git", "clone", "-q", f"{original.root}-hub", str(bare.root))
+    bare("git", "fetch", "-q", "origin", "refs/exps/*:refs/exps/*")
+    storage = Path(f"{original.root}-storage")
+    lock = recorded.as_yaml(bare("git", "show", f"{experiment_ref(bare)}:dvc.lock").encode())
+    digest = next(out["md5"] for out in lock["stages"]["train"]["outs"] if out["path"].startswith("models"))
+    stored = storage / "files/md5" / digest[:2] / digest[2:]
+    stored.rename(tmp_path / "kept")
+    try:
+        outcomes = synced(bare)
+    finally:
+        (tmp_path / "kept").rename(stored)
+    lacking = ", DVC's cache and remote lack models/net.safetensors; bring them with dvc exp pull REMOTE seed-1"
+    assert outcomes["seed-1"] == ("skipped", lacking)
+    assert outcomes[last(bare)][0] == "created", "its files are in the remote"
+    what, why = outcomes["workspace"]
+    assert what == "skipped"
+    assert why.startswith(", it is not what dvc.lock says (prepare, train, evaluate in dvc status); ")
+
+
+def experiment_ref(project: Project) -> str:
+    return project("git", "for-each-ref", "--format=%(refname)", "refs/exps/??/*/seed-1").strip()
+
+
+@pytest.fixture
+def broken(clone: Project, tmp_path: Path) -> Project:
+    """A clone with its cache, to do harm to."""
+    project = Project.at(shutil.copytree(clone.root, tmp_path / "broken", symlinks=True))
+    (project.root / "mlflow.db").unlink(missing_ok=True)
+    project("git", "config", "user.name", "test")
+    project("git", "config", "user.email", "test@localhost")
+    return project
+
+
+def test_results_that_are_not_those_of_the_params_or_the_code(broken: Project) -> None:
+    broken.edit("params.yaml", "train:\n  seed: 0 ", "train:\n  seed: 7 ")
+    what, why = synced(broken, only=("workspace",))["workspace"]
+    assert (what, why[:60]) == ("skipped", ", it is not what dvc.lock says (train in dvc status); dvc re")
+    broken.edit("stages/report/pictures.py", '"""Pictures', '"""Drawings')
+    broken("git", "commit", "-qam", "not run")
+    outcomes = synced(broken, only=("HEAD", "seed-1"))
+    why = ", committed without dvc repro: params.yaml: train, stages/report"
+    assert outcomes == {
+        broken("git", "rev-parse", "HEAD")[:9]: ("skipped", why),
+        "seed-1": ("created", outcomes["seed-1"][1]),
+    }
+
+
+def test_weights_that_today_s_code_cannot_read(broken: Project) -> None:
+    (broken.root / "models/net.safetensors").unlink()
+    save_file({"weight": torch.zeros(3)}, broken.root / "models/net.safetensors", metadata={"another": "{}"})
+    broken("dvc", "commit", "-q", "-f", "train", "evaluate")
+    broken("git", "commit", "-qam", "other weights")
+    outcomes = synced(broken)
+    assert outcomes.pop(last(broken))[1].startswith(", models/net.safetensors does not say which net its weights")
+    assert outcomes.pop("workspace")[0] == "skipped"
+    assert done(outcomes) == ["created", "created"]
+
+
+def test_one_failure_holds_up_nothing_else(clone: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete = Tracker.complete
+
+    def fail_once(tracker: Tracker, *arguments: Any) -> str:
+        if "dvc.exp_name" in tracker.origin.tags:
+            raise TypeError("no such graph")
+        return complete(tracker, *arguments)
+
+    monkeypatch.setattr(Tracker, "complete", fail_once)
+    outcomes = synced(clone, f"sqlite:///{tmp_path}/mlflow.db")
+    assert outcomes["seed-1"] == ("failed", ", TypeError: no such graph")
+    assert done(outcomes) == ["failed", "created", "in place"]
+
+
+def test_a_store_that_cannot_be_reached(clone: Project) -> None:
+    with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
+        synced(clone, "http://127.0.0.1:9")
+
+
+def test_a_workspace_in_which_dvc_is_at_work(broken: Project) -> None:
+    assert done(synced(broken, only=("workspace",))) == ["created"]
+    process = broken.start("dvc", "repro", "--force", "--single-item", "train")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "Running stage 'train':\n"
+    what, why = synced(broken, only=("workspace",))["workspace"]
+    process.communicate(timeout=60)
+    assert (what, why) == ("skipped", ", DVC is at work in it; run this again when that has ended")
+
+
+def test_names(clone: Project) -> None:
+    output = clone("python", "-m", "tools.sync", "seed-2", fails=True)
+    assert output.startswith(
+        "error: no experiment or revision is called 'seed-2' (did you mean seed-1?); accepted: workspace, seed-1,"
+    )
+    assert clone("python", "-m", "tools.sync", "--help").count("    python -m tools.sync") == 3
+
+
+def test_params_of_other_code_are_taken_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("train:\n  seed: 1\n  rate: 1e-3\n  net: {}\n")
+    assert read_params(tmp_path / "params.yaml") == {"train.seed": 1, "train.rate": 1e-3, "train.net": {}}
+
+
+def test_commits_with_one_result_are_one_and_branches_count(broken: Project) -> None:
+    before = last(broken)
+    lock = (broken.root / "dvc.lock").read_text()
+    (broken.root / "dvc.lock").write_text(lock + "# the same\n")
+    broken("git", "commit", "-qam", "another digest of some code")
+    here = last(broken)
+    broken("git", "checkout", "-q", "-b", "other")
+    (broken.root / "dvc.lock").write_text(re.sub(r"(net.safetensors\n.*\n *md5: ).", r"\g<1>x", lock))
+    broken("git", "commit", "-qam", "other weights")
+    there = last(broken)
+    broken("git", "checkout", "-q", "-")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(broken.root)
+        names = [result.name for result in recorded.everything()]
+    assert before not in names
+    assert names == ["seed-1", here, there, "workspace"]

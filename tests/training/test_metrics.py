@@ -1,0 +1,60 @@
+"""Metrics against numbers worked out by hand, and against scikit-learn on random ones."""
+
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from stages.training import metrics
+
+LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
+PREDICTED = torch.tensor([0, 0, 1, 1, 0, 0])  # class 2 is never predicted
+
+
+def test_accuracy() -> None:
+    assert metrics.accuracy(PREDICTED, LABELS) == 3 / 6
+
+
+def test_hits() -> None:
+    scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+    assert metrics.hits(scores, torch.tensor([1, 1, 1])) == 2
+    assert metrics.hits(scores, torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.6, 0.4]])) == 2
+
+
+def test_confusion() -> None:
+    assert metrics.confusion(PREDICTED, LABELS, 3).tolist() == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
+
+
+def test_per_class() -> None:
+    result = metrics.per_class(metrics.confusion(PREDICTED, LABELS, 3))
+    assert result.precision.tolist() == [2 / 4, 1 / 2, 0]
+    assert result.recall.tolist() == [2 / 3, 1 / 2, 0]
+    assert result.f1.tolist() == [4 / 7, 2 / 4, 0]
+    assert (result.correct.tolist(), result.total.tolist(), result.predicted.tolist()) == (
+        [2, 1, 0],
+        [3, 2, 1],
+        [4, 2, 0],
+    )
+
+
+def test_per_class_agrees_with_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels, predicted = torch.randint(7, (2, 500), generator=generator)
+    predicted[predicted == 3] = 4
+    table = metrics.confusion(predicted, labels, 7)
+    assert table.tolist() == confusion_matrix(labels, predicted, labels=range(7)).tolist()
+    result = metrics.per_class(table)
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=range(7), zero_division=0)
+    assert result.precision.tolist() == pytest.approx(precision.tolist())
+    assert result.recall.tolist() == pytest.approx(recall.tolist())
+    assert result.f1.tolist() == pytest.approx(f1.tolist())
+
+
+def test_calibration_error() -> None:
+    # Five bins of 0.2. The two of 0.9 share a bin, one is right: |1.8 - 1| = 0.8. 0.7, right: 0.3. 0.6, wrong: 0.6.
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)
+    labels = torch.tensor([0, 1, 1, 1])
+    assert metrics.expected_calibration_error(probabilities, labels, 5) == pytest.approx((0.8 + 0.3 + 0.6) / 4)
+
+
+def test_calibration_error_of_sure_and_right_is_zero() -> None:
+    assert metrics.expected_calibration_error(torch.eye(3), torch.arange(3), 15) == 0

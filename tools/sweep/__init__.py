@@ -1,0 +1,1 @@
+"""Many experiments: `python -m tools.sweep`."""
