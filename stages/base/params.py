@@ -9,6 +9,8 @@ from ruamel.yaml.error import YAMLError
 
 from stages.base.errors import InputError, unknown
 
+SEED = "train.seed"  # the parameter in which repetitions of a training differ
+
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
