@@ -22,7 +22,7 @@ from stages.batches.prepared import Prepared
 from stages.nets.prediction import predict
 from stages.nets.weights import load_weights
 from stages.tracking.tracker import Tracker
-from stages.train import check_finite, score, train
+from stages.train import check_finite, rank_of, train
 from stages.training import metrics
 from tests.conftest import PRETRAINED, ROOT, Project, changed, clean_environment
 
@@ -155,7 +155,7 @@ def test_threads_are_as_asked_for(digits: Path, tmp_path: Path) -> None:
 
 def test_rank() -> None:
     rows = [{"valid/accuracy": a, "valid/loss": b} for a, b in [(0.9, 0.5), (0.95, 0.7), (0.95, 0.6), (0.8, 0.1)]]
-    assert max(rows, key=score) == {"valid/accuracy": 0.95, "valid/loss": 0.6}
+    assert max(rows, key=rank_of) == {"valid/accuracy": 0.95, "valid/loss": 0.6}
 
 
 def test_check_finite_names_step_rate_and_losses() -> None:
