@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.base import cli
-from stages.base.errors import InputError, listed
+from stages.base.errors import InputError, lines, listed
 from stages.base.files import replacing, rounded, write_csv, write_json
 from stages.base.params import Params, TrainParams, load_params
 from stages.batches import transforms
@@ -181,7 +181,7 @@ def check_fit(description: Description, data: Prepared, weights: Path) -> None:
     }
     rows = [f"{name}: weights {ours}, prepared {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
     if rows:
-        raise InputError("\n  ".join([f"the weights in {weights} do not fit the prepared images:", *rows]))
+        raise InputError("\n".join([f"the weights in {weights} do not fit the prepared images:", *lines(rows)]))
 
 
 if __name__ == "__main__":

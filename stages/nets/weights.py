@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.base.errors import InputError
+from stages.base.errors import InputError, lines, listed
 from stages.base.files import replacing
 from stages.base.params import TrainParams
 from stages.batches import transforms
@@ -164,7 +164,7 @@ def load_pretrained(net: nn.Module, spec: dict[str, Any], folder: Path, name: st
         raise InputError(f"train.init_from: {name!r} leaves {folder}, of which alone DVC knows what it holds")
     if not path.is_file():
         there = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-        raise InputError(f"train.init_from: {name!r} is no file in {folder}; there: {', '.join(there[:20]) or 'none'}")
+        raise InputError(f"train.init_from: {name!r} is no file in {folder}; there: {listed(there) or 'none'}")
     hint = ""
     try:
         weights = vision.named_as_today(read_weights(path)[0])
@@ -187,7 +187,7 @@ def _state_dict(path: Path) -> Weights:
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        keys = ", ".join(map(str, list(found)[:10])) if isinstance(found, dict) else type(found).__name__
+        keys = listed(found) if isinstance(found, dict) else type(found).__name__
         raise InputError(f"{path} holds no state dict, alone or under 'state_dict', but: {keys or 'nothing'}")
     names = [str(name) for name in found]
     prefix = "module." if all(name.startswith("module.") for name in names) else ""
@@ -202,11 +202,10 @@ def _fill(net: nn.Module, path: Path, weights: Weights, left: Collection[str] = 
     )
     if expected != found:
         names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        rows = [
+        rows = (
             f"{name}: the net has {expected.get(name, 'none')}, the file {found.get(name, 'none')}" for name in names
-        ]
-        more = [f"and {len(rows) - 20} more"] if len(rows) > 20 else []
-        raise InputError("\n  ".join([f"the weights in {path} do not fit the net:", *rows[:20], *more]))
+        )
+        raise InputError("\n".join([f"the weights in {path} do not fit the net:", *lines(rows)]))
     # Not load_state_dict: some of torchvision's models, mnasnet for one, want more of a file there than its tensors.
     with torch.no_grad():
         for name, tensor in net.state_dict().items():

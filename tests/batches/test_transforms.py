@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from stages.base.errors import InputError
 from stages.base.params import TransformList
-from stages.batches import transforms
+from stages.batches import transform_table, transforms
 from stages.batches.normalise import Normalise
 from stages.batches.prepared import DatasetInfo
 from stages.tracking.tracker import Tracker
@@ -53,14 +53,20 @@ def images_of(n: int, *shape: int) -> torch.Tensor:
 
 def test_every_class_of_torchvision_is_placed() -> None:
     classes = {name for name, value in vars(v2).items() if isinstance(value, type) and issubclass(value, nn.Module)}
-    tables = [transforms.FIXED, transforms.RANDOM, transforms.OF_BATCHES, transforms.ALIASES, transforms.REFUSED]
+    tables = [
+        transform_table.FIXED,
+        transform_table.RANDOM,
+        transform_table.OF_BATCHES,
+        transform_table.ALIASES,
+        transform_table.REFUSED,
+    ]
     placed = [name for table in tables for name in table]
     assert len(placed) == len(set(placed))
     assert set(placed) - classes == {"Rescale"}
     assert classes - set(placed) == set()
 
 
-@pytest.mark.parametrize("name", sorted({*transforms.FIXED, *transforms.ALIASES}))
+@pytest.mark.parametrize("name", sorted({*transform_table.FIXED, *transform_table.ALIASES}))
 def test_what_draws_nothing_serves_both(name: str) -> None:
     """One image at a time in training is all at once in evaluation, and draws nothing."""
     listed: TransformList = [{name: NEEDED.get(name, {})}]
@@ -77,7 +83,7 @@ def test_what_draws_nothing_serves_both(name: str) -> None:
 # RandomPhotometricDistort takes colours only.
 @pytest.mark.parametrize(
     ("name", "channels"),
-    [(name, n) for name in transforms.RANDOM for n in (1, 3) if (name, n) != ("RandomPhotometricDistort", 1)],
+    [(name, n) for name in transform_table.RANDOM for n in (1, 3) if (name, n) != ("RandomPhotometricDistort", 1)],
 )
 def test_what_is_drawn_follows_from_the_image_s_seed(name: str, channels: int) -> None:
     listed: TransformList = [{name: NEEDED.get(name, {})}]
@@ -97,15 +103,15 @@ def test_what_is_drawn_follows_from_the_image_s_seed(name: str, channels: int) -
 
 
 def test_evaluation_refuses_what_draws() -> None:
-    for name in [*transforms.RANDOM, *transforms.OF_BATCHES]:
+    for name in [*transform_table.RANDOM, *transform_table.OF_BATCHES]:
         with pytest.raises(InputError, match=rf"transforms\.eval: {name} draws numbers, and scores would differ"):
             transforms.evaluation([name])
 
 
-@pytest.mark.parametrize("name", transforms.REFUSED)
+@pytest.mark.parametrize("name", transform_table.REFUSED)
 def test_what_is_refused_is_so_for_a_reason(name: str) -> None:
     for build in (transforms.evaluation, lambda listed: transforms.training(listed, 2)):
-        with pytest.raises(InputError, match=f"{name} is not for this: {transforms.REFUSED[name]}"):
+        with pytest.raises(InputError, match=f"{name} is not for this: {transform_table.REFUSED[name]}"):
             build([name])
 
 

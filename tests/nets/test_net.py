@@ -192,7 +192,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(InputError) as caught:
         net_spec("Net", {"Net": {"kernel": 0, "pool": 2.5}}, 5, 1, 8)
     assert str(caught.value).splitlines() == [
-        "train.net.arguments.Net has 2 wrong:",
+        "train.net.arguments.Net has 2 errors:",
         "  train.net.arguments.Net.kernel: 0, should be greater than 0",
         "  train.net.arguments.Net.pool: 2.5, should be a valid integer",
     ]
