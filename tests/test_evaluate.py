@@ -73,7 +73,7 @@ def test_metrics_agree_with_scikit_learn_on_the_predictions(digits: Path, folder
 
     manifest = pd.read_csv(digits / "manifest.csv").set_index("index")
     test = manifest[manifest["split"] == "test"]
-    assert predictions["index"].tolist() == test.rows.tolist()
+    assert predictions["index"].tolist() == test.index.tolist()
     assert label.tolist() == [classes[i] for i in test["label"]]
     assert predicted.tolist() == [classes[i] for i in probabilities.to_numpy().argmax(1)]
     assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)

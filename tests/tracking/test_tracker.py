@@ -324,7 +324,7 @@ def test_a_store_that_fails_in_the_middle_costs_one_warning(
             raise OSError("disk full")
         return write(*arguments, **named)
 
-    monkeypatch.setattr("stages.tracking.tracker.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("stages.tracking.run.FLUSH_SECONDS", 0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "log_batch", fail_on_metrics)
         run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path)}, {}, only="train")
