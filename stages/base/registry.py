@@ -36,8 +36,8 @@ def build(
     """Return `cls(*positional, **derived, **arguments)`, with the values of the arguments converted.
 
     `derived` follows from other values, so `arguments`, which the user gave, may not name them again. They stand at
-    `where` in params.yaml, by default in `arguments` of the section. Much is looked at only when the object is used:
-    so `trial` first uses another one, built of `stand_in` in place of `positional`, which is thrown away. Raises
+    `where` in params.yaml, by default in `arguments` of the section. torch checks many values only when
+    the object is used, so `trial` first uses another one, built of `stand_in` in place of `positional`. Raises
     InputError for an argument that the class does not take, or whose value it refuses, then or in the trial.
     """
     names = list(inspect.signature(cls).parameters)

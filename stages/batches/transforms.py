@@ -37,7 +37,7 @@ class TrainTransforms:
         """
         if images.ndim == 3:
             images = images.unsqueeze(1)
-        with _apart(), _refusals("train.transforms.train"):
+        with _isolated(), _refused_by("train.transforms.train"):
             changed = [_through(self.per_image, image, seed) for image, seed in zip(images, seeds, strict=True)]
             images = torch.stack(changed)
             torch.default_generator.manual_seed(seeds[0] + 1)  # the first image itself has had this seed
@@ -60,7 +60,7 @@ class EvalTransforms(nn.Sequential):
 def training(listed: TransformList, n_classes: int) -> TrainTransforms:
     """Return train.transforms.train; it is false if the list is empty.
 
-    Raises InputError for an unknown or unfit name or argument, and for one of whole batches before one of images.
+    Raises InputError for a name or argument that is unknown or refused, and for a transform of batches before one of images.
     """
     section, per_image, per_batch = "train.transforms.train", list[Transform](), list[Transform]()
     for name, arguments in entries(section, listed):
@@ -78,7 +78,7 @@ def training(listed: TransformList, n_classes: int) -> TrainTransforms:
 def evaluation(listed: TransformList) -> nn.Module:
     """Return train.transforms.eval, for a batch of uint8 (n, h, w) or (n, c, h, w); nothing for an empty list.
 
-    torch.export can take it. Raises InputError for an unknown or unfit name or argument, and for one that draws.
+    torch.export can take it. Raises InputError for a name or argument that is unknown or refused, and for a transform that draws numbers.
     """
     section, transforms = "train.transforms.eval", list[nn.Module]()
     for name, arguments in entries(section, listed):
@@ -92,13 +92,12 @@ def evaluation(listed: TransformList) -> nn.Module:
 
 
 def shape_of(evaluation: nn.Module, data: DatasetInfo) -> tuple[int, int]:
-    """Return the channels and the side, in pixels, of the images that the net gets: the prepared ones as `evaluation`
-    leaves them.
+    """Return the channels and the side, in pixels, of the images that the net gets: what `evaluation` makes of them.
 
-    Raises InputError if it refuses them, and if they are not square then, have fewer channels than prepared, or too
-    large values.
+    Raises InputError if it refuses the prepared images, or if its own are not square, have fewer channels than these,
+    or values beyond 1.
     """
-    with _refusals("train.transforms.eval"):
+    with _refused_by("train.transforms.eval"):
         evaluated = evaluation(_blank(data))
     _check_brightness("train.transforms.eval", evaluated)
     channels, height, width = evaluated.shape[1:] if evaluated.ndim == 4 else (1, *evaluated.shape[1:])
@@ -113,7 +112,7 @@ def shape_of(evaluation: nn.Module, data: DatasetInfo) -> tuple[int, int]:
 
 
 def check_shapes(augment: TrainTransforms, evaluation: nn.Module, data: DatasetInfo) -> tuple[int, int]:
-    """Return `shape_of` the images. Raises InputError, as that does, also if training's become others."""
+    """Return `shape_of` the images. Raises InputError as that does, and if the training's get another shape."""
     channels, side = shape_of(evaluation, data)
     trained, _ = augment(_blank(data), torch.zeros(TRIALS, dtype=torch.int64), range(TRIALS))
     _check_brightness("train.transforms.train", trained)
@@ -126,7 +125,7 @@ def check_shapes(augment: TrainTransforms, evaluation: nn.Module, data: DatasetI
 
 
 def _blank(data: DatasetInfo) -> Tensor:
-    """Return white images, uint8, of the shape of the prepared ones; several, since some transforms act seldom."""
+    """Return white images, uint8, of the shape of the prepared ones; several, since some transforms change few images."""
     return torch.full((TRIALS, *data.image_shape), 255, dtype=torch.uint8)
 
 
@@ -147,7 +146,7 @@ def _through(transforms: Sequence[Transform], image: Tensor, seed: int) -> Tenso
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
+def _isolated() -> Iterator[None]:
     """Restore the global generator, and use one thread: in a worker torch has one, and sums may depend on it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -159,10 +158,13 @@ def _apart() -> Iterator[None]:
 
 
 @contextmanager
-def _refusals(section: str) -> Iterator[None]:
+def _refused_by(section: str) -> Iterator[None]:
+    """Raise InputError in place of whatever a transform raises."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # torchvision and torch refuse images in many ways, all of which the list has led to
+    except (
+        Exception
+    ) as error:  # torchvision and torch refuse images in many ways, and the list in params.yaml is the reason
         raise InputError(f"{section}: {type(error).__name__}: {error}") from error

@@ -43,7 +43,7 @@ class Description:
     valid_loss: float
 
     def untrained(self) -> nn.Module:
-        """Return the net as its seed starts it: as it was before the first step, where that was no earlier weights."""
+        """Return the net as its seed starts it: before the first step, if that did not start from other weights."""
         return initial_net(self.net, self.seed)
 
     def transform(self) -> nn.Module:
@@ -59,7 +59,7 @@ def describe(params: TrainParams, data: DatasetInfo, channels: int, side: int, o
     """Return what the weights of a training with these params are before its first epoch: unscored.
 
     `channels` and `side`, in pixels, are of the images that the net gets, and `output` is what the Net should end in
-    where params leave that open. Raises InputError for a net that there is not.
+    where params leave that open. Raises InputError for an unknown net.
     """
     spec = net_spec(
         **params.net.model_dump(),
@@ -161,7 +161,7 @@ def load_pretrained(net: nn.Module, spec: dict[str, Any], folder: Path, name: st
     except (OSError, RuntimeError, ValueError) as error:  # no path at all, or links in a circle
         raise InputError(f"train.init_from: {name!r} cannot be a file's name: {error}") from error
     if not inside:
-        raise InputError(f"train.init_from: {name!r} leaves {folder}, of which alone DVC knows what it holds")
+        raise InputError(f"train.init_from: {name!r} is outside {folder}, the one folder of weights that DVC watches")
     if not path.is_file():
         there = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
         raise InputError(f"train.init_from: {name!r} is no file in {folder}; there: {listed(there) or 'none'}")
@@ -177,7 +177,7 @@ def load_pretrained(net: nn.Module, spec: dict[str, Any], folder: Path, name: st
 def _state_dict(path: Path) -> Weights:
     """Return what torch.save wrote: tensors by name, maybe under "state_dict", maybe named as DataParallel does."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of how old the file is, and whom to ask about it
+        with warnings.catch_warnings(action="ignore"):  # about the file's age
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a stranger's file can raise; torch's advice is to read it with all its code
         raise InputError(
