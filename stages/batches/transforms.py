@@ -60,7 +60,8 @@ class EvalTransforms(nn.Sequential):
 def training(listed: TransformList, n_classes: int) -> TrainTransforms:
     """Return train.transforms.train; it is false if the list is empty.
 
-    Raises InputError for a name or argument that is unknown or refused, and for a transform of batches before one of images.
+    Raises InputError for a name or argument that is unknown or refused, and for a transform of batches that comes before
+    one of images.
     """
     section, per_image, per_batch = "train.transforms.train", list[Transform](), list[Transform]()
     for name, arguments in entries(section, listed):
@@ -78,7 +79,8 @@ def training(listed: TransformList, n_classes: int) -> TrainTransforms:
 def evaluation(listed: TransformList) -> nn.Module:
     """Return train.transforms.eval, for a batch of uint8 (n, h, w) or (n, c, h, w); nothing for an empty list.
 
-    torch.export can take it. Raises InputError for a name or argument that is unknown or refused, and for a transform that draws numbers.
+    torch.export can take it. Raises InputError for a name or argument that is unknown or refused, and for a transform
+    that draws numbers.
     """
     section, transforms = "train.transforms.eval", list[nn.Module]()
     for name, arguments in entries(section, listed):
@@ -125,7 +127,7 @@ def check_shapes(augment: TrainTransforms, evaluation: nn.Module, data: DatasetI
 
 
 def _blank(data: DatasetInfo) -> Tensor:
-    """Return white images, uint8, of the shape of the prepared ones; several, since some transforms change few images."""
+    """Return white images, uint8, shaped as the prepared ones; several, since some transforms change few images."""
     return torch.full((TRIALS, *data.image_shape), 255, dtype=torch.uint8)
 
 
@@ -164,7 +166,5 @@ def _refused_by(section: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # torchvision and torch refuse images in many ways, and the list in params.yaml is the reason
+    except Exception as error:  # torchvision and torch refuse images in many ways
         raise InputError(f"{section}: {type(error).__name__}: {error}") from error

@@ -148,7 +148,7 @@ def rebuild(path: Path, weights: Weights, description: Description) -> nn.Module
 
 
 def load_pretrained(net: nn.Module, spec: dict[str, Any], folder: Path, name: str | None, new_head: bool) -> None:
-    """Give `net`, made by build_net(**shape), the weights in the file `name` of `folder`; where that is None, none.
+    """Give `net`, made by build_net(**spec), the weights in the file `name` of `folder`; where that is None, none.
 
     With `new_head`, the last layer keeps its own. Raises InputError if the file leaves the folder, cannot be read, or
     has other tensors, each of which it names with both shapes.
