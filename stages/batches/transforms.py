@@ -60,7 +60,7 @@ class EvalTransforms(nn.Sequential):
 def training(listed: TransformList, n_classes: int) -> TrainTransforms:
     """Return train.transforms.train; it is false if the list is empty.
 
-    Raises InputError for a name or argument that is unknown or refused, and for a transform of batches that comes before
+    Raises InputError for a name or argument that is unknown or refused, and for a transform of batches that precedes
     one of images.
     """
     section, per_image, per_batch = "train.transforms.train", list[Transform](), list[Transform]()
