@@ -24,11 +24,11 @@ from stages.nets.weights import load_weights
 from stages.tracking.tracker import Tracker
 from stages.train import check_finite, rank_of, train
 from stages.training import metrics
-from tests.conftest import PRETRAINED, ROOT, Project, changed, clean_environment
+from tests.conftest import PRETRAINED, ROOT, Project, clean_environment, params_with
 
 
 def trained(digits: Path, folder: Path, changes: dict[str, Any]) -> tuple[bytes, bytes]:
-    params = changed({"train.epochs": 3} | changes).train
+    params = params_with({"train.epochs": 3} | changes).train
     train(params, digits, PRETRAINED, folder / "net.safetensors", folder / "train.csv", Tracker.off())
     return (folder / "net.safetensors").read_bytes(), (folder / "train.csv").read_bytes()
 
@@ -233,7 +233,7 @@ def test_a_bar_with_the_time_left_on_a_terminal(project: Project, digits: Path) 
 
 
 def test_docstring_s_commands_are_dvc_s() -> None:
-    pipeline = (ROOT / "dvc.yaml").read_text().replace('"${prepare.path}"', changed({}).prepare.path)
+    pipeline = (ROOT / "dvc.yaml").read_text().replace('"${prepare.path}"', params_with({}).prepare.path)
     for stage in ("prepare", "train", "evaluate"):
         text = (ROOT / "stages" / f"{stage}.py").read_text()
         command = next(line.strip() for line in text.splitlines() if line.startswith("    python -m"))

@@ -20,7 +20,7 @@ from stages.batches.normalise import Normalise
 from stages.batches.prepared import DatasetInfo
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import PRETRAINED, Project, changed
+from tests.conftest import PRETRAINED, Project, params_with
 
 CPU = torch.device("cpu")
 
@@ -272,12 +272,17 @@ def test_workers_change_no_bit_of_the_weights(digits: Path, tmp_path: Path) -> N
     made = []
     for workers in (0, 1, 2, 4):
         folder = tmp_path / str(workers)
-        params = changed(RICH | {"train.workers": workers}).train
+        params = params_with(RICH | {"train.workers": workers}).train
         train(params, digits, PRETRAINED, folder / "net.safetensors", folder / "train.csv", Tracker.off())
         made.append(((folder / "net.safetensors").read_bytes(), (folder / "train.csv").read_bytes()))
     assert made == made[:1] * 4
     other = tmp_path / "other"
     train(
-        changed(RICH | {"train.seed": 1}).train, digits, PRETRAINED, other / "net", other / "train.csv", Tracker.off()
+        params_with(RICH | {"train.seed": 1}).train,
+        digits,
+        PRETRAINED,
+        other / "net",
+        other / "train.csv",
+        Tracker.off(),
     )
     assert (other / "train.csv").read_bytes() != made[0][1]

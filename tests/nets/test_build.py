@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stages.base.errors import InputError
 from stages.nets.build import NetArguments, build_net, check_batch, head, initial_net, net_spec
 from stages.nets.net import Net
-from tests.conftest import changed
+from tests.conftest import params_with
 from tests.nets.test_net import course
 
 
@@ -43,7 +43,7 @@ def test_the_bias_start_draws_nothing() -> None:
 
 
 def test_params_name_the_page_s_net() -> None:
-    shape = net_spec(**changed({}).train.net.model_dump(), n_classes=10, channels=1, image_size=8)
+    shape = net_spec(**params_with({}).train.net.model_dump(), n_classes=10, channels=1, image_size=8)
     assert shape["arguments"].keys() == NetArguments.model_fields.keys()
     assert str(build_net(**shape)) == str(Net(10))
 
