@@ -30,7 +30,7 @@ test: setup ## the tests, but those of soak; TESTS=tests/nets for some of them
 	"$(BIN)"/python -m pytest -n 2 --dist loadgroup -m "not slow" $(TESTS)
 
 soak: setup ## the tests that take minutes or drive a browser
-	"$(BIN)"/python -m pytest -m slow
+	"$(BIN)"/python -m pytest -n 2 --dist loadgroup -m slow
 
 check: setup ## format, lint, types, contract
 	"$(BIN)"/ruff format --check .

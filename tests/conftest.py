@@ -45,7 +45,10 @@ COSTLY = ("compared", "original", "copy", "reproduced", "course", "folder", "sto
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Group tests for `--dist loadgroup`, which gives all others to whichever process is free."""
     for item in items:
-        for name in set(COSTLY) & set(item.fixturenames):
+        groups = [name for name in COSTLY if name in item.fixturenames]
+        if item.get_closest_marker("slow") and "make_project" in item.fixturenames:
+            groups = ["one at a time"]  # browsers, servers and sweeps, which have time limits
+        for name in groups:
             item.add_marker(pytest.mark.xdist_group(name))
 
 
@@ -204,8 +207,8 @@ def compared(digits: Path, make_project: Callable[[], Project]) -> Project:
     """A copy of the project whose store has four evaluated runs; one was tested on images of another digest."""
     project = make_project()
     other = shutil.copytree(digits, project.root / "other")
-    facts = (other / "dataset.json").read_text()
-    (other / "dataset.json").write_text(facts.replace('"test": "', '"test": "0'))
+    info = (other / "dataset.json").read_text()
+    (other / "dataset.json").write_text(info.replace('"test": "', '"test": "0'))
     trainings: list[tuple[str, Path, dict[str, Any]]] = [
         ("others", other, {}),
         ("closed", digits, {"train.net.arguments.Net.bias_start": None}),

@@ -133,9 +133,9 @@ def test_the_user_s_matplotlibrc_plays_no_part(folder: Path, project: Project, d
 
 def test_weights_of_other_images_or_classes(digits: Path, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(digits, tmp_path / "prepared")
-    facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
-    facts["image_size"], facts["classes"][0] = 28, "nought"
-    (tmp_path / "prepared/dataset.json").write_text(json.dumps(facts))
+    info = json.loads((tmp_path / "prepared/dataset.json").read_text())
+    info["image_size"], info["classes"][0] = 28, "nought"
+    (tmp_path / "prepared/dataset.json").write_text(json.dumps(info))
     np.save(tmp_path / "prepared/images.npy", np.zeros((1797, 28, 28), np.uint8))
     for name in ("net.safetensors", "train.csv"):
         shutil.copy(folder / name, tmp_path)
@@ -209,9 +209,9 @@ def test_training_from_earlier_weights_with_a_new_head(colours: Path, digits: Pa
 
     # One class less: all but the last layer is taken.
     fewer = shutil.copytree(colours, tmp_path / "fewer")
-    facts = json.loads((fewer / "dataset.json").read_text())
-    gone = len(facts["classes"]) - 1
-    (fewer / "dataset.json").write_text(json.dumps(facts | {"classes": facts["classes"][:gone]}))
+    info = json.loads((fewer / "dataset.json").read_text())
+    gone = len(info["classes"]) - 1
+    (fewer / "dataset.json").write_text(json.dumps(info | {"classes": info["classes"][:gone]}))
     manifest = pd.read_csv(fewer / "manifest.csv")
     manifest[manifest["label"] < gone].to_csv(fewer / "manifest.csv", index=False)
     with pytest.raises(

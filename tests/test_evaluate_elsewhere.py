@@ -23,8 +23,8 @@ def course(digits: Path, make_project: Callable[[], Project]) -> Project:
     prepared = shutil.copytree(digits, project.root / "large")
     images = np.load(prepared / "images.npy").repeat(4, axis=1).repeat(4, axis=2)
     np.save(prepared / "images.npy", images[:, 2:30, 2:30])
-    facts = json.loads((prepared / "dataset.json").read_text()) | {"image_size": 28}
-    (prepared / "dataset.json").write_text(json.dumps(facts))
+    info = json.loads((prepared / "dataset.json").read_text()) | {"image_size": 28}
+    (prepared / "dataset.json").write_text(json.dumps(info))
     torch.manual_seed(3)
     convolutions = {"conv1": nn.Conv2d(1, 10, 3), "conv2": nn.Conv2d(10, 20, 3)}
     linears = {"fc1": nn.Linear(500, 50), "fc2": nn.Linear(50, 10)}

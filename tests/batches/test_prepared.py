@@ -92,5 +92,5 @@ def test_images_of_another_kind_are_named(digits: Path, tmp_path: Path, images: 
 
 
 def test_digests_differ_between_splits(digits: Path) -> None:
-    facts = json.loads((digits / "dataset.json").read_text())
-    assert len(set(facts["sha256"].values())) == 3
+    info = json.loads((digits / "dataset.json").read_text())
+    assert len(set(info["sha256"].values())) == 3

@@ -58,11 +58,11 @@ def test_metrics_are_those_of_dvc(store: Path) -> None:
 
 
 def test_datasets_have_the_digests_of_their_splits(store: Path, digits: Path) -> None:
-    facts = json.loads((digits / "dataset.json").read_text())
+    info = json.loads((digits / "dataset.json").read_text())
     inputs = only_run(store).inputs.dataset_inputs
     found = {entry.tags[0].value: (entry.dataset.name, entry.dataset.digest) for entry in inputs}
     assert found == {
-        context: (f"digits {split}", facts["sha256"][split][:32])
+        context: (f"digits {split}", info["sha256"][split][:32])
         for context, split in [("training", "train"), ("validation", "valid"), ("testing", "test")]
     }
 
