@@ -216,7 +216,7 @@ def test_a_bar_with_the_time_left_on_a_terminal(project: Project, digits: Path) 
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 100))
     command = [sys.executable, "-m", "stages.train", str(digits), "data/weights", "net.safetensors", "train.csv"]
-    subprocess.run(command, cwd=project.root, env=clean_environment(), stdout=end, stderr=end, check=True, timeout=120)
+    process = subprocess.Popen(command, cwd=project.root, env=clean_environment(), stdout=end, stderr=end)
     os.close(end)
     shown = b""
     while True:
@@ -227,6 +227,7 @@ def test_a_bar_with_the_time_left_on_a_terminal(project: Project, digits: Path) 
         if not block:
             break
         shown += block
+    assert process.wait(timeout=120) == 0
     text = shown.decode()
     assert re.search(r"epoch 30/30: 100%.*600/600 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+step/s, validation accuracy 0\.9", text)
     assert "train loss" not in text

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,7 +18,9 @@ from torch import Tensor
 from stages.base.errors import InputError
 from stages.batches.loader import Loader
 from stages.batches.prepared import Split
-from tests.conftest import ROOT, Project, clean_environment
+from stages.tracking.tracker import Tracker
+from stages.train import train
+from tests.conftest import PRETRAINED, ROOT, Project, clean_environment, params_with
 
 
 def split_of(n: int) -> Split:
@@ -150,3 +153,39 @@ def test_a_stopped_training_leaves_no_worker_and_no_traceback(project: Project, 
     assert "Error" not in output
     assert not any(worker.is_running() for worker in workers)
     assert not list(project.root.glob("*.safetensors*"))
+
+
+RICH: dict[str, Any] = {
+    "train.epochs": 2,
+    "train.net.arguments.Net.hidden": [20],
+    "train.net.arguments.Net.dropout": 0.5,
+    "train.transforms.train": [
+        {"RandomAffine": {"degrees": 15, "interpolation": "bilinear"}},
+        {"ElasticTransform": {"alpha": 5.0, "sigma": 1.0}},
+        {"RandomCrop": {"size": 8, "padding": 1}},
+        {"GaussianBlur": {"kernel_size": 3}},
+        "RandAugment",
+        {"RandomErasing": {"value": "random"}},
+        "MixUp",
+    ],
+}
+
+
+def test_workers_change_no_bit_of_the_weights(digits: Path, tmp_path: Path) -> None:
+    made = []
+    for workers in (0, 1, 2, 4):
+        folder = tmp_path / str(workers)
+        params = params_with(RICH | {"train.workers": workers}).train
+        train(params, digits, PRETRAINED, folder / "net.safetensors", folder / "train.csv", Tracker.off())
+        made.append(((folder / "net.safetensors").read_bytes(), (folder / "train.csv").read_bytes()))
+    assert made == made[:1] * 4
+    other = tmp_path / "other"
+    train(
+        params_with(RICH | {"train.seed": 1}).train,
+        digits,
+        PRETRAINED,
+        other / "net",
+        other / "train.csv",
+        Tracker.off(),
+    )
+    assert (other / "train.csv").read_bytes() != made[0][1]
