@@ -30,6 +30,7 @@ from stages.evaluate import evaluate
 from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
+from tests.scheduling import Scheduling
 
 # Where a shell has started the tests in the background, Ctrl-C is ignored by them, and would be by what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,19 +38,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parents[1]
 PRETRAINED = ROOT / "data/weights"
 YAML_READER = YAML(typ="safe", pure=True)
-# Fixtures that take many seconds: the tests that use one run in one process, which makes it once.
-COSTLY = ("compared", "original", "copy", "reproduced", "course", "folder", "store")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for its marker
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Group tests for `--dist loadgroup`, which gives all others to whichever process is free."""
-    for item in items:
-        groups = [name for name in COSTLY if name in item.fixturenames]
-        if item.get_closest_marker("slow") and "make_project" in item.fixturenames:
-            groups = ["one at a time"]  # browsers, servers and sweeps, which have time limits
-        for name in groups:
-            item.add_marker(pytest.mark.xdist_group(name))
+@pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """Let `--dist loadscope` work as scheduling.py says."""
+    return Scheduling(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 def params_with(changes: dict[str, Any]) -> Params:
