@@ -1,0 +1,32 @@
+"""What DVC's experiments hold."""
+
+import csv
+import json
+
+import pytest
+
+from tests.conftest import Project
+from tools.sweep.experiments import Metrics
+from tools.sweep.results import commits_of, metrics_of
+
+
+def test_the_metrics_are_those_of_the_epoch_that_was_kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
+    with (project.root / "metrics/train.csv").open() as file:
+        epochs = [(float(row["valid/accuracy"]), float(row["valid/loss"])) for row in csv.DictReader(file)]
+    accuracy = max(accuracy for accuracy, _ in epochs)
+    loss = min(loss for found, loss in epochs if found == accuracy)
+    test = json.loads((project.root / "metrics/evaluate.json").read_text())["accuracy"]
+    assert metrics_of("HEAD") == Metrics(accuracy, loss, test)
+
+
+def test_experiments_are_those_of_the_baseline(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
+    head = project("git", "rev-parse", "HEAD").strip()
+    other = "0123456789" * 4
+    for baseline, name in ((head, "ours"), (other, "theirs")):
+        project("git", "update-ref", f"refs/exps/{baseline[:2]}/{baseline[2:]}/{name}", "HEAD")
+    assert commits_of(head) == {"ours": head}
+    assert commits_of(other) == {"theirs": head}
+    for baseline, name in ((head, "ours"), (other, "theirs")):
+        project("git", "update-ref", "-d", f"refs/exps/{baseline[:2]}/{baseline[2:]}/{name}")
