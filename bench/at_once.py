@@ -17,23 +17,20 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--sweep", action="store_true", help="as a sweep with eight jobs")
     arguments = parser.parse_args()
+    options = ["-S", "train.threads=1"]
+    if arguments.sweep:
+        seeds = ",".join(str(seed) for seed in range(AT_ONCE))
+        commands = [["python", "-m", "tools.sweep", "--jobs", str(AT_ONCE), *options, "-S", f"train.seed={seeds}"]]
+    else:
+        run = ["dvc", "--wait-for-lock", "exp", "run", "--temp", *options]
+        commands = [[*run, "--name", f"seed-{seed}", "-S", f"train.seed={seed}"] for seed in range(AT_ONCE)]
     logged = 0
     for time in range(1, arguments.times + 1):
         with fresh() as clone:
-            if arguments.sweep:
-                seeds = ",".join(str(seed) for seed in range(AT_ONCE))
-                command = ["python", "-m", "tools.sweep", "--jobs", str(AT_ONCE), "-S", f"train.seed={seeds}"]
-                processes = [start(clone, *command, "-S", "train.threads=1")]
-            else:
-                command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "-S", "train.threads=1"]
-                processes = [
-                    start(clone, *command, "--name", f"seed-{seed}", "-S", f"train.seed={seed}")
-                    for seed in range(AT_ONCE)
-                ]
-            for process in processes:
+            for process in [start(clone, *command) for command in commands]:
                 finish(process)
             found = statuses(clone)
-        good = sum(each == ["FINISHED"] for each in found.values())
+        good = list(found.values()).count(["FINISHED"])
         logged += good
         print(f"{time}: {good} of {AT_ONCE} logged once and finished", flush=True)
         if good != AT_ONCE:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -77,7 +77,7 @@ class LocalRunner(Runner):
         return self.runs.epochs(name)
 
     def stop(self, name: str) -> None:
-        end_processes(self._copies / name)
+        end_groups({self._processes[name].pid})
 
     def collect(self, name: str) -> Ending:
         self.stop(name)  # where DVC itself was killed, its stage goes on
@@ -100,7 +100,7 @@ class LocalRunner(Runner):
             raise taken(description.name, "code")
 
     def clear(self) -> None:
-        end_processes(self._copies)
+        end_groups(left_running(self._copies))
         for folder in self._copies.glob("[!.]*"):
             with suppress(InputError):
                 self._fetch(folder.name)  # if it had just ended
@@ -148,30 +148,40 @@ def end_abandoned() -> None:
         lock = FOLDER / copies.name / "lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with suppress(Timeout), FileLock(lock, timeout=0):
-            end_processes(copies)
+            end_groups(left_running(copies))
             shutil.rmtree(copies, ignore_errors=True)
             SweepRuns(copies.name, "", copies).close_running()
 
 
-def end_processes(folder: Path) -> None:
-    """End the experiments that run under `folder`: with time for a stage to close its run, then for good."""
-
-    def running() -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):  # it has ended, or is another user's
-                if Path(process.cwd()).is_relative_to(folder.resolve()) and provenance.SWEEP in process.environ():
-                    found.append(process)
-        return found
-
+def end_groups(groups: Collection[int]) -> None:
+    """End process groups: with time for a stage to close its run, then for good."""
     # Not SIGINT, which is ignored by all that a shell has started in the background.
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in running():
-            with suppress(psutil.Error):
-                process.send_signal(number)
+        for group in groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, number)
         deadline = time.monotonic() + GRACE_SECONDS
-        while running() and time.monotonic() < deadline:
+        while any(group in groups for _, group in _living()) and time.monotonic() < deadline:
             time.sleep(0.1)
+
+
+def left_running(folder: Path) -> set[int]:
+    """Return the process groups of experiments that run under `folder`, be it of a sweep that was killed."""
+    groups = set()
+    for process, group in _living():
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            # The user's own shell may be there, too.
+            if Path(process.cwd()).is_relative_to(folder.resolve()) and provenance.SWEEP in process.environ():
+                groups.add(group)
+    return groups - {os.getpgrp()}
+
+
+def _living() -> Iterator[tuple[psutil.Process, int]]:
+    """Yield each process that has not ended, and its group."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield process, os.getpgid(process.pid)
 
 
 def gpus_in_reach() -> list[str]:

@@ -71,7 +71,7 @@ def report(name: str, experiments: Sequence[Experiment]) -> str | None:
         groups.setdefault(experiment.number, []).append((experiment, metrics))
     incomplete = {experiment.number for experiment in experiments if experiment.state is not State.DONE}
     numbers = sorted(
-        groups,
+        sorted(groups),
         key=lambda number: (number not in incomplete, *np.mean([m.rank for _, m in groups[number]], axis=0)),
         reverse=True,
     )

@@ -107,19 +107,15 @@ class Sweep:
         phase = self._runner.poll(experiment.name)
         if phase is Phase.TRAINING:
             self._ready.add(experiment.prepared)
-        elif phase is Phase.ENDED:
+        if phase is Phase.ENDED:
             self._collect(experiment)
-            return
-        if self._timeout and time.monotonic() - experiment.started > self._timeout:
-            self._stop(experiment, Ending(State.FAILED, f"took longer than --timeout {self._timeout / 60:g}"))
-
-    def _stop(self, experiment: Experiment, ending: Ending) -> None:
-        """Stop a running experiment. It ends as `ending`, unless it has its results already."""
-        self._runner.stop(experiment.name)
-        self._collect(experiment, ending)
+        elif self._timeout and time.monotonic() - experiment.started > self._timeout:
+            self._collect(experiment, Ending(State.FAILED, f"took longer than --timeout {self._timeout / 60:g}"))
 
     def _collect(self, experiment: Experiment, stopped: Ending | None = None) -> None:
-        """Take note of how an experiment ended; `stopped` says why the sweep has stopped it, if it has."""
+        """Take note of how an experiment ended: as `stopped`, if the sweep stops it now and it has no results yet."""
+        if stopped:
+            self._runner.stop(experiment.name)
         ending = self._runner.collect(experiment.name)
         if stopped and ending.state is not State.DONE:
             ending = stopped
@@ -153,7 +149,7 @@ class Sweep:
                     if experiment.state is State.WAITING:
                         experiment.end(Ending(State.PRUNED, reason))
                     elif experiment.state is State.RUNNING:
-                        self._stop(experiment, Ending(State.PRUNED, reason))
+                        self._collect(experiment, Ending(State.PRUNED, reason))
         self._next_report = time.monotonic() + REPORT_SECONDS
 
     def _hopeless(self, experiment: Experiment) -> str:

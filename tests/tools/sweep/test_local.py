@@ -13,7 +13,14 @@ from tests.conftest import Project, write_image
 from tests.tools.sweep.conftest import experiment
 from tools.sweep import local
 from tools.sweep.experiments import Ending, Phase, State
-from tools.sweep.local import LocalRunner, copy_repository, data_are_prepared, end_processes, reason_of_failure
+from tools.sweep.local import (
+    LocalRunner,
+    copy_repository,
+    data_are_prepared,
+    end_groups,
+    left_running,
+    reason_of_failure,
+)
 
 
 def test_links_of_the_user_are_copied_as_links(
@@ -120,9 +127,12 @@ def test_the_reason_of_a_failure_is_the_stage_s_or_dvc_s() -> None:
 
 
 def test_only_processes_of_a_sweep_are_ended(tmp_path: Path) -> None:
-    user = subprocess.Popen(["sleep", "60"], cwd=tmp_path)
-    ours = subprocess.Popen(["sleep", "60"], cwd=tmp_path, env={**os.environ, "REPRONET_SWEEP": "a"})
-    end_processes(tmp_path)
+    user = subprocess.Popen(["sleep", "60"], cwd=tmp_path, start_new_session=True)
+    environment = {**os.environ, "REPRONET_SWEEP": "a"}
+    ours = subprocess.Popen(["sleep", "60"], cwd=tmp_path, env=environment, start_new_session=True)
+    groups = left_running(tmp_path)
+    assert groups == {ours.pid}
+    end_groups(groups)
     assert ours.poll() == -signal.SIGTERM
     assert user.poll() is None
     user.kill()
