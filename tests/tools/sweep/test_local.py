@@ -76,16 +76,20 @@ def runner(project: Project, monkeypatch: pytest.MonkeyPatch) -> LocalRunner:
     return runner
 
 
+def wait_while(runner: LocalRunner, name: str, phase: Phase) -> None:
+    deadline = time.monotonic() + 20
+    while runner.poll(name) is phase:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_an_experiment_goes_through_its_phases(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "while [ ! -e go ]; do sleep 0.1; done; echo \"Running stage 'train':\"; sleep 60"
     monkeypatch.setattr(local, "DVC", ["sh", "-c", script])
     runner.start(experiment("one").description)
     assert runner.poll("one") is Phase.PREPARING
     Path(".dvc/tmp/sweeps/fake/one/go").touch()
-    deadline = time.monotonic() + 20
-    while runner.poll("one") is Phase.PREPARING:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_while(runner, "one", Phase.PREPARING)
     assert runner.poll("one") is Phase.TRAINING
     assert runner.report("one") == []
     runner.stop("one")
@@ -102,7 +106,9 @@ def test_what_failed_says_why(runner: LocalRunner, monkeypatch: pytest.MonkeyPat
         local, "DVC", ["sh", "-c", "echo ERROR: failed to reproduce; echo error: the loss is nan; exit 1"]
     )
     runner.start(experiment("bad").description)
-    assert runner.collect("bad").state is State.FAILED
+    wait_while(runner, "bad", Phase.PREPARING)
+    assert runner.poll("bad") is Phase.ENDED
+    assert runner.collect("bad") == Ending(State.FAILED, "error: the loss is nan")
 
 
 @pytest.mark.parametrize(
