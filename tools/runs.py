@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,10 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from stages.base.errors import InputError
-from stages.base.params import load_params
 from stages.tracking.result import EVALUATION_TAG
 from stages.tracking.store import Store
-from stages.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -120,48 +117,3 @@ def _data(run: "MlflowRun") -> dict[str, str]:
     return {
         entry.tags[0].value: f"{entry.dataset.name} {entry.dataset.digest[:8]}" for entry in run.inputs.dataset_inputs
     }
-
-
-class SweepRuns:
-    """The runs of a sweep's experiments. Where the store fails, it warns once and does nothing from then on."""
-
-    def __init__(self, sweep: str, baseline: str, copies: Path) -> None:
-        self._tracker = Tracker.from_environment(load_params())
-        self.uri = self._tracker.store.uri
-        # Others may have a sweep of the same name in the same store.
-        self._ours = f"tags.sweep = '{sweep}' and tags.`dvc.baseline_rev` = '{baseline}'"
-        self._here = f"tags.directory LIKE '{copies.resolve()}/%'"
-        self._seen: dict[str, int] = {}  # number of epochs taken note of, by run id
-        with self._tracker.spared():
-            self._tracker.client()  # makes the store, before many processes want it at once
-
-    def _find(self, filters: str, status: str, name: str = "") -> "list[MlflowRun]":
-        filters = f"{filters} and attributes.status = '{status}'"
-        if name:
-            filters += f" and tags.`dvc.exp_name` = '{name}'"
-        client = self._tracker.client()
-        return list(client.search_runs([self._tracker.store.experiment_id], filters, max_results=50_000))
-
-    def close_running(self, name: str = "") -> None:
-        """Mark runs as KILLED that say they are running, of the experiment `name` or of all; none of them is."""
-        with self._tracker.spared():
-            for run in self._find(self._here, "RUNNING", name):
-                self._tracker.client().set_terminated(run.info.run_id, "KILLED")
-
-    def evaluated(self) -> dict[str, str]:
-        """Return the ids of the evaluated runs by the names of their experiments."""
-        with self._tracker.spared():
-            runs = [run for run in self._find(self._ours, "FINISHED") if EVALUATION_TAG in run.data.tags]
-            return {run.data.tags.get("dvc.exp_name", ""): run.info.run_id for run in runs}
-        return {}
-
-    def new_epochs(self, name: str) -> list[tuple[int, float]]:
-        """Return epoch and validation accuracy of each epoch of a running experiment that was not returned before."""
-        epochs: list[tuple[int, float]] = []
-        with self._tracker.spared():
-            for run in self._find(self._here, "RUNNING", name):
-                history = self._tracker.client().get_metric_history(run.info.run_id, "valid/accuracy")
-                new = history[self._seen.get(run.info.run_id, 0) :]
-                self._seen[run.info.run_id] = len(history)
-                epochs += [(metric.step, metric.value) for metric in new]
-        return epochs

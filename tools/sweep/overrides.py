@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from shutil import copy
 from tempfile import TemporaryDirectory
 
 import torch
@@ -89,8 +88,8 @@ def grid(axes: Sequence[Axis]) -> list[dict[str, str]]:
     ]
 
 
-def check(overrides: Sequence[str], file: Path = Path("params.yaml")) -> Params:
-    """Return the params of `file` with `overrides`, as DVC would change it.
+def check(overrides: Sequence[str], text: str | None = None) -> Params:
+    """Return the params of `text`, by default what params.yaml holds, with `overrides`, as DVC would change it.
 
     Raises InputError if a stage would refuse them, as far as that can be told without the data.
     """
@@ -99,7 +98,8 @@ def check(overrides: Sequence[str], file: Path = Path("params.yaml")) -> Params:
 
     given = " ".join(f"-S {override}" for override in overrides)
     with TemporaryDirectory() as folder:
-        changed = Path(copy(file, folder))
+        changed = Path(folder) / "params.yaml"
+        changed.write_text(text or Path("params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
         try:
             apply_overrides(changed, list(overrides))
             params = load_params(changed)
@@ -108,6 +108,12 @@ def check(overrides: Sequence[str], file: Path = Path("params.yaml")) -> Params:
             raise InputError(f"{given}: {reason} (a key that params.yaml lacks is added with +KEY=VALUE)") from error
         except InputError as error:
             raise InputError(str(error).replace(str(changed), f"params.yaml with {given}")) from error
+    _check_names(params)
+    return params
+
+
+def _check_names(params: Params) -> None:
+    """Raise InputError for names and arguments that the training would refuse."""
     loss, optimizer, schedule = params.train.loss, params.train.optimizer, params.train.schedule
     check_names("train.loss", loss.name, loss.arguments, losses.LOSSES, losses.REFUSED)
     stand_ins = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
@@ -116,4 +122,3 @@ def check(overrides: Sequence[str], file: Path = Path("params.yaml")) -> Params:
     net_spec(**params.train.net.model_dump(), n_classes=2, channels=params.prepare.channels, image_size=8)
     transforms.training(params.train.transforms.train, n_classes=2)
     transforms.evaluation(params.train.transforms.eval)
-    return params

@@ -3,22 +3,23 @@
 import hashlib
 import json
 import re
-import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.base.errors import InputError
 from stages.base.files import replacing, write_json
+from stages.base.params import SEED
 from stages.base.processes import cores
 from stages.tracking import provenance
+from stages.tracking.git import GitError, git
 from tools.sweep import overrides
-from tools.sweep.experiments import run_git
+from tools.sweep.experiments import Description, Experiment
+from tools.sweep.overrides import Axis
 
 FOLDER = Path("sweeps")  # for each sweep its plan, its lock, the search's journal and the logs of what failed
-SEED, THREADS = "train.seed", "train.threads"
+THREADS = "train.threads"
 
 
 @dataclass(frozen=True)
@@ -27,30 +28,24 @@ class Plan:
 
     name: str
     baseline: str  # commit
-    axes: list[overrides.Axis]
-    search: int | None
+    patch: bytes  # to tracked files since the commit
+    axes: list[Axis]
+    search: int | None  # number of configurations that are searched, None: all of them are run
     threads: int | None  # of each experiment, where it gets fewer than params.yaml says
-    changes: bytes  # to tracked files since the commit, as a patch
 
     @classmethod
     def of(cls, given: Sequence[str], search: int | None, name: str | None, jobs: int) -> "Plan":
         """Return the plan, the one written down earlier for the same command. Raises InputError for wrong overrides."""
         try:
-            baseline = run_git("rev-parse", "HEAD").strip()
-        except (OSError, subprocess.CalledProcessError) as error:
+            baseline = git("rev-parse", "HEAD").strip()
+        except GitError as error:
             raise InputError("an experiment needs a git repository with a commit") from error
-        changes = provenance.patch(baseline)
+        patch = provenance.patch(baseline)
         axes = overrides.parse(given)
-        for axis in axes:
-            if axis.name == SEED and axis.interval:
-                raise InputError(f"-S {SEED}: seeds are listed, not searched: {SEED}=0,1,2")
-            if search and axis.name.startswith("prepare.") and len(axis.values) != 1:
-                raise InputError(f"-S {axis.name}: a search cannot compare accuracies on other validation images")
-            if axis.interval and not search:
-                raise InputError(f"-S {axis.name}: an interval can be searched, with --search N, but not listed")
+        _check_axes(axes, bool(search))
         identity = {
             "baseline": baseline,
-            "changes": hashlib.sha256(changes).hexdigest(),
+            "changes": hashlib.sha256(patch).hexdigest(),
             "overrides": list(given),
             "search": bool(search),
         }
@@ -58,27 +53,68 @@ class Plan:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", name):
             raise InputError(f"--name {name!r}: letters, digits and hyphens are accepted")
         file = FOLDER / name / "plan.json"
-        with suppress(FileNotFoundError):
+        if file.exists():
             written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             threads = written.pop("threads", None)
-            if written != identity:
-                differs = ", ".join(key for key in identity if identity[key] != written.get(key))
-                raise InputError(f"--name {name} is a sweep with other {differs}; take another name")
-            return cls(name, baseline, axes, search, threads, changes)
+            if differences := [key for key in identity if identity[key] != written.get(key)]:
+                raise InputError(f"--name {name} is a sweep with other {', '.join(differences)}; take another name")
+        else:
+            threads = _fewer_threads(axes, jobs)
+            with replacing(file) as partial:
+                write_json(partial, {**identity, "threads": threads})
+        return cls(name, baseline, patch, axes, search, threads)
 
-        # An example of each value, to find mistakes before anything runs.
-        for i in range(max(len(axis.values) or 2 for axis in axes)):
-            params = overrides.check([f"{axis.key}={_example(axis, i)}" for axis in axes])
-        share = max(1, cores() // jobs)
-        fewer = params.train.threads > share and THREADS not in [axis.name for axis in axes]
-        threads = share if fewer else None
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as partial:
-            write_json(partial, {**identity, "threads": threads})
-        return cls(name, baseline, axes, search, threads, changes)
+    @property
+    def searched(self) -> list[Axis]:
+        """The axes that make configurations."""
+        return [axis for axis in self.axes if axis.name != SEED]
+
+    @property
+    def seeds(self) -> list[dict[str, str]]:
+        """What to add to a configuration for each of its experiments: {key: seed}, or nothing where none is given."""
+        return overrides.grid([axis for axis in self.axes if axis.name == SEED])
+
+    def experiment(
+        self, number: int, values: dict[str, str], seed: dict[str, str], taken: Collection[str]
+    ) -> Experiment:
+        """Return an experiment of the configuration `number`, whose name is not one of those `taken`."""
+        varied = {axis.name: values[axis.key] for axis in self.searched if len(axis.values) != 1}
+        words = [f"{number:02}"] if self.search else list(varied.values())
+        if len(self.seeds) > 1:
+            words += [f"s{value}" for value in seed.values()]
+        words = [re.sub(r"[^A-Za-z0-9.]+|\.\.+", "_", word).strip("_.") or "none" for word in words]
+        name = "-".join([self.name, *words])
+        if len(name) > 80 or name in taken:
+            name = f"{self.name}-{len(taken):03}"
+        assigned = values | seed | ({THREADS: str(self.threads)} if self.threads else {})
+        given = [f"{key}={value}" for key, value in assigned.items()]
+        description = Description(name, self.baseline, self.patch, given, {provenance.SWEEP: self.name})
+        return Experiment(description, number, varied)
 
 
-def _example(axis: overrides.Axis, i: int) -> str:
+def _check_axes(axes: Sequence[Axis], search: bool) -> None:
+    for axis in axes:
+        if axis.name == SEED and axis.interval:
+            raise InputError(f"-S {SEED}: seeds are listed, not searched: {SEED}=0,1,2")
+        if search and axis.name.startswith("prepare.") and len(axis.values) != 1:
+            raise InputError(f"-S {axis.name}: a search cannot compare accuracies on other validation images")
+        if axis.interval and not search:
+            raise InputError(f"-S {axis.name}: an interval can be searched, with --search N, but not listed")
+
+
+def _fewer_threads(axes: Sequence[Axis], jobs: int) -> int | None:
+    """Return how many threads each of `jobs` experiments gets if these are fewer than it would take, else None.
+
+    Raises InputError for an override that cannot be used: an example of each value is looked at before anything runs.
+    """
+    for i in range(max(len(axis.values) or 2 for axis in axes)):
+        params = overrides.check([f"{axis.key}={_example(axis, i)}" for axis in axes])
+    share = max(1, cores() // jobs)
+    given = THREADS in [axis.name for axis in axes]
+    return share if params.train.threads > share and not given else None
+
+
+def _example(axis: Axis, i: int) -> str:
     if axis.interval:
         return str(axis.interval.high if i else axis.interval.low)
     return axis.values[min(i, len(axis.values) - 1)]

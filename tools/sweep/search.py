@@ -32,6 +32,10 @@ class Grid:
         """Return the next configuration, None after the last one."""
         return self._proposals.pop(0) if self._proposals else None
 
+    def is_hopeless(self, _number: int, _step: int, _valid_accuracy: float) -> bool:
+        """Return False: every combination is run to its end."""
+        return False
+
     def tell(self, number: int, valid_accuracy: float | None, pruned: bool = False) -> None:
         """Do nothing: no proposal depends on another's result."""
 

@@ -1,7 +1,5 @@
 """Sweeps with real experiments of DVC and a real store, whatever is killed."""
 
-import hashlib
-import json
 import os
 import pty
 import random
@@ -11,22 +9,24 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from stages.base.errors import InputError
 from tests.conftest import Project, clean_environment
-from tools.sweep.__main__ import Sweep
-from tools.sweep.experiments import Experiment
+from tests.tools.sweep.conftest import experiment
+from tools.sweep.experiments import Description, Ending, Metrics, Phase, Runner, State
+from tools.sweep.local import LocalRunner
 from tools.sweep.plan import Plan
 from tools.sweep.search import Search
+from tools.sweep.sweep import Sweep
 
 SHORT = "train.epochs=2"
 
 
 @pytest.fixture(scope="module")
-def project(make_project: Callable[[], Project]) -> Project:
+def prepared(make_project: Callable[[], Project]) -> Project:
     """A copy of the project in which the data are prepared."""
     project = make_project()
     project("dvc", "repro", "prepare")
@@ -52,18 +52,18 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_twelve_experiments_whatever_is_killed(project: Project) -> None:
+def test_twelve_experiments_whatever_is_killed(prepared: Project) -> None:
     command = ["python", "-m", "tools.sweep", "--name", "killed", "--jobs", "2", "-S", SHORT]
     command += ["-S", "train.optimizer.name=SGD,Adam", "-S", "train.optimizer.lr=0.01,0.03,0.1", "-S", "train.seed=0,1"]
-    project.edit("README.md", "# Repronet\n", "# Repronet, changed\n")
-    changes = project("git", "diff")
-    left_before = files(project.root / ".dvc/tmp")
+    prepared.edit("README.md", "# Repronet\n", "# Repronet, changed\n")
+    changes = prepared("git", "diff")
+    left_before = files(prepared.root / ".dvc/tmp")
 
     seed = random.randrange(1000)
     print("random seed:", seed)
     chance = random.Random(seed)
-    first = project.start(*command)
-    copies = project.root / ".dvc/tmp/sweeps/killed"
+    first = prepared.start(*command)
+    copies = prepared.root / ".dvc/tmp/sweeps/killed"
     while not list(copies.glob("killed-*")):
         assert first.poll() is None
         time.sleep(0.2)
@@ -85,7 +85,7 @@ def test_twelve_experiments_whatever_is_killed(project: Project) -> None:
     ours, theirs = pty.openpty()
     second = subprocess.Popen(
         command,
-        cwd=project.root,
+        cwd=prepared.root,
         env=clean_environment() | {"TERM": "xterm", "COLUMNS": "200"},
         stdin=theirs,
         stdout=theirs,
@@ -108,8 +108,8 @@ def test_twelve_experiments_whatever_is_killed(project: Project) -> None:
         for lr in (0.01, 0.03, 0.1)
         for seed in (0, 1)
     }
-    assert experiments(project) == expected
-    runs = project.runs()
+    assert experiments(prepared) == expected
+    runs = prepared.runs()
     finished = [run for run in runs if run.info.status == "FINISHED" and "test/accuracy" in run.data.metrics]
     assert sorted(run.info.run_name for run in finished) == sorted(expected)
     assert not [run for run in runs if run.info.status == "RUNNING"]
@@ -118,13 +118,13 @@ def test_twelve_experiments_whatever_is_killed(project: Project) -> None:
         assert f"killed-{run.data.params['train.optimizer.name']}-" in run.info.run_name
         assert run.data.params["train.threads"] == str(min(2, max(1, len(os.sched_getaffinity(0)) // 2)))
         assert run.data.tags["dvc.exp_name"] == run.info.run_name
-        assert run.data.tags["dvc.baseline_rev"] == project("git", "rev-parse", "HEAD").strip()
+        assert run.data.tags["dvc.baseline_rev"] == prepared("git", "rev-parse", "HEAD").strip()
 
-    assert files(project.root / ".dvc/tmp") == left_before
-    assert not (project.root / ".dvc/tmp/sweeps/killed").exists()
-    assert files(project.root / "sweeps/killed") == ["lock", "plan.json"]
-    assert project("git", "diff") == changes
-    assert project("git", "stash", "list") == ""
+    assert files(prepared.root / ".dvc/tmp") == left_before
+    assert not (prepared.root / ".dvc/tmp/sweeps/killed").exists()
+    assert files(prepared.root / "sweeps/killed") == ["lock", "plan.json"]
+    assert prepared("git", "diff") == changes
+    assert prepared("git", "stash", "list") == ""
 
     # What is printed in the end can be done.
     [name] = re.findall(r"dvc exp apply (\S+)", shown)
@@ -132,14 +132,14 @@ def test_twelve_experiments_whatever_is_killed(project: Project) -> None:
     means = {(validation[f"{group}-s0"] + validation[f"{group}-s1"]) / 2 for group in {n[:-3] for n in validation}}
     assert (validation[f"{name[:-3]}-s0"] + validation[f"{name[:-3]}-s1"]) / 2 == max(means)
     assert validation[name] == max(validation[f"{name[:-3]}-s0"], validation[f"{name[:-3]}-s1"])
-    project("git", "checkout", "-q", "README.md")
+    prepared("git", "checkout", "-q", "README.md")
 
 
 @pytest.mark.slow
-def test_a_failed_experiment_is_tried_again_then_reported_and_does_no_harm(project: Project) -> None:
+def test_a_failed_experiment_is_tried_again_then_reported_and_does_no_harm(prepared: Project) -> None:
     # Not a number after some steps, for the one; the other is fine.
     output = sweep(
-        project,
+        prepared,
         "--name",
         "bad",
         "-S",
@@ -155,14 +155,14 @@ def test_a_failed_experiment_is_tried_again_then_reported_and_does_no_harm(proje
     assert re.search(r"^0\.01 +1 +0\.\d{4} +0\.\d{4}", output, re.MULTILINE)
     assert "failed: bad-1e_30  error: the loss is nan" in output
     assert "error: 1 failed; their output is in sweeps/bad. The same command tries them again." in output
-    assert "the loss is nan" in (project.root / "sweeps/bad/bad-1e_30.log").read_text()
+    assert "the loss is nan" in (prepared.root / "sweeps/bad/bad-1e_30.log").read_text()
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_cleanly_and_a_search_goes_on(project: Project) -> None:
+def test_ctrl_c_stops_cleanly_and_a_search_goes_on(prepared: Project) -> None:
     command = ["--name", "sea", "--search", "3", "-S", SHORT, "-S", "train.optimizer.lr=tag(log,interval(1e-3,1e-1))"]
-    first = project.start("python", "-m", "tools.sweep", *command)
-    while not (project.root / ".dvc/tmp/sweeps/sea/sea-00").exists():
+    first = prepared.start("python", "-m", "tools.sweep", *command)
+    while not (prepared.root / ".dvc/tmp/sweeps/sea/sea-00").exists():
         assert first.poll() is None
         time.sleep(0.2)
     time.sleep(6)
@@ -172,137 +172,30 @@ def test_ctrl_c_stops_cleanly_and_a_search_goes_on(project: Project) -> None:
     assert "stopping …" in output
     assert "The same command goes on from here." in output
     assert "Traceback" not in output
-    assert not (project.root / ".dvc/tmp/sweeps/sea").exists()
+    assert not (prepared.root / ".dvc/tmp/sweeps/sea").exists()
     assert not [process for process in psutil.process_iter(["cmdline"]) if "--name=sea" in str(process.info["cmdline"])]
 
-    output = sweep(project, *command)
-    assert {name for name in experiments(project) if name.startswith("sea-")} == {"sea-00", "sea-01", "sea-02"}
-    assert not [run for run in project.runs() if run.info.status == "RUNNING"]
+    output = sweep(prepared, *command)
+    assert {name for name in experiments(prepared) if name.startswith("sea-")} == {"sea-00", "sea-01", "sea-02"}
+    assert not [run for run in prepared.runs() if run.info.status == "RUNNING"]
     table = re.split(r"^sweep sea\s*$", output, flags=re.MULTILINE)[1]
-    assert sweep(project, *command).endswith(table), "once more, there is nothing left to run"
+    assert sweep(prepared, *command).endswith(table), "once more, there is nothing left to run"
 
 
-@pytest.mark.parametrize(
-    ("search", "overrides", "name", "message"),
-    [
-        (False, ["train.epochs=x"], None, r"train\.epochs: 'x', should be"),
-        (False, ["train.seed=1,2,-3"], None, r"train\.seed: -3, should be"),
-        (
-            False,
-            ["train.optimizer.lr=interval(0,1)"],
-            None,
-            "an interval can be searched, with --search N, but not listed",
-        ),
-        (False, ["train.seed=int(interval(1,5))"], None, "seeds are listed, not searched: train.seed=0,1,2"),
-        (
-            True,
-            ["train.net.arguments.Net.dropout=interval(0,1.5)"],
-            None,
-            r"train\.net\.arguments\.Net\.dropout: 1\.5, should be",
-        ),
-        (
-            True,
-            ["prepare.source=digits,fashion_mnist"],
-            None,
-            "a search cannot compare accuracies on other validation images",
-        ),
-        (False, ["train.seed=1"], "a b", "--name 'a b': letters, digits and hyphens are accepted"),
-        (False, ["train.seed=1"], "taken", "--name taken is a sweep with other baseline, overrides; take another name"),
-    ],
-)
-def test_wrong_input_is_refused_before_anything_runs(
-    project: Project,
-    monkeypatch: pytest.MonkeyPatch,
-    search: bool,
-    overrides: list[str],
-    name: str | None,
-    message: str,
-) -> None:
-    monkeypatch.chdir(project.root)
-    other = {"baseline": "", "changes": hashlib.sha256(b"").hexdigest(), "overrides": [], "search": False, "threads": 1}
-    (project.root / "sweeps/taken").mkdir(parents=True, exist_ok=True)
-    (project.root / "sweeps/taken/plan.json").write_text(json.dumps(other))
-    with pytest.raises(InputError, match=message):
-        Plan.of(overrides, 5 if search else None, name, jobs=1)
-
-
-def test_the_plan_is_the_same_for_the_same_command(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project.root)
-    plan = Plan.of(["train.seed=1,2", "train.epochs=3"], None, None, jobs=100)
-    assert Plan.of(["train.seed=1,2", "train.epochs=3"], None, None, jobs=1) == plan, "also what follows from jobs"
-    assert plan.threads == 1
-    assert Plan.of(["train.seed=1,2", "train.epochs=4"], None, None, jobs=1).name != plan.name
-    project.edit("stages/nets/net.py", '"""The Net:', '"""A Net:')
-    assert Plan.of(["train.seed=1,2", "train.epochs=3"], None, None, jobs=1).name != plan.name
-    project("git", "checkout", "-q", "stages/nets/net.py")
-
-
-def test_wrong_arguments(project: Project) -> None:
-    output = sweep(project, "-S", "train.seed=1", "--jobs", "0", fails=True)
-    assert "argument --jobs: '0' is not a whole number above 0" in output
-
-
-def test_what_falls_behind_is_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four trials were good; the fifth is a process that sleeps, and says in a real run how bad it is."""
-    monkeypatch.chdir(project.root)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///pruned.db")
-    plan = Plan.of(["train.optimizer.lr=interval(0.01,0.1)", "train.seed=1,2"], 5, "prune", jobs=1)
-    sweep = Sweep(plan, project.root / "sweeps/prune", jobs=2, gpus=[], retries=1, timeout=0)
-    assert isinstance(sweep._source, Search)
-    for number in range(4):
-        sweep._source.ask()
-        assert not sweep._source.is_hopeless(number, 2, 0.9)
-        sweep._source.tell(number, 0.9)
-    sweep._source.ask()
-    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    for name in ("prune-04-s1", "prune-04-s2"):
-        (project.root / ".dvc/tmp/sweeps/prune" / name).mkdir(parents=True)
-        (project.root / "sweeps/prune" / f"{name}.log").touch()
-    bad = Experiment("prune-04-s1", 4, {}, [], state="running", attempts=1, process=process)
-    waiting = Experiment("prune-04-s2", 4, {}, [])
-    sweep.experiments += [bad, waiting]
-    sweep._used[bad.name] = sweep._free.pop()
-
-    client = sweep._mirror._tracker.client()
-    experiment = client.get_experiment_by_name("repronet")
-    assert experiment is not None
-    directory = project.root / ".dvc/tmp/sweeps/prune" / bad.name
-    tags = {"sweep": "prune", "dvc.exp_name": bad.name, "directory": str(directory)}
-    run = client.create_run(experiment.experiment_id, tags=tags).info.run_id
-    client.log_metric(run, "valid/accuracy", 0.1, step=1)
-    sweep._prune()
-    assert bad.state == "running", "the first epoch says little"
-    client.log_metric(run, "valid/accuracy", 0.2, step=2)
-    sweep._next_look = 0
-    sweep._prune()
-    assert (bad.state, waiting.state) == ("pruned", "pruned")
-    assert bad.reason == "after epoch 2, validation accuracy 0.2000"
-    assert process.returncode == -signal.SIGTERM
-    assert client.get_run(run).info.status == "KILLED"
-    assert len(sweep._free) == 2
-    again = Search(plan.axes[:1], 5, project.root / "sweeps/prune/search.log")
-    assert [proposal.pruned for _ in range(5) if (proposal := again.ask())] == [False, False, False, False, True]
-
-
-def test_what_takes_too_long_is_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project.root)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///slow.db")
-    plan = Plan.of(["train.seed=1"], None, "long", jobs=1)
-    sweep = Sweep(plan, project.root / "sweeps/long", jobs=1, gpus=[], retries=1, timeout=60)
-    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    started = time.monotonic() - 50
-    slow = Experiment("long", 0, {}, [], state="running", attempts=2, started=started, process=process)
-    (project.root / ".dvc/tmp/sweeps/long/long").mkdir(parents=True)
-    (project.root / "sweeps/long/long.log").touch()
-    sweep.experiments.append(slow)
-    sweep._used[slow.name] = sweep._free.pop()
-    sweep._look_at(slow)
-    assert slow.state == "running"
-    slow.started -= 20
-    sweep._look_at(slow)
-    assert (slow.state, slow.reason) == ("failed", "took longer than --timeout 1")
-    assert process.returncode == -signal.SIGTERM
-    assert not (project.root / ".dvc/tmp/sweeps/long/long").exists()
+@pytest.mark.slow
+def test_what_dvc_has_in_its_cache_gets_its_runs_and_the_best_is_registered(prepared: Project) -> None:
+    values = ["-S", "train.seed=1,2", "-S", SHORT]
+    first = sweep(prepared, "--name", "one", *values, "--register", "digits")
+    second = sweep(prepared, "--name", "two", *values, "--register", "digits")
+    [best] = re.findall(r"dvc exp apply (\S+)", first)
+    assert f"digits@champion is now {best}, version 1, its first" in first
+    assert second.count(": run in MLflow created, run ") == 2
+    assert f"digits@champion stays {best}. {best.replace('one', 'two')} against {best}: " in second
+    runs = {run.info.run_name: run for run in prepared.runs() if run.data.tags["sweep"] in ("one", "two")}
+    assert sorted(runs) == ["one-s1", "one-s2", "two-s1", "two-s2"]
+    for seed in ("s1", "s2"):
+        ours, theirs = runs[f"one-{seed}"].data.metrics, runs[f"two-{seed}"].data.metrics
+        assert {name: ours[name] for name in theirs} == theirs
 
 
 def test_an_experiment_of_that_name_with_other_params_is_not_taken_for_done(project: Project) -> None:
@@ -315,30 +208,164 @@ def test_an_experiment_of_that_name_with_other_params_is_not_taken_for_done(proj
     assert "error: there is an experiment other-s1 with other params; dvc exp remove other-s1" in output
 
 
-@pytest.mark.slow
-def test_what_dvc_has_in_its_cache_gets_its_runs_and_the_best_is_registered(project: Project) -> None:
-    values = ["-S", "train.seed=1,2", "-S", SHORT]
-    first = sweep(project, "--name", "one", *values, "--register", "digits")
-    second = sweep(project, "--name", "two", *values, "--register", "digits")
-    [best] = re.findall(r"dvc exp apply (\S+)", first)
-    assert f"digits@champion is now {best}, version 1, its first" in first
-    assert second.count(": run in MLflow created, run ") == 2
-    assert f"digits@champion stays {best}. {best.replace('one', 'two')} against {best}: " in second
-    runs = {run.info.run_name: run for run in project.runs() if run.data.tags["sweep"] in ("one", "two")}
-    assert sorted(runs) == ["one-s1", "one-s2", "two-s1", "two-s2"]
-    for seed in ("s1", "s2"):
-        ours, theirs = runs[f"one-{seed}"].data.metrics, runs[f"two-{seed}"].data.metrics
-        assert {name: ours[name] for name in theirs} == theirs
+class FakeRunner(Runner):
+    """Runs nothing: says what it is told to."""
+
+    def __init__(self, endings: dict[str, list[Ending]]) -> None:
+        self.endings, self.started, self.running = endings, list[str](), set[str]()
+        self.phases: dict[str, Phase] = {}
+        self.cleared, self.interrupted = 0, ""
+
+    def start(self, description: Description) -> None:
+        self.started.append(description.name)
+        self.running.add(description.name)
+
+    def poll(self, name: str) -> Phase:
+        if name == self.interrupted:
+            raise KeyboardInterrupt
+        return self.phases.get(name, Phase.ENDED)
+
+    def report(self, _name: str) -> list[tuple[int, float]]:
+        return []
+
+    def stop(self, name: str) -> None:
+        pass
+
+    def collect(self, name: str) -> Ending:
+        self.running.remove(name)
+        return self.endings[name].pop(0)
+
+    def check(self, description: Description, commit: str) -> None:
+        pass
+
+    def clear(self) -> None:
+        self.cleared += 1
 
 
-@pytest.mark.parametrize(
-    ("gpus", "jobs", "visible"),
-    [(["3", "5"], 2, ["3", "5"]), (["3", "5"], 3, ["3", "5", "3"]), (["3"], 2, [None, None]), ([], 1, [None])],
-)
-def test_each_job_gets_a_gpu_where_there_are_several(
-    project: Project, monkeypatch: pytest.MonkeyPatch, gpus: list[str], jobs: int, visible: list[str | None]
-) -> None:
+GOOD, BAD = Ending(State.DONE, metrics=Metrics(0.9, 0.1, 0.8)), Ending(State.FAILED, "error: the loss is nan")
+
+
+@pytest.fixture
+def without_waiting(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.root)
-    plan = Plan.of(["train.seed=1"], None, "gpus", jobs=1)
-    sweep = Sweep(plan, project.root / "sweeps/gpus", jobs, gpus, retries=0, timeout=0)
-    assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in sweep._free] == visible
+    monkeypatch.setattr("tools.sweep.sweep.POLL_SECONDS", 0)
+
+
+def states(sweep: Sweep) -> dict[str, str]:
+    return {experiment.name: experiment.state for experiment in sweep.experiments}
+
+
+@pytest.mark.usefixtures("without_waiting")
+def test_what_fails_is_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan.of(["train.seed=1,2,3"], None, "tries", jobs=1)
+    runner = FakeRunner({"tries-s1": [BAD, GOOD], "tries-s2": [BAD, BAD], "tries-s3": [GOOD]})
+    sweep = Sweep(plan, runner, jobs=1, retries=1, timeout=0)
+    sweep.run()
+    assert runner.started == ["tries-s1", "tries-s1", "tries-s2", "tries-s2", "tries-s3"]
+    assert states(sweep) == {"tries-s1": "done", "tries-s2": "failed", "tries-s3": "done"}
+    assert capsys.readouterr().out.count("tries-s2 failed: error: the loss is nan") == 2
+    assert runner.cleared == 2
+
+
+@pytest.mark.usefixtures("without_waiting")
+def test_data_are_prepared_by_one_for_all() -> None:
+    plan = Plan.of(["prepare.seed=5,6", "train.seed=1,2"], None, "data", jobs=1)
+    names = [f"data-{data}-s{seed}" for data in (5, 6) for seed in (1, 2)]
+    runner = FakeRunner({name: [GOOD] for name in names})
+    sweep = Sweep(plan, runner, jobs=4, retries=0, timeout=0)
+    runner.phases = dict.fromkeys(names, Phase.PREPARING)
+    sweep._start_some()
+    assert runner.started == ["data-5-s1"], "the next configuration comes when all of this one have started"
+    runner.phases["data-5-s1"] = Phase.TRAINING
+    sweep._poll(sweep.experiments[0])
+    sweep._start_some()
+    assert runner.started == ["data-5-s1", "data-5-s2", "data-6-s1"]
+    runner.phases = {}
+    sweep.run()
+    assert set(states(sweep).values()) == {"done"}
+
+
+@pytest.mark.usefixtures("without_waiting")
+def test_an_interrupted_sweep_ends_what_is_running(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Plan.of(["train.seed=1,2"], None, "stop", jobs=1)
+    runner = FakeRunner({"stop-s1": [GOOD]})
+    sweep = Sweep(plan, runner, jobs=1, retries=0, timeout=0)
+    runner.interrupted = "stop-s2"
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run()
+    assert states(sweep) == {"stop-s1": "done", "stop-s2": "waiting"}
+    assert runner.cleared == 2
+    output = capsys.readouterr().out
+    assert "stopping …" in output
+    assert "sweep stop: 1 of 2 done, 0 running" in output
+    assert "The same command goes on from here." in output
+
+
+def local_sweep(
+    project: Project, monkeypatch: pytest.MonkeyPatch, plan: Plan, **options: Any
+) -> tuple[Sweep, LocalRunner]:
+    """A sweep whose experiments sleep in real processes."""
+    monkeypatch.setattr("tools.sweep.local.DVC", ["sh", "-c", "sleep 600"])
+    (project.root / ".dvc/tmp/sweeps" / plan.name / ".template").mkdir(parents=True)
+    runner = LocalRunner(plan.name, plan.baseline, options["jobs"], gpus=[])
+    return Sweep(plan, runner, **options), runner
+
+
+def test_what_falls_behind_is_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four trials were good; the fifth is a process that sleeps, and says in a real run how bad it is."""
+    monkeypatch.chdir(project.root)
+    plan = Plan.of(["train.optimizer.lr=interval(0.01,0.1)", "train.seed=1,2"], 5, "prune", jobs=1)
+    sweep, runner = local_sweep(project, monkeypatch, plan, jobs=2, retries=1, timeout=0)
+    assert isinstance(sweep._source, Search)
+    for number in range(4):
+        sweep._source.ask()
+        assert not sweep._source.is_hopeless(number, 2, 0.9)
+        sweep._source.tell(number, 0.9)
+    sweep._source.ask()
+    bad, waiting = experiment("prune-04-s1", 4), experiment("prune-04-s2", 4)
+    sweep.experiments += [bad, waiting]
+    bad.change(State.RUNNING)
+    runner.start(bad.description)
+    process = runner._processes[bad.name]
+
+    store = runner.runs._store
+    client = store.client()
+    directory = project.root / ".dvc/tmp/sweeps/prune" / bad.name
+    tags = {"sweep": "prune", "dvc.exp_name": bad.name, "directory": str(directory)}
+    run = client.create_run(store.experiment_id, tags=tags).info.run_id
+    client.log_metric(run, "valid/accuracy", 0.1, step=1)
+    sweep._prune()
+    assert bad.state is State.RUNNING, "the first epoch says little"
+    client.log_metric(run, "valid/accuracy", 0.2, step=2)
+    sweep._next_report = 0
+    sweep._prune()
+    assert (bad.state, waiting.state) == (State.PRUNED, State.PRUNED)
+    assert bad.ending == Ending(State.PRUNED, "after epoch 2, validation accuracy 0.2000")
+    assert process.returncode == -signal.SIGTERM
+    assert client.get_run(run).info.status == "KILLED"
+    assert len(runner._free) == 2
+    again = Search(plan.axes[:1], 5, project.root / "sweeps/prune/search.log")
+    assert [proposal.pruned for _ in range(5) if (proposal := again.ask())] == [False, False, False, False, True]
+
+
+def test_what_takes_too_long_is_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
+    plan = Plan.of(["train.seed=1"], None, "long", jobs=1)
+    sweep, runner = local_sweep(project, monkeypatch, plan, jobs=1, retries=0, timeout=60)
+    slow = experiment("long")
+    sweep.experiments.append(slow)
+    slow.change(State.RUNNING)
+    runner.start(slow.description)
+    process = runner._processes["long"]
+    slow.started -= 50
+    sweep._poll(slow)
+    assert slow.ending is None
+    slow.started -= 20
+    sweep._poll(slow)
+    assert slow.ending == Ending(State.FAILED, "took longer than --timeout 1")
+    assert states(sweep) == {"long": "failed"}
+    assert process.returncode == -signal.SIGTERM
+    assert not (project.root / ".dvc/tmp/sweeps/long/long").exists()

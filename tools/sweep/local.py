@@ -1,0 +1,233 @@
+"""Experiments as processes of this machine, each in a copy of the repository that nobody else works in.
+
+`dvc exp run --temp` makes such copies, too, but puts the user's uncommitted changes aside for a moment whenever it
+starts. Where it is killed in that moment, they stay aside, and git stays locked. Here whatever is killed, wherever, is
+lost with its copy, and an experiment sees the code as it was when the sweep began, whatever is edited meanwhile.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+from stages.base.errors import InputError
+from stages.tracking import provenance
+from stages.tracking.git import GitError, git, git_bytes
+from tools.sweep import overrides
+from tools.sweep.experiments import Description, Ending, Phase, Runner, State
+from tools.sweep.plan import FOLDER
+from tools.sweep.results import SweepRuns, commits_of, metrics_of, taken
+
+COPIES = Path(".dvc/tmp/sweeps")  # of the repository, for each sweep; DVC does not look for stages there
+DVC = [sys.executable, "-m", "dvc"]
+GRACE_SECONDS = 20.0  # what an interrupted experiment has to close its run
+
+
+class LocalRunner(Runner):
+    """Runs up to `jobs` experiments of a sweep at once. What one prints is in NAME.log until it is done.
+
+    They start from the commit `baseline`. Where there are several `gpus`, each experiment sees one of them.
+    """
+
+    def __init__(self, sweep: str, baseline: str, jobs: int, gpus: Sequence[str]) -> None:
+        self._copies, self._logs, self._baseline = COPIES / sweep, FOLDER / sweep, baseline
+        self._template = self._copies / ".template"
+        self.runs = SweepRuns(sweep, baseline, self._copies)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        # What each of `jobs` slots adds to the environment of its experiment.
+        self._free = [{"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if len(gpus) > 1 else {} for job in range(jobs)]
+        self._used: dict[str, dict[str, str]] = {}
+        self._environment = {"MLFLOW_TRACKING_URI": self.runs.uri}  # by default a stage takes that of its copy
+        if jobs > 1:
+            self._environment["OMP_WAIT_POLICY"] = "passive"  # threads that wait actively would take others' cores
+
+    def start(self, description: Description) -> None:
+        name, folder = description.name, self._copies / description.name
+        self._make_template(description)
+        shutil.copytree(self._template, folder, symlinks=True)
+        slot = self._used[name] = self._free.pop()
+        # A stage calls plain `python`, which has to be this one, whether or not its environment is activated.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        with self._log(name).open("wb") as log:
+            self._processes[name] = subprocess.Popen(
+                [*DVC, "exp", "run", "--name", name, *(f"--set-param={text}" for text in description.overrides)],
+                cwd=folder,
+                env={**os.environ, "PATH": path, **self._environment, **description.environment, **slot},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the sweep, which ends its experiments itself
+            )
+
+    def poll(self, name: str) -> Phase:
+        if self._processes[name].poll() is not None:
+            return Phase.ENDED
+        return Phase.TRAINING if data_are_prepared(self._output(name)) else Phase.PREPARING
+
+    def report(self, name: str) -> list[tuple[int, float]]:
+        return self.runs.epochs(name)
+
+    def stop(self, name: str) -> None:
+        end_groups({self._processes[name].pid})
+
+    def collect(self, name: str) -> Ending:
+        self.stop(name)  # where DVC itself was killed, its stage goes on
+        code = self._processes.pop(name).wait()
+        commit = self._fetch(name)
+        shutil.rmtree(self._copies / name)
+        self._free.append(self._used.pop(name))
+        if commit:
+            return Ending(State.DONE, metrics=metrics_of(commit))
+        self.runs.close_running(name)
+        return Ending(State.FAILED, reason_of_failure(self._output(name)) or f"dvc exited with {code}")
+
+    def check(self, description: Description, commit: str) -> None:
+        self._make_template(description)
+        expected = overrides.check(description.overrides, (self._template / "params.yaml").read_text(encoding="utf-8"))
+        if overrides.check([], git("show", f"{commit}:params.yaml")) != expected:
+            raise taken(description.name, "params")
+        others = (":(exclude)params.yaml", ":(exclude)dvc.lock", ":(exclude)metrics")
+        if git("diff", "--name-only", commit, "--", ".", *others, folder=self._template):
+            raise taken(description.name, "code")
+
+    def clear(self) -> None:
+        end_groups(left_running(self._copies))
+        for folder in self._copies.glob("[!.]*"):
+            with suppress(InputError):
+                self._fetch(folder.name)  # if it had just ended
+        shutil.rmtree(self._copies, ignore_errors=True)
+        self.runs.close_running()
+
+    def _make_template(self, description: Description) -> None:
+        """Make what every experiment gets a copy of: baseline and patch are the same for all of a sweep."""
+        if not self._template.exists():
+            copy_repository(self._template, description.baseline, description.patch)
+
+    def _fetch(self, name: str) -> str:
+        """Bring the experiment from its copy, and return its commit, "" if it has none. InputError if it is another."""
+        ref = f"refs/exps/{self._baseline[:2]}/{self._baseline[2:]}/{name}"
+        commit = git("for-each-ref", "--format=%(objectname)", ref, folder=self._copies / name).strip()
+        if commit:
+            try:
+                git("fetch", "-q", "--no-tags", str(self._copies / name), f"{ref}:{ref}")
+            except GitError as error:
+                raise taken(name, "results") if name in commits_of(self._baseline) else error from error
+            self._log(name).unlink(missing_ok=True)
+        return commit
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def _output(self, name: str) -> str:
+        return self._log(name).read_text(encoding="utf-8", errors="replace")
+
+
+def data_are_prepared(output: str) -> bool:
+    """Return whether DVC, by what it has printed, runs train or took it from its cache: what it does after prepare."""
+    return re.search(r"^(Running stage|Stage) 'train'", output, re.MULTILINE) is not None
+
+
+def reason_of_failure(output: str) -> str:
+    """Return the line that says why an experiment failed, the stage's or else DVC's; "" where there is none."""
+    lines = output.splitlines()
+    return next((line for start in ("error: ", "ERROR") for line in lines if line.startswith(start)), "")
+
+
+def end_abandoned() -> None:
+    """End what runs of other sweeps that were killed and will not be run again, since the code is another now."""
+    for copies in COPIES.glob("*"):
+        lock = FOLDER / copies.name / "lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout), FileLock(lock, timeout=0):
+            end_groups(left_running(copies))
+            shutil.rmtree(copies, ignore_errors=True)
+            SweepRuns(copies.name, "", copies).close_running()
+
+
+def end_groups(groups: Collection[int]) -> None:
+    """End process groups: with time for a stage to close its run, then for good."""
+    # Not SIGINT, which is ignored by all that a shell has started in the background.
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for group in groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, number)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while any(group in groups for _, group in _living()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def left_running(folder: Path) -> set[int]:
+    """Return the process groups of experiments that run under `folder`, be it of a sweep that was killed."""
+    groups = set()
+    for process, group in _living():
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            # The user's own shell may be there, too.
+            if Path(process.cwd()).is_relative_to(folder.resolve()) and provenance.SWEEP in process.environ():
+                groups.add(group)
+    return groups - {os.getpgrp()}
+
+
+def _living() -> Iterator[tuple[psutil.Process, int]]:
+    """Yield each process that has not ended, and its group."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield process, os.getpgid(process.pid)
+
+
+def gpus_in_reach() -> list[str]:
+    """Return the names that CUDA_VISIBLE_DEVICES has for the GPUs in reach."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    return names[: torch.cuda.device_count()]
+
+
+def copy_repository(folder: Path, commit: str, patch: bytes) -> None:
+    """Make `folder` a copy of the repository at `commit` with `patch` applied, and with the same DVC cache.
+
+    Of files that git does not track it gets those of data/raw and data/weights, which the user brought: as hard links,
+    since symbolic ones would lead out of the data's folder. The user's own symbolic links stay as they are. Raises
+    InputError where git does not know who the user is.
+    """
+    git("clone", "-q", "--shared", "--no-checkout", ".", str(folder))
+    git("checkout", "-q", "--detach", commit, folder=folder)
+    if patch:
+        git_bytes("apply", "--whitespace=nowarn", folder=folder, stdin=patch)
+    for name in untracked("data/raw", "data/weights"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(name, folder / name, follow_symlinks=False)
+        except (OSError, NotImplementedError):  # on another file system, or one without links to links
+            shutil.copy(name, folder / name, follow_symlinks=False)
+    for key in ("user.name", "user.email"):  # they may stand in this clone's own settings
+        try:
+            git("config", key, git("config", key).strip(), folder=folder)
+        except GitError as error:
+            raise InputError(f"DVC commits experiments, and git has no {key}: git config --global {key} …") from error
+    with suppress(FileNotFoundError):
+        shutil.copy(".dvc/config.local", folder / ".dvc/config.local")
+    cache = Path(_dvc("cache", "dir")).resolve()
+    _dvc("cache", "dir", "--local", str(cache), folder=folder)
+
+
+def untracked(*paths: str) -> list[str]:
+    """Return the files that git neither tracks nor ignores."""
+    return list(filter(None, git("ls-files", "-z", "--others", "--exclude-standard", "--", *paths).split("\0")))
+
+
+def _dvc(*arguments: str, folder: Path = Path()) -> str:
+    try:
+        return subprocess.run([*DVC, *arguments], cwd=folder, capture_output=True, check=True, text=True).stdout.strip()
+    except subprocess.CalledProcessError as error:
+        raise InputError(f"dvc {' '.join(arguments)} failed: {error.stderr.strip()}") from error

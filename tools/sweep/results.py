@@ -1,0 +1,109 @@
+"""What DVC's experiments and MLflow's runs hold of a sweep."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import pandas as pd
+
+from stages.base.errors import InputError
+from stages.base.params import load_params
+from stages.tracking.git import git
+from stages.tracking.result import EVALUATION_TAG
+from stages.tracking.store import Store
+from stages.tracking.tracker import Tracker
+from stages.training.selection import rank
+from tools import recorded
+from tools.sweep.experiments import Metrics
+from tools.sync import Sync
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+T = TypeVar("T")
+
+
+def commits_of(baseline: str) -> dict[str, str]:
+    """Return the commit of each experiment that started from the commit `baseline`, by its name."""
+    return {found.name: found.commit for found in recorded.experiments() if found.baseline == baseline}
+
+
+def taken(name: str, difference: str) -> InputError:
+    """Return the error for an experiment that is not the one that was to be run."""
+    return InputError(
+        f"there is an experiment {name} with other {difference}; dvc exp remove {name}, or take another --name"
+    )
+
+
+def metrics_of(commit: str) -> Metrics:
+    """Return what the metrics files of an experiment's commit hold."""
+    epochs = pd.read_csv(StringIO(git("show", f"{commit}:metrics/train.csv"))).to_dict("records")
+    best = max(epochs, key=lambda row: rank(row["valid/accuracy"], row["valid/loss"]))
+    results = json.loads(git("show", f"{commit}:metrics/evaluate.json"))
+    return Metrics(best["valid/accuracy"], best["valid/loss"], results["accuracy"])
+
+
+class SweepRuns:
+    """The runs of a sweep's experiments. Where the store fails, it warns once and does nothing from then on.
+
+    The experiments start from the commit `baseline`, in folders of `copies`.
+    """
+
+    def __init__(self, sweep: str, baseline: str, copies: Path) -> None:
+        self._sweep, self._baseline, self._tracker = sweep, baseline, Tracker.from_environment(load_params())
+        self._store = self._tracker.store
+        self.uri = self._store.uri
+        # Others may have a sweep of the same name in the same store.
+        self._ours = f"tags.sweep = '{sweep}' and tags.`dvc.baseline_rev` = '{baseline}'"
+        self._running = f"tags.directory LIKE '{copies.resolve()}/%' and attributes.status = 'RUNNING'"
+        self._attempt(self._store.client, None)  # makes the store, before many processes want it at once
+
+    def close_running(self, name: str = "") -> None:
+        """Mark runs as KILLED that say they are running, of the experiment `name` or of all; none of them is."""
+        for run in self._find(self._running, name):
+            self._attempt(partial(self._store.client().set_terminated, run.info.run_id, "KILLED"), None)
+
+    def epochs(self, name: str) -> list[tuple[int, float]]:
+        """Return each epoch so far of the running experiment `name`, and its validation accuracy."""
+        metrics: list[Metric] = []
+        for run in self._find(self._running, name):
+            read = partial(self._store.client().get_metric_history, run.info.run_id, "valid/accuracy")
+            metrics += self._attempt(read, [])
+        return [(metric.step, metric.value) for metric in metrics]
+
+    def evaluated(self) -> dict[str, str]:
+        """Return the ids of the evaluated runs by the names of their experiments."""
+        runs = self._find(f"{self._ours} and tags.`{EVALUATION_TAG}` != ''")
+        return {run.data.tags.get("dvc.exp_name", ""): run.info.run_id for run in runs}
+
+    def add_missing(self, names: set[str]) -> Iterator[str]:
+        """Give a run to those of the experiments that ran nothing, since DVC took every stage from its cache.
+
+        Yield a line about each of them.
+        """
+        missing = names - self.evaluated().keys()
+        try:
+            sync = Sync(Store.from_environment(), dry_run=False) if missing else None
+            for result in recorded.experiments():
+                if sync and result.name in missing and result.baseline == self._baseline:
+                    outcome, detail = sync.outcome(replace(result, sweep=self._sweep))
+                    yield f"{result.name}: run in MLflow {outcome}{detail}"
+        except InputError as error:
+            yield f"warning: {error}"
+
+    def _find(self, condition: str, name: str = "") -> "list[Run]":
+        if name:
+            condition += f" and tags.`dvc.exp_name` = '{name}'"
+        store = self._store
+        return self._attempt(
+            lambda: list(store.client().search_runs([store.experiment_id], condition, max_results=50_000)), []
+        )
+
+    def _attempt(self, action: Callable[[], T], otherwise: T) -> T:
+        with self._tracker.spared():
+            return action()
+        return otherwise
