@@ -223,7 +223,8 @@ def copy_repository(folder: Path, commit: str, patch: bytes) -> None:
 
 def untracked(*paths: str) -> list[str]:
     """Return the files that git neither tracks nor ignores."""
-    return list(filter(None, git("ls-files", "-z", "--others", "--exclude-standard", "--", *paths).split("\0")))
+    names = git_bytes("ls-files", "-z", "--others", "--exclude-standard", "--", *paths).split(b"\0")
+    return [os.fsdecode(name) for name in names if name]
 
 
 def _dvc(*arguments: str, folder: Path = Path()) -> str:
