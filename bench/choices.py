@@ -60,21 +60,27 @@ here of 30 epochs of 20 batches.
 
 def main() -> None:
     path = cli.paths("bench.choices", __doc__, table="file to write, e.g. docs/choices.md")["table"]
-    optimizer_of_losses = ("SGD", "AdamW")
+    two_optimizers = ("SGD", "AdamW")
     with TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared"
         prepare.prepare(load_params().prepare, Path("data/raw"), prepared)
-        chosen = [(loss, optimizer, "OneCycleLR") for loss in losses.LOSSES for optimizer in optimizer_of_losses]
-        chosen += [("CrossEntropyLoss", optimizer, "OneCycleLR") for optimizer in optimizers.OPTIMIZERS]
-        chosen += [("CrossEntropyLoss", "SGD", schedule) for schedule in schedules.SCHEDULES]
-        measured = {names: accuracies(prepared, *names) for names in tqdm(dict.fromkeys(chosen), unit="choice")}
+        trained = [(loss, optimizer, "OneCycleLR") for loss in losses.LOSSES for optimizer in two_optimizers]
+        trained += [("CrossEntropyLoss", optimizer, "OneCycleLR") for optimizer in optimizers.OPTIMIZERS]
+        trained += [("CrossEntropyLoss", "SGD", schedule) for schedule in schedules.SCHEDULES]
+        measured = {names: accuracies(prepared, *names) for names in tqdm(dict.fromkeys(trained), unit="choice")}
 
     text = HEAD + LOSSES
     text += table(
-        ["loss", "fed with", "targets", "Net ends in", *(f"with {name}" for name in optimizer_of_losses)],
+        ["loss", "fed with", "targets", "Net ends in", *(f"with {name}" for name in two_optimizers)],
         [
-            [name, *fed, losses.output(name), *(measured[name, other, "OneCycleLR"] for other in optimizer_of_losses)]
-            for name, fed in losses.LOSSES.items()
+            [
+                name,
+                loss.input.name,
+                loss.target.name,
+                losses.output(name),
+                *(measured[name, optimizer, "OneCycleLR"] for optimizer in two_optimizers),
+            ]
+            for name, loss in losses.LOSSES.items()
         ],
     )
     text += table(["not for this", "why"], list(losses.REFUSED.items()))
@@ -99,12 +105,12 @@ def main() -> None:
 
 def accuracies(prepared: Path, loss: str, optimizer: str, schedule: str) -> str:
     """Return the lowest and the highest test accuracy over the seeds."""
-    found = sorted(accuracy(prepared, loss, optimizer, schedule, seed) for seed in SEEDS)
-    return f"{found[0]:.3f} to {found[-1]:.3f}"
+    found = [accuracy(prepared, loss, optimizer, schedule, seed) for seed in SEEDS]
+    return f"{min(found):.3f} to {max(found):.3f}"
 
 
 def accuracy(prepared: Path, loss: str, optimizer: str, schedule: str, seed: int) -> float:
-    """Train, and return the test accuracy."""
+    """Train on the folder `prepared`, and return the test accuracy, from 0 to 1."""
     changes = [f"train.loss.name={loss}", f"train.optimizer.name={optimizer}", f"train.schedule.name={schedule}"]
     params = overrides.check([*changes, f"train.seed={seed}", "train.device=cpu"]).train
     with (
@@ -127,14 +133,13 @@ def advance(name: str) -> tuple[str, str]:
 
 
 def shown(arguments: dict[str, object]) -> str:
-    """Return arguments as they would stand in params.yaml."""
-    return ", ".join(
-        f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}".replace("True", "true").replace(
-            "False", "false"
-        )
-        for name, value in arguments.items()
-        if value is not None
-    )
+    """Return arguments as they would stand in params.yaml, numbers to four digits."""
+    texts = []
+    for name, value in arguments.items():
+        if value is not None:
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            texts.append(f"{name}: {text.replace('True', 'true').replace('False', 'false')}")
+    return ", ".join(texts)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -30,7 +30,7 @@ SOLUTIONS = {"course_1": (0.0, 0.7461), "course_2": (0.9, 0.8781)}
 
 def main() -> None:
     parser = cli.parser("bench.course", __doc__)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=30, help="default 30")
     epochs = parser.parse_args().epochs
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -46,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

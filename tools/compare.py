@@ -9,24 +9,23 @@ is compared with each of the others, image by image. With --log the page becomes
 
 import html
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from stages.base import cli
 from stages.base.files import replacing
+from stages.base.params import SEED
 from tools.runs import EvaluatedRun, Runs
 from tools.statistics import RESAMPLES, bootstrap_interval, mcnemar, mean_interval
 
 METRICS = ["test/accuracy", "test/loss", "test/macro_f1", "test/ece", "test/never_predicted", "best/valid_accuracy"]
-SEED = "train.seed"
 
 
-@dataclass(frozen=True)
-class Table:
-    title: str
-    rows: list[list[str]]  # the first cell names the row
+# Rows by the title of their table; the first cell of a row names it.
+Tables = dict[str, list[list[str]]]
 
 
 def main() -> None:
@@ -37,46 +36,44 @@ def main() -> None:
     arguments = parser.parse_args()
     if len(arguments.runs) < 2:
         parser.error("name two runs or more")
-    runs = Runs()
-    results = [runs.find(name) for name in arguments.runs]
-    tables, verdicts = compare(results)
+    store = Runs()
+    runs = [store.find(name) for name in arguments.runs]
+    tables, verdicts = compare(runs)
     print(as_text(tables, verdicts))
     page = as_html(tables, verdicts)
     if arguments.html:
         with replacing(arguments.html) as partial:
             partial.write_text(page, encoding="utf-8")
     if arguments.log:
-        for result in results:
-            others = "-".join(other.name for other in results if other is not result)
-            runs.client.log_text(result.id, page, f"comparisons/{others}.html")
+        for run in runs:
+            others = "-".join(other.name for other in runs if other is not run)
+            store.client.log_text(run.id, page, f"comparisons/{others}.html")
 
 
-def compare(results: Sequence[EvaluatedRun]) -> tuple[list[Table], list[str]]:
-    """Return what differs between the runs, and a sentence or more on each pair of the first with another."""
-    header = Table("", [["run", *(result.name for result in results)], ["id", *(result.id[:8] for result in results)]])
-    tables = [
-        header,
-        Table("metrics", [[name, *(_number(result.metrics.get(name)) for result in results)] for name in METRICS]),
-        Table("parameters that differ", differences([result.params for result in results])),
-        Table("data that differ", differences([result.data for result in results])),
-        Table("code that differs", differences([_code(result) for result in results])),
-        Table("environment that differs", differences([_environment(result) for result in results])),
-    ]
-    if seeds := over_seeds(results):
-        tables.append(Table("test accuracy over seeds", seeds))
-    return tables, [verdict(results[0], other) for other in results[1:]]
+def compare(runs: Sequence[EvaluatedRun]) -> tuple[Tables, list[str]]:
+    """Return tables of what differs between the runs, and for each pair of the first with another a verdict."""
+    tables = {
+        "": [["run", *(run.name for run in runs)], ["id", *(run.id[:8] for run in runs)]],
+        "metrics": [[name, *(_number(run.metrics.get(name)) for run in runs)] for name in METRICS],
+        "parameters that differ": differences([run.params for run in runs]),
+        "data that differ": differences([run.data for run in runs]),
+        "code that differs": differences([_code(run) for run in runs]),
+        "environment that differs": differences([_environment(run) for run in runs]),
+    }
+    if seeds := over_seeds(runs):
+        tables["test accuracy over seeds"] = seeds
+    return tables, [verdict(runs[0], other) for other in runs[1:]]
 
 
 def differences(columns: Sequence[dict[str, str]]) -> list[list[str]]:
-    """Return a row for each key whose values are not all the same."""
-    keys = sorted(set().union(*columns))
-    rows = [[key, *(column.get(key, "-") for column in columns)] for key in keys]
+    """Return a row for each key whose values are not the same in all columns, - where a column lacks the key."""
+    rows = [[key, *(column.get(key, "-") for column in columns)] for key in sorted(set().union(*columns))]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs on the same test images: how many each of them gets right alone, and what follows."""
+    """Two runs on the same test images: how many images only one of them gets right, and what follows."""
 
     n_images: int
     only_first: int
@@ -126,18 +123,18 @@ def verdict(first: EvaluatedRun, second: EvaluatedRun) -> str:
     )
 
 
-def over_seeds(results: Sequence[EvaluatedRun]) -> list[list[str]]:
-    """Return mean and 95 % interval of the test accuracy for each group of runs that differ in their seed alone."""
-    groups: dict[tuple[tuple[str, str], ...], dict[str, EvaluatedRun]] = defaultdict(dict)
-    for result in results:
-        rest = tuple(sorted((key, value) for key, value in result.params.items() if key != SEED))
-        same = (*rest, ("test images", result.data["testing"]), *_code(result).items())
-        groups[same][result.params[SEED]] = result
+def over_seeds(runs: Sequence[EvaluatedRun]) -> list[list[str]]:
+    """Return a row for each group of runs that differ in their seed alone: mean test accuracy and 95 % interval."""
+    groups: dict[frozenset[tuple[str, str]], dict[str, EvaluatedRun]] = {}
+    for run in runs:
+        same = run.params | _code(run) | {"test images": run.data["testing"]}
+        seed = same.pop(SEED)
+        groups.setdefault(frozenset(same.items()), {})[seed] = run
     rows = []
     for group in groups.values():
         if len(group) > 1:
-            mean, half = mean_interval([result.metrics["test/accuracy"] for result in group.values()])
-            names = ", ".join(result.name for result in group.values())
+            mean, half = mean_interval([run.metrics["test/accuracy"] for run in group.values()])
+            names = ", ".join(run.name for run in group.values())
             rows.append([names, f"{mean:.4f} ± {half:.4f}", f"{len(group)} seeds, 95 % interval of the mean"])
     return rows
 
@@ -146,34 +143,32 @@ def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.6g}"
 
 
-def _code(result: EvaluatedRun) -> dict[str, str]:
-    commit = result.tags.get("mlflow.source.git.commit", "none")[:9]
+def _code(run: EvaluatedRun) -> dict[str, str]:
+    commit = run.tags.get("mlflow.source.git.commit", "none")[:9]
     # What an experiment changes in params.yaml stands under the parameters.
-    changed = [line.split(" b/")[-1] for line in result.patch.splitlines() if line.startswith("diff --git")]
+    changed = [line.split(" b/")[-1] for line in run.patch.splitlines() if line.startswith("diff --git")]
     return {"commit": commit, "changed files": ", ".join(name for name in changed if name != "params.yaml") or "none"}
 
 
-def _environment(result: EvaluatedRun) -> dict[str, str]:
-    return {name.removeprefix("env."): value for name, value in result.tags.items() if name.startswith("env.")}
+def _environment(run: EvaluatedRun) -> dict[str, str]:
+    return {name.removeprefix("env."): value for name, value in run.tags.items() if name.startswith("env.")}
 
 
-def as_text(tables: Sequence[Table], verdicts: Sequence[str]) -> str:
+def as_text(tables: Tables, verdicts: Sequence[str]) -> str:
     """Return the comparison for a terminal, its columns aligned across the tables."""
-    shown = [table for table in tables if table.rows]
-    width = max(len(row[0]) for table in shown for row in table.rows) + 2
-    other = max(len(cell) for table in shown for row in table.rows for cell in row[1:]) + 2
+    rows = [row for table in tables.values() for row in table]
+    width = max(len(row[0]) for row in rows) + 2
+    other = max(len(cell) for row in rows for cell in row[1:]) + 2
     lines = []
-    for table in shown:
-        lines += ["", table.title] if table.title else []
-        lines += [
-            "".join([f"  {row[0]:<{width}}", *(f"{cell:<{other}}" for cell in row[1:])]).rstrip() for row in table.rows
-        ]
-    same = [table.title.split()[0] for table in tables if not table.rows]
+    for title, table in tables.items():
+        lines += ["", title] if title and table else []
+        lines += [f"  {row[0]:<{width}}" + "".join(f"{cell:<{other}}" for cell in row[1:]).rstrip() for row in table]
+    same = [title.split()[0] for title, table in tables.items() if not table]
     lines += ["", f"The same in all: {', '.join(same)}."] if same else []
     return "\n".join([*lines, "", *verdicts])
 
 
-def as_html(tables: Sequence[Table], verdicts: Sequence[str]) -> str:
+def as_html(tables: Tables, verdicts: Sequence[str]) -> str:
     """Return the comparison as a page that needs no other file."""
     parts = [
         "<!doctype html><meta charset=utf-8><title>Runs compared</title>",
@@ -183,10 +178,10 @@ def as_html(tables: Sequence[Table], verdicts: Sequence[str]) -> str:
         "<h1>Runs compared</h1>",
         *(f"<p>{html.escape(verdict)}</p>" for verdict in verdicts),
     ]
-    for table in tables:
-        if table.rows:
-            rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in table.rows)
-            parts.append(f"<h2>{html.escape(table.title)}</h2><table>{rows}</table>")
+    for title, table in tables.items():
+        if table:
+            rows = pd.DataFrame(table).to_html(index=False, header=False, border=0)
+            parts.append(f"<h2>{html.escape(title)}</h2>{rows}")
     return "\n".join(parts) + "\n"
 
 

@@ -1,8 +1,12 @@
-"""Results as DVC records them, in experiments, in commits and in the workspace, and how to get at their files."""
+"""Results as DVC records them, in experiments, in commits and in the workspace, and how to get at their files.
+
+Files are read with dvc.api. Three things have no public way in DVC, and come from its inner modules: whether another
+process is at work in the workspace (`dvc status --json` ends as it does for any other failure), today's configuration
+for the files of an older commit, and the error for a directory whose list of files is lost.
+"""
 
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,21 +17,21 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.base.errors import InputError, unknown
+from stages.base.errors import InputError, listed, unknown
 from stages.tracking import provenance
-from stages.tracking.provenance import Provenance, git
+from stages.tracking.git import GitError, git, git_bytes
+from stages.tracking.provenance import Provenance
 from stages.tracking.result import ResultFiles
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
 
-EXPERIMENT = re.compile(r"(\w+) refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/([^/]+)")
 EVALUATE = ["python", "-m", "stages.evaluate"]
 
 
 @dataclass(frozen=True)
 class RecordedResult:
-    """One result."""
+    """A result that DVC recorded in an experiment, in a commit or in the workspace."""
 
     name: str  # the experiment's, the abbreviated commit, or "workspace"
     commit: str = ""  # that holds it; none for the workspace
@@ -36,22 +40,22 @@ class RecordedResult:
 
     @property
     def experiment(self) -> str:
+        """The experiment's name, "" for a commit and for the workspace."""
         return self.name if self.baseline else ""
 
-    def origin(self) -> Provenance:
-        """Return what its run is said to come from."""
-        if self.commit:
-            origin = provenance.of_commit(self.commit, self.experiment, self.baseline)
-            return replace(origin, tags=origin.tags | {"sweep": self.sweep}) if self.sweep else origin
-        return provenance.of_process({})
+    def provenance(self) -> Provenance:
+        """Return where its run is said to come from."""
+        if not self.commit:
+            return provenance.of_process({})
+        found = provenance.of_commit(self.commit, self.experiment, self.baseline)
+        return replace(found, tags=found.tags | {"sweep": self.sweep}) if self.sweep else found
 
     @contextmanager
     def files(self) -> Iterator[ResultFiles]:
         """Yield its files, for a commit copies that go away again. Raises InputError if they cannot be used."""
         if not self.commit:
             check_workspace()
-            lock = as_yaml(Path("dvc.lock").read_bytes())
-            yield _record(_arguments(lock), Path())
+            yield _files(_arguments(as_yaml(Path("dvc.lock").read_bytes())), Path())
             return
         from dvc.api import DVCFileSystem
         from dvc.config import Config
@@ -63,7 +67,6 @@ class RecordedResult:
         arguments = _arguments(lock)
         check_commit(lock, fs)
         with TemporaryDirectory() as folder:
-            record = _record(arguments, Path(folder))
             weights, prepared, *others = arguments
             paths = ["params.yaml", "dvc.yaml", "dvc.lock", weights, f"{prepared}/dataset.json", *others]
             missing = [path for path in paths if not copied(fs, path, Path(folder))]
@@ -71,21 +74,21 @@ class RecordedResult:
                 where = f"dvc exp pull REMOTE {self.name}" if self.experiment else "dvc fetch --all-commits"
                 raise InputError(f"DVC's cache and remote lack {', '.join(missing)}; bring them with {where}")
             try:
-                yield record
+                yield _files(arguments, Path(folder))
             except InputError as error:
                 raise InputError(str(error).replace(f"{folder}/", "")) from error
 
 
 def everything() -> list[RecordedResult]:
     """Return the results of all experiments, of the commits of HEAD and all branches, and of the workspace."""
+    order = ["--full-history", "--topo-order", "--reverse", "--format=%H"]
     commits: dict[object, str] = {}
-    for commit in git(
-        "log", "--full-history", "--topo-order", "--reverse", "--format=%H", "HEAD", "--branches", "--", "dvc.lock"
-    ).split():
+    # There is no HEAD before the first commit.
+    for commit in git("log", *order, "--ignore-missing", "HEAD", "--branches", "--", "dvc.lock").split():
         # Many a commit changes code, and dvc.lock with it, but no result: of these the last stands for all.
-        if result := _result_of(commit.decode()):
+        if result := _result_of(commit):
             commits.pop(result, None)
-            commits[result] = commit.decode()
+            commits[result] = commit
     return [
         *experiments(),
         *(RecordedResult(commit[:9], commit) for commit in commits.values()),
@@ -95,26 +98,30 @@ def everything() -> list[RecordedResult]:
 
 def named(names: Collection[str]) -> list[RecordedResult]:
     """Return the results with these names: of experiments, of revisions, "workspace". Raises InputError for others."""
-    found = []
+    found, known = [], experiments()
     for name in names:
-        commit = git("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}").decode().strip()
         if name == "workspace":
             found.append(RecordedResult(name))
-        elif of_name := [experiment for experiment in experiments() if experiment.name == name]:
+        elif of_name := [experiment for experiment in known if experiment.name == name]:
             found += of_name
-        elif commit:
-            found.append(RecordedResult(commit[:9], commit))
         else:
-            known = ["workspace", *(experiment.name for experiment in experiments())]
-            raise InputError(f"no experiment or revision is called {name!r}{unknown(name, known)}, any git revision")
+            try:
+                commit = git("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}").strip()
+            except GitError as error:
+                accepted = ["workspace", *(experiment.name for experiment in known)]
+                hint = f"{unknown(name, accepted)}, any git revision"
+                raise InputError(f"no experiment or revision is called {name!r}{hint}") from error
+            found.append(RecordedResult(commit[:9], commit))
     return found
 
 
 def experiments() -> list[RecordedResult]:
-    """Return DVC's experiments."""
-    lines = git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").decode().splitlines()
-    found = [match.groups() for line in lines if (match := EXPERIMENT.fullmatch(line))]
-    return [RecordedResult(name, commit, start + rest) for commit, start, rest, name in found]
+    """Return DVC's experiments: commits that it keeps under refs/exps/<baseline, cut after two digits>/<name>."""
+    found = []
+    for line in git("for-each-ref", "--format=%(objectname)/%(refname:lstrip=2)", "refs/exps/??/*/*").splitlines():
+        commit, start, rest, name = line.split("/")
+        found.append(RecordedResult(name, commit, start + rest))
+    return found
 
 
 def as_yaml(content: bytes) -> dict[str, Any]:
@@ -128,11 +135,13 @@ def as_yaml(content: bytes) -> dict[str, Any]:
 
 def _result_of(commit: str) -> object:
     """Return what is equal for commits with the same result: params.yaml and the outputs. None if it holds none."""
-    stages = as_yaml(git("show", f"{commit}:dvc.lock")).get("stages", {})
+    if not git("ls-tree", commit, "dvc.lock"):
+        return None
+    stages = as_yaml(git_bytes("show", f"{commit}:dvc.lock")).get("stages", {})
     if "evaluate" not in stages:
         return None
     outs = [(out["path"], out["md5"]) for stage in stages.values() for out in stage.get("outs", [])]
-    return git("rev-parse", f"{commit}:params.yaml"), tuple(sorted(outs))
+    return git("ls-tree", commit, "params.yaml"), tuple(sorted(outs))
 
 
 def _arguments(lock: dict[str, Any]) -> list[str]:
@@ -146,13 +155,13 @@ def _arguments(lock: dict[str, Any]) -> list[str]:
     return words[3:]
 
 
-def _record(arguments: list[str], root: Path) -> ResultFiles:
+def _files(arguments: list[str], root: Path) -> ResultFiles:
     weights, prepared, history, results, plots = (root / argument for argument in arguments)
     return ResultFiles(weights, prepared, history, results, plots, root)
 
 
 def check_workspace() -> None:
-    """Raise InputError if the workspace is not what dvc.lock says."""
+    """Raise InputError if the workspace is not what dvc.lock says, or if DVC is at work in it."""
     from dvc.lock import LockError
     from dvc.repo import Repo
 
@@ -184,11 +193,11 @@ def check_commit(lock: dict[str, Any], fs: "DVCFileSystem") -> None:
             if in_git and not is_data and _digest(fs, path) != entry["md5"]:
                 changed[path] = None
     if changed:
-        raise InputError(f"committed without dvc repro: {', '.join(changed)}")
+        raise InputError(f"committed without dvc repro: {listed(changed)}")
 
 
 def _value(values: Any, key: str) -> object:
-    """Return what stands under a dotted key."""
+    """Return what stands under a dotted key, None if nothing does."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values

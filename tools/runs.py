@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from stages.base.errors import InputError
+from stages.base.errors import InputError, listed
 from stages.tracking.result import EVALUATION_TAG
 from stages.tracking.store import Store
+from stages.training.selection import rank
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -19,39 +20,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """An evaluated run."""
+    """A run that was trained and evaluated, as tools read it."""
 
     id: str
-    name: str
-    params: dict[str, str]
+    name: str  # DVC's experiment, or the abbreviated commit
+    params: dict[str, str]  # by their dotted names, as MLflow keeps them: text as it is, the rest as JSON
     metrics: dict[str, float]
     tags: dict[str, str]
-    data: dict[str, str]  # name and digest of the dataset of each context: training, validation, testing
-    patch: str  # what differed from the commit
-    model: str  # models:/<id>
-    predictions: pd.DataFrame  # one row a test image: index, label, predicted, probabilities
+    data: dict[str, str]  # name and digest of the dataset by its context: training, validation, testing
+    patch: str  # what differed from the commit, as git prints it
+    model: str  # MLflow's address of it: models:/<id>
+    predictions: pd.DataFrame  # a row for each test image: index, label, predicted, a probability for each class
 
     def right(self) -> npt.NDArray[np.bool_]:
-        """Return whether each test image was classified correctly."""
+        """Return for each test image whether it was classified correctly."""
         return (self.predictions["label"] == self.predictions["predicted"]).to_numpy()
 
 
 class Runs:
-    """The runs in the store of the stages, for reading. Raises InputError if it cannot be reached."""
+    """The runs in the store of the stages, for reading."""
 
     def __init__(self) -> None:
-        opened = Store.from_environment()
-        self.uri = opened.uri
-        if opened.database and not opened.database.exists():
-            raise InputError(f"there are no runs yet, since there is no {opened.database}: make repro comes first")
+        """Connect to the store. Raises InputError if it cannot be reached, or does not exist yet."""
+        store = Store.from_environment()
+        self.uri = store.uri
+        if store.database and not store.database.exists():
+            raise InputError(f"there are no runs yet, since there is no {store.database}: make repro comes first")
         try:
-            self.client = opened.client()
+            self.client = store.client()
         except Exception as error:
             raise InputError(f"MLflow at {self.uri} cannot be read: {type(error).__name__}: {error}") from error
-        self.experiment_id = opened.experiment_id
+        self.experiment_id = store.experiment_id
 
     def model_version(self, name: str, alias: str) -> "ModelVersion | None":
-        """Return the registered model's version with this alias, None if there is none."""
+        """Return the registered model's version with this alias, None if there is none.
+
+        Raises InputError if the registry cannot be read.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
@@ -68,24 +73,15 @@ class Runs:
         InputError if there is none, naming those that there are.
         """
         evaluated = self.client.search_runs(
-            [self.experiment_id],
-            f"tags.`{EVALUATION_TAG}` != ''",
-            max_results=50_000,
-            order_by=["start_time DESC"],
+            [self.experiment_id], f"tags.`{EVALUATION_TAG}` != ''", max_results=50_000, order_by=["start_time DESC"]
         )
         if name == "best" and evaluated:
             images = _data(evaluated[0])["validation"]
-            return self._read(
-                max(
-                    (run for run in evaluated if _data(run)["validation"] == images),
-                    key=lambda run: (run.data.metrics["best/valid_accuracy"], -run.data.metrics["best/valid_loss"]),
-                )
-            )
+            return self._read(max((run for run in evaluated if _data(run)["validation"] == images), key=_rank))
         for run in evaluated:
             if name in (run.info.run_id, run.info.run_name):
                 return self._read(run)
-        names = list(dict.fromkeys(str(run.info.run_name) for run in evaluated))
-        known = ", ".join(["best", *names[:20]]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        known = listed(["best", *dict.fromkeys(run.info.run_name for run in evaluated)])
         raise InputError(f"no evaluated run is called {name!r} in {self.uri}; there are: {known}")
 
     def _read(self, run: "MlflowRun") -> EvaluatedRun:
@@ -102,13 +98,17 @@ class Runs:
             data=_data(run),
             patch=load_text(f"{run.info.artifact_uri}/git.patch") if "git.patch" in files else "",
             model=f"models:/{run.outputs.model_outputs[0].model_id}",
-            predictions=table_of(load_text(f"{run.info.artifact_uri}/plots/predictions.csv")),
+            predictions=read_predictions(load_text(f"{run.info.artifact_uri}/plots/predictions.csv")),
         )
 
 
-def table_of(predictions: str) -> pd.DataFrame:
+def read_predictions(text: str) -> pd.DataFrame:
     """Return the table of a predictions.csv. Its classes are text: pandas would take NA for none, and 01 for 1."""
-    return pd.read_csv(StringIO(predictions), dtype={"label": str, "predicted": str}, keep_default_na=False)
+    return pd.read_csv(StringIO(text), dtype={"label": str, "predicted": str}, keep_default_na=False)
+
+
+def _rank(run: "MlflowRun") -> tuple[float, float]:
+    return rank(run.data.metrics["best/valid_accuracy"], run.data.metrics["best/valid_loss"])
 
 
 def _data(run: "MlflowRun") -> dict[str, str]:

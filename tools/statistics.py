@@ -1,4 +1,7 @@
-"""Whether a difference between classifiers is real: pure functions of counts and arrays."""
+"""Whether a difference between classifiers is real: pure functions of counts and arrays.
+
+scipy.stats is imported where it is needed, since that takes 0.4 s.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,20 +12,24 @@ RESAMPLES = 10_000
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test.
+    """Return the two-sided p-value of McNemar's exact test (Psychometrika 12, 1947).
 
-    Of the images that just one of two classifiers gets right, `only_first` and `only_second` are how many each does.
-    If the classifiers were equally good, either would be as likely: a binomial test. McNemar, Psychometrika 12, 1947.
+    `only_first` and `only_second` count the images that just one of two classifiers gets right. If the classifiers
+    were equally good, each of these images would be as likely to be the one's as the other's: a binomial test.
     """
-    n, fewer = only_first + only_second, min(only_first, only_second)
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / (1 << n))
+    from scipy.stats import binomtest
+
+    n_images = only_first + only_second
+    return float(binomtest(only_first, n_images).pvalue) if n_images else 1.0
 
 
 def bootstrap_interval(only_first: int, only_second: int, n_images: int) -> tuple[float, float]:
     """Return the 95 % interval of second minus first accuracy, over resamples of the images that both were tested on.
 
-    An image counts -1, 0 or 1, so a resample of all images is a draw of how many of each there are. The percentile
-    method of Efron and Tibshirani, "An Introduction to the Bootstrap", 1993. The same counts give the same interval.
+    The percentile method of Efron and Tibshirani, "An Introduction to the Bootstrap", 1993. An image counts -1, 0 or
+    1, so a resample is a draw of three counts. scipy.stats.bootstrap, which draws image by image, gives the same
+    interval to within its own randomness and takes 1.5 s instead of 2 ms for 10,000 images. The same counts always
+    give the same interval.
     """
     shares = np.array([only_first, only_second, n_images - only_first - only_second]) / n_images
     draws = np.random.RandomState(0).multinomial(n_images, shares, RESAMPLES)
@@ -32,9 +39,8 @@ def bootstrap_interval(only_first: int, only_second: int, n_images: int) -> tupl
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and half the width of its 95 % interval (Student's t); the half is NaN for fewer than two values."""
-    from scipy.stats import t  # 0.3 s to import, needed only where there are several seeds
+    from scipy.stats import sem, t
 
-    mean = float(np.mean(values))
     if len(values) < 2:
-        return mean, math.nan
-    return mean, float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+        return float(np.mean(values)), math.nan
+    return float(np.mean(values)), float(t.ppf(0.975, len(values) - 1) * sem(values))

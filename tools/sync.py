@@ -12,19 +12,31 @@ only a run knows is not made up: how long it took, and on what machine. Doing it
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.params import flattened, load_params
-from stages.tracking.result import EVALUATION_TAG, WEIGHTS_TAG
 from stages.tracking.store import Store
-from stages.tracking.tracker import Tracker, lacks_evaluation
+from stages.tracking.writer import RunWriter, has_evaluation, lacks_evaluation
 from tools import recorded
 from tools.recorded import RecordedResult
 
-PRESENT, SKIPPED, FAILED = "in place", "skipped", "failed"
+
+class Outcome(StrEnum):
+    """What became of a result; the values are what is printed."""
+
+    PRESENT = "in place"
+    CREATED = "created"
+    COMPLETED = "completed"
+    SKIPPED = "skipped"  # the result cannot be used
+    FAILED = "failed"  # for another reason than the result or the store
+    # Of a dry run:
+    WOULD_BE_PRESENT = "would be in place"
+    WOULD_BE_CREATED = "would be created"
+    WOULD_BE_COMPLETED = "would be completed"
 
 
 def main() -> None:
@@ -35,23 +47,23 @@ def main() -> None:
     results = recorded.named(arguments.names) if arguments.names else recorded.everything()
     sync = Sync(Store.from_environment(), arguments.dry_run)
 
-    outcomes: Counter[str] = Counter()
+    outcomes: Counter[Outcome] = Counter()
     for result in results:
         outcome, detail = sync.outcome(result)
         print(f"{result.name}: {outcome}{detail}", flush=True)
         outcomes[outcome] += 1
     print("in all:", ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items()))
+    failed, skipped = outcomes[Outcome.FAILED], outcomes[Outcome.SKIPPED]
     # What was asked for by name is expected to be there.
-    if outcomes[FAILED] or (arguments.names and outcomes[SKIPPED]):
-        raise InputError(
-            f"{outcomes[FAILED] + outcomes[SKIPPED]} of {len(results)} could not be given a run, see above"
-        )
+    if failed or (arguments.names and skipped):
+        raise InputError(f"{failed + skipped} of {len(results)} could not be given a run, see above")
 
 
 class Sync:
-    """Gives results their runs in a store. Raises InputError if the store fails."""
+    """Gives results their runs in a store."""
 
     def __init__(self, store: Store, dry_run: bool) -> None:
+        """Connect to the store. Raises InputError if it fails."""
         self._store, self._dry_run = store, dry_run
         self._planned: list[tuple[dict[str, str], dict[str, str]]] = []  # what a dry run would have made
         with reaching(store):
@@ -59,36 +71,37 @@ class Sync:
                 store.client()
             self._exists = store.exists()
 
-    def outcome(self, result: RecordedResult) -> tuple[str, str]:
-        """Give a result its run; return what was done, and details of it."""
+    def outcome(self, result: RecordedResult) -> tuple[Outcome, str]:
+        """Give a result its run; return what was done, and details of it. Raises InputError if the store fails."""
         try:
             return self._give(result)
         except InputError as error:
-            return SKIPPED, f", {error}"
+            return Outcome.SKIPPED, f", {error}"
         except Exception as error:
             # What is wrong with one result is no harm to the others, unless it is the store.
             with reaching(self._store):
                 self._store.exists()
-            return FAILED, f", {type(error).__name__}: {error}"
+            return Outcome.FAILED, f", {type(error).__name__}: {error}"
 
-    def _give(self, result: RecordedResult) -> tuple[str, str]:
-        with result.files() as record:
-            values = read_params(record.root / "params.yaml")
-            tracker = Tracker(self._store, values, result.origin(), sparing=False)
-            digests = record.digests()
-            runs = tracker.found(digests[WEIGHTS_TAG]) if self._exists else []
+    def _give(self, result: RecordedResult) -> tuple[Outcome, str]:
+        with result.files() as files:
+            params = read_params(files.root / "params.yaml")
+            writer = RunWriter(self._store, params, result.provenance())
+            digests = files.digests()
+            runs = writer.found(digests) if self._exists else []
             # An experiment's run is its own. Any will do for a commit or the workspace, which may hold an experiment's.
             ours = [run for run in runs if result.experiment in ("", run.data.tags.get("dvc.exp_name"))]
-            if any(run.data.tags.get(EVALUATION_TAG) == digests[EVALUATION_TAG] for run in ours):
-                return PRESENT, ""
-            waiting = next((run.info.run_id for run in ours if lacks_evaluation(run)), "")
+            if any(has_evaluation(run, digests) for run in ours):
+                return Outcome.PRESENT, ""
+            trained = next((run.info.run_id for run in ours if lacks_evaluation(run)), "")
             if not self._dry_run:
-                return "completed" if waiting else "created", f", run {tracker.complete(record, waiting)}"
-            made = digests, tracker.params
-            if not result.experiment and made in self._planned:
-                return "would be in place", ""
-            self._planned.append(made)
-            return ("would be completed", f", run {waiting}") if waiting else ("would be created", "")
+                outcome = Outcome.COMPLETED if trained else Outcome.CREATED
+                return outcome, f", run {writer.complete(files, trained)}"
+            planned = digests, writer.params
+            if not result.experiment and planned in self._planned:
+                return Outcome.WOULD_BE_PRESENT, ""
+            self._planned.append(planned)
+            return (Outcome.WOULD_BE_COMPLETED, f", run {trained}") if trained else (Outcome.WOULD_BE_CREATED, "")
 
 
 @contextmanager

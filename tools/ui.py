@@ -5,7 +5,8 @@
 
 Its columns are the parameters that vary between the runs and the test metrics, the best run first; its charts are the
 learning curves. MLflow lists it under Views, for all who use the store. Where MLFLOW_TRACKING_URI names a server, the
-view is prepared there and nothing is started.
+view is prepared there and nothing is started. How MLflow keeps views is not documented, so a version of it that the
+tests have not seen gets the plain page of the runs.
 """
 
 import base64
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ import webbrowser
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 from urllib.parse import quote
 
@@ -27,11 +30,13 @@ from stages.base import cli
 from stages.base.errors import InputError, unknown
 from stages.base.params import load_params
 from tools.runs import Runs
-from tools.servers import HOST, check_port, listens
+from tools.serve import HOST, check_port
+
+KNOWN = "3.17"  # the version of MLflow whose views are known: tests/tools/test_ui.py looks at them in a browser
 
 METRICS = ["test/accuracy", "test/loss", "best/valid_accuracy", "test/macro_f1", "test/never_predicted"]
 CURVES = ["train/loss", "valid/loss", "train/accuracy", "valid/accuracy"]
-MOST_PARAMETERS = 8  # more columns than that nobody sees at once
+MOST_PARAMETERS = 8  # as many columns as can be seen at once
 
 
 def main() -> None:
@@ -40,10 +45,12 @@ def main() -> None:
     parser.add_argument("--sweep", metavar="NAME", help="show the runs of this sweep alone")
     arguments = parser.parse_args()
     store = Runs()
-    remote = store.uri.startswith(("http:", "https:"))
-    if not remote:
+    if remote := store.uri.startswith(("http:", "https:")):
+        shown_by = server_version(store.uri)
+    else:
         check_port(arguments.port, "make ui PORT=5001")
-    path = prepare(store, arguments.sweep)
+        shown_by = version("mlflow")
+    path = prepare(store, arguments.sweep, shown_by)
     if remote:
         announce(re.sub("//[^/]*@", "//", store.uri).rstrip("/") + path)  # without a password
         return
@@ -56,8 +63,21 @@ def main() -> None:
     raise InputError(f"MLflow's server ended by itself, with status {server.returncode}")
 
 
-def prepare(store: Runs, sweep: str | None) -> str:
-    """Write the view into the store and return its path in MLflow's pages. Raises InputError if it would be empty."""
+def server_version(uri: str) -> str:
+    """Return the version of the MLflow server at `uri`, or that it is unknown."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    response = http_request(get_default_host_creds(uri), "/version", "GET")  # type: ignore[no-untyped-call]
+    return str(response.text) if response.ok else "of an unknown version"
+
+
+def prepare(store: Runs, sweep: str | None, shown_by: str) -> str:
+    """Write the view into the store and return its path in the pages of MLflow, which are of the version `shown_by`.
+
+    For an unknown version the path is that of the page of the runs as it comes, and a warning says what is missing.
+    Raises InputError if there are no runs to show.
+    """
     runs = list(store.client.search_runs([store.experiment_id], max_results=50_000))
     if not runs:
         raise InputError(f"there are no runs in {store.uri} yet: make repro comes first")
@@ -66,13 +86,22 @@ def prepare(store: Runs, sweep: str | None) -> str:
         if sweep not in sweeps:
             raise InputError(f"unknown sweep {sweep!r}{unknown(sweep, sweeps)}" if sweeps else "no run is of a sweep")
         runs = [run for run in runs if run.data.tags.get("sweep") == sweep]
+    search = f"tags.sweep = '{sweep}'" if sweep else ""
+    page = f"/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
+    if not shown_by.startswith(f"{KNOWN}."):
+        print(
+            f"warning: MLflow {shown_by} may keep views in another way than {KNOWN}, so none was prepared: the columns,"
+            " their order and the charts have to be chosen on the page",
+            file=sys.stderr,
+        )
+        return f"{page}&searchFilter={quote(search)}" if search else page
     name = f"Sweep {sweep}" if sweep else "Training runs"
     key = re.sub(r"[^a-z0-9_.-]", "-", name.lower())
-    names = varying([run.data.params for run in runs], list(load_params().flat()))
-    state = view(names, METRICS, f"tags.sweep = '{sweep}'" if sweep else "")
-    store.client.set_experiment_tag(store.experiment_id, f"mlflow.sharedViewState.{key}", packed(name, state))
+    params = varying([run.data.params for run in runs], list(load_params().flat()))
+    tag = packed(name, view(params, METRICS, search))
+    store.client.set_experiment_tag(store.experiment_id, f"mlflow.sharedViewState.{key}", tag)
     # Only the key: a sort order or filter in the link would make MLflow ignore the view's.
-    return f"/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={quote(key)}"
+    return f"{page}&viewStateShareKey={quote(key)}"
 
 
 def varying(runs: Sequence[dict[str, str]], params: Sequence[str]) -> list[str]:
@@ -81,14 +110,18 @@ def varying(runs: Sequence[dict[str, str]], params: Sequence[str]) -> list[str]:
     return [name for name in known if len({run.get(name) for run in runs}) > 1][:MOST_PARAMETERS]
 
 
-def view(parameters: Sequence[str], metrics: Sequence[str], search: str = "") -> dict[str, Any]:
+def view(params: Sequence[str], metrics: Sequence[str], search: str = "") -> dict[str, Any]:
     """Return a state of MLflow's page of runs: columns, order, filter and charts.
 
     The names are those that MLflow 3.17.2 writes when a view is saved under Views. Of a state its page takes what it
     knows and leaves the rest at its defaults.
     """
-    columns = {f"params.`{name}`": name for name in parameters} | {f"metrics.`{name}`": name for name in metrics}
-    best, section = f"metrics.`{metrics[0]}`", "learning-curves"
+    columns = {f"params.`{name}`": name for name in params} | {f"metrics.`{name}`": name for name in metrics}
+    best = f"metrics.`{metrics[0]}`"
+    section = {"uuid": "learning-curves", "name": "Learning curves", "columns": 2, "cardHeight": 300}
+    chart = {"type": "LINE", "metricSectionId": section["uuid"], "deleted": False, "isGenerated": False}
+    chart |= {"scaleType": "linear", "xAxisKey": "step", "yAxisKey": "metric", "useGlobalXaxisKey": True}
+    chart |= {"lineSmoothness": 0, "useGlobalLineSmoothing": True}
     return {
         "searchFilter": search,
         "orderByKey": best,
@@ -100,34 +133,8 @@ def view(parameters: Sequence[str], metrics: Sequence[str], search: str = "") ->
             column: max(90, 26 + 6 * len(name)) + 30 * (column == best) for column, name in columns.items()
         },
         "runsHiddenMode": "FIRST_20_RUNS",  # in the charts; 10 by default
-        "compareRunSections": [
-            {
-                "uuid": section,
-                "name": "Learning curves",
-                "display": True,
-                "isReordered": True,
-                "columns": 2,
-                "cardHeight": 300,
-            }
-        ],
-        "compareRunCharts": [
-            {
-                "uuid": name,
-                "type": "LINE",
-                "metricSectionId": section,
-                "metricKey": name,
-                "displayName": name,
-                "deleted": False,
-                "isGenerated": False,
-                "lineSmoothness": 0,
-                "scaleType": "linear",
-                "xAxisKey": "step",
-                "yAxisKey": "metric",
-                "useGlobalXaxisKey": True,
-                "useGlobalLineSmoothing": True,
-            }
-            for name in CURVES
-        ],
+        "compareRunSections": [section | {"display": True, "isReordered": True}],
+        "compareRunCharts": [{"uuid": name, "metricKey": name, "displayName": name} | chart for name in CURVES],
         "isAccordionReordered": True,  # else the sections are sorted by name
     }
 
@@ -167,7 +174,14 @@ def serving(uri: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
             server.wait()
 
 
+def listens(port: int) -> bool:
+    """Return whether a server listens on this port of HOST."""
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
 def announce(link: str) -> None:
+    """Print the link to the runs and to their charts, and open it in a browser where there is a desktop."""
     print(f"training runs:   {link}\nlearning curves: {link}&compareRunsMode=CHART", flush=True)
     if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform in ("darwin", "win32"):
         webbrowser.open(link)

@@ -1,11 +1,140 @@
-"""What is read of MLflow's runs."""
+"""What is read of MLflow's runs, and how people's names find them, in a real store."""
 
-from tools.runs import table_of
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import Dataset, DatasetInput, InputTag
+
+from stages.base.errors import InputError
+from stages.tracking.result import EVALUATION_TAG
+from tests.conftest import Project
+from tools.runs import EvaluatedRun, Runs, read_predictions
+
+
+@pytest.fixture
+def store(compared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """The store of four evaluated runs, in a copy that a test may add to; the artifacts are the original's."""
+    shutil.copy(compared.root / "mlflow.db", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return Runs()
+
+
+def evaluated(store: Runs, name: str) -> str:
+    """Add a run that only looks as if it had been evaluated, before all others; return its id."""
+    run = store.client.create_run(store.experiment_id, 1, {EVALUATION_TAG: "0"}, run_name=name)
+    return str(run.info.run_id)
+
+
+def test_a_run_is_read_as_it_was_logged(store: Runs, compared: Project) -> None:
+    run = store.find("seed-1")
+    logged = store.client.get_run(run.id)
+    assert (run.name, run.params["train.seed"]) == ("seed-1", "1")
+    assert (run.params, run.metrics, run.tags) == (logged.data.params, logged.data.metrics, logged.data.tags)
+    assert logged.outputs is not None
+    assert run.model == f"models:/{logged.outputs.model_outputs[0].model_id}"
+    artifacts = Path(logged.info.artifact_uri)
+    assert run.patch == ((artifacts / "git.patch").read_text() if (artifacts / "git.patch").exists() else "")
+    predictions = (compared.root / "seed-1/plots/predictions.csv").read_text()
+    assert run.predictions.equals(read_predictions(predictions))
+    assert run.right().tolist() == [row.split(",")[1] == row.split(",")[2] for row in predictions.splitlines()[1:]]
+    assert run.right().mean() == pytest.approx(run.metrics["test/accuracy"], abs=1e-6)
+
+
+def test_data_are_told_apart_by_their_digests(store: Runs) -> None:
+    run, other = store.find("seed-0"), store.find("others")
+    assert sorted(run.data) == ["testing", "training", "validation"]
+    assert len(set(run.data.values())) == 3
+    assert [context for context in run.data if run.data[context] != other.data[context]] == ["testing"]
+
+
+def test_a_run_is_found_by_its_id_and_the_latest_of_several_by_its_name(store: Runs) -> None:
+    ids = {name: store.find(name).id for name in ("seed-0", "seed-1", "closed")}
+    assert store.find(ids["closed"]).name == "closed"
+    store.client.update_run(ids["closed"], name="seed-1")
+    assert store.find("seed-1").id == ids["seed-1"]
+    store.client.update_run(ids["seed-1"], name="closed")
+    assert store.find("closed").id == ids["seed-1"]
+    assert store.find("seed-1").id == ids["closed"]
+
+
+def best_of(store: Runs, figures: dict[str, tuple[float, float]]) -> EvaluatedRun:
+    """Return what is called best with these validation accuracies and losses, and 0 and 9 for the other runs."""
+    for name in ("seed-0", "seed-1", "closed", "others"):
+        accuracy, loss = figures.get(name, (0, 9))
+        store.client.log_metric(store.find(name).id, "best/valid_accuracy", accuracy)
+        store.client.log_metric(store.find(name).id, "best/valid_loss", loss)
+    return store.find("best")
+
+
+def test_best_is_the_highest_validation_accuracy_then_the_lowest_loss(store: Runs) -> None:
+    assert best_of(store, {"seed-0": (0.9, 0.5), "others": (0.8, 0.1)}).name == "seed-0"
+    assert best_of(store, {"seed-0": (0.9, 0.5), "closed": (0.9, 0.4), "others": (0.8, 0.1)}).name == "closed"
+
+
+def test_best_is_among_those_validated_on_the_images_of_the_latest(store: Runs) -> None:
+    elsewhere = evaluated(store, "elsewhere")
+    data = DatasetInput(Dataset("digits", "0" * 32, "", ""), [InputTag("mlflow.data.context", "validation")])
+    store.client.log_inputs(elsewhere, [data])
+    store.client.log_metric(elsewhere, "best/valid_accuracy", 1)
+    store.client.log_metric(elsewhere, "best/valid_loss", 0)
+    assert best_of(store, {"seed-0": (0.9, 0.5)}).name == "seed-0"
+
+
+def test_unknown_names_are_answered_with_those_that_there_are(store: Runs) -> None:
+    store.client.create_run(store.experiment_id, run_name="trained only")
+    with pytest.raises(InputError) as error:
+        store.find("trained only")
+    there_are = "there are: best, seed-1, seed-0, closed, others"
+    assert str(error.value) == f"no evaluated run is called 'trained only' in {store.uri}; {there_are}"
+    for number in range(25):
+        evaluated(store, f"more-{number}")
+    with pytest.raises(InputError, match=rf"{there_are}, more-\d+, .* and 10 more$"):
+        store.find("seed-7")
+
+
+def test_models_of_the_registry(store: Runs) -> None:
+    assert store.model_version("own", "champion") is None
+    store.client.create_registered_model("own")
+    assert store.model_version("own", "champion") is None
+    run = store.find("seed-0")
+    version = store.client.create_model_version("own", run.model, run.id)
+    store.client.set_registered_model_alias("own", "champion", version.version)
+    found = store.model_version("own", "champion")
+    assert found is not None
+    assert (found.run_id, found.version) == (run.id, version.version)
+    store.client = mlflow.MlflowClient("http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"the registry in sqlite:///.* cannot be read: "):
+        store.model_version("own", "champion")
+
+
+def test_a_store_without_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"there are no runs yet, since there is no .*/mlflow.db: make repro comes "):
+        Runs()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///empty.db")
+    empty = mlflow.MlflowClient(f"sqlite:///{tmp_path}/empty.db")
+    empty.create_experiment("repronet")
+    for name in ("best", "seed-0"):
+        with pytest.raises(InputError, match=f"no evaluated run is called '{name}' in .*; there are: best$"):
+            Runs().find(name)
+
+
+def test_a_store_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").write_text("not a database")
+    with pytest.raises(InputError, match=r"MLflow at sqlite:///.*/mlflow.db cannot be read: DatabaseError: "):
+        Runs()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be read: MlflowException: "):
+        Runs()
 
 
 def test_classes_are_text() -> None:
     text = "index,label,predicted,NA,01,1\n0,NA,NA,0.5,0.2,0.3\n1,01,1,0.5,0.2,0.3\n2,1,1.0,0.5,0.2,0.3\n"
-    table = table_of(text)
+    table = read_predictions(text)
     assert table["label"].tolist() == ["NA", "01", "1"]
     assert (table["label"] == table["predicted"]).tolist() == [True, False, False]
     assert table[["NA", "01", "1"]].to_numpy().tolist() == [[0.5, 0.2, 0.3]] * 3

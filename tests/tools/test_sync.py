@@ -1,7 +1,11 @@
 """MLflow brought to agree with DVC: with real experiments, a real remote and real stores."""
 
+import contextlib
+import os
 import re
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,32 +20,41 @@ from stages.base.errors import InputError
 from stages.base.params import load_params
 from stages.tracking.store import Store
 from stages.tracking.tracker import Tracker
+from stages.tracking.writer import RunWriter
 from stages.train import train
 from tests.conftest import PRETRAINED, Project, free_port, runs, served
 from tools import recorded
-from tools.sync import Sync, read_params
+from tools.recorded import RecordedResult
+from tools.sync import Sync, main, read_params
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)
 TIES = ("dvc.exp_name", "dvc.baseline_rev", "mlflow.source.git.commit", "git.dirty")
 
 
+def dvc(project: Project, *commands: str) -> None:
+    """Run commands of DVC in one process, since it takes a second to start."""
+    script = "import sys; from dvc.cli import main; sys.exit(any(main(command.split()) for command in sys.argv[1:]))"
+    project("python", "-c", script, *commands)
+
+
 @pytest.fixture(scope="module")
-def original(make_project: Callable[[], Project]) -> Project:
+def original(make_project: Callable[[], Project], digits: Path) -> Project:
     """A copy with a committed result and the experiment seed-1, both run here and pushed for others."""
     project = make_project()
     project("git", "init", "-q", "--bare", f"{project.root}-hub")
     project("git", "remote", "add", "origin", f"{project.root}-hub")
-    project("dvc", "remote", "add", "--default", "storage", f"{project.root}-storage")
+    with (project.root / ".dvc/config").open("a") as config:  # whose last section is core
+        config.write(f"    remote = storage\n['remote \"storage\"']\n    url = {project.root}-storage\n")
     # The one result in the history is this machine's own: another CPU may have made the one that the project commits.
     (project.root / "dvc.lock").unlink()
+    project.edit("params.yaml", "epochs: 30", "epochs: 2")
     project("git", "commit", "-qa", "--amend", "-m", "a copy without results")
-    project("dvc", "repro")
+    shutil.copytree(digits, project.root / "data/prepared")  # as prepare makes it, which needs no run of its own here
+    dvc(project, "commit -q -f prepare", "repro")
     project("git", "add", "-A")
     project("git", "commit", "-q", "-m", "results")
-    project("dvc", "exp", "run", "--temp", "--name", "seed-1", "-S", "train.seed=1")
     project("git", "push", "-q", "origin", "HEAD")
-    project("dvc", "push", "-q")
-    project("dvc", "exp", "push", "origin", "seed-1")
+    dvc(project, "exp run --temp --name seed-1 -S train.seed=1", "push -q", "exp push origin seed-1")
     return project
 
 
@@ -51,8 +64,7 @@ def clone(original: Project) -> Project:
     root = Path(f"{original.root}-clone")
     original("git", "clone", "-q", f"{original.root}-hub", str(root))
     project = Project.at(root)
-    project("dvc", "pull", "-q")
-    project("dvc", "exp", "pull", "origin", "seed-1")
+    dvc(project, "pull -q", "exp pull origin seed-1")
     return project
 
 
@@ -92,12 +104,18 @@ def row(uri: str, run: Any, folder: Path) -> dict[str, Any]:
 def synced(
     project: Project, uri: str = "", only: tuple[str, ...] = (), dry_run: bool = False
 ) -> dict[str, tuple[str, str]]:
-    """Run tools.sync in this process; return what became of each result."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project.root)
-        sync = Sync(Store.from_environment({"MLFLOW_TRACKING_URI": uri}), dry_run)
+    """Give results their runs in this process; return what became of each."""
+    with contextlib.chdir(project.root):
+        giver = Sync(Store.from_environment({"MLFLOW_TRACKING_URI": uri}), dry_run)
         results = recorded.named(only) if only else recorded.everything()
-        return {result.name: sync.outcome(result) for result in results}
+        return {result.name: giver.outcome(result) for result in results}
+
+
+def sync(project: Project, *arguments: str) -> None:
+    """Run the command in this process."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(project.root):
+        patch.setattr(sys, "argv", ["", *arguments])
+        main()
 
 
 def last(project: Project) -> str:
@@ -116,9 +134,10 @@ def test_what_was_run_here_is_in_place(original: Project) -> None:
 
 
 def test_pulled_results_get_the_rows_of_the_original(
-    clone: Project, rows: list[dict[str, Any]], tmp_path: Path
+    clone: Project, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = clone("python", "-m", "tools.sync", "--dry-run")
+    sync(clone, "--dry-run")
+    output = capsys.readouterr().out
     expected = ["seed-1: would be created", f"{last(clone)}: would be created", "workspace: would be in place"]
     assert output.splitlines() == [*expected, "in all: 2 would be created, 1 would be in place"]
     assert not list(clone.root.glob("ml*"))
@@ -129,7 +148,7 @@ def test_pulled_results_get_the_rows_of_the_original(
     assert experiment == rows[0]
     recorded_at = int(clone("git", "log", "-1", "--format=%ct", experiment_ref(clone))) * 1000
     assert [clone.runs()[0].info.start_time, clone.runs()[0].info.end_time] == [recorded_at] * 2
-    assert len(experiment["metrics"]["lr"]) == 30
+    assert len(experiment["metrics"]["lr"]) == 2
     assert "git.patch" in experiment["artifacts"]
     # What the commit holds was run before there was the commit.
     assert commit["name"] == commit["ties"]["mlflow.source.git.commit"][:9] == last(clone)
@@ -257,14 +276,14 @@ def test_weights_that_today_s_code_cannot_read(broken: Project) -> None:
 
 
 def test_one_failure_holds_up_nothing_else(clone: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    complete = Tracker.complete
+    complete = RunWriter.complete
 
-    def fail_once(tracker: Tracker, *arguments: Any) -> str:
-        if "dvc.exp_name" in tracker.origin.tags:
+    def fail_once(writer: RunWriter, *arguments: Any) -> str:
+        if "dvc.exp_name" in writer.provenance.tags:
             raise TypeError("no such graph")
-        return complete(tracker, *arguments)
+        return complete(writer, *arguments)
 
-    monkeypatch.setattr(Tracker, "complete", fail_once)
+    monkeypatch.setattr(RunWriter, "complete", fail_once)
     outcomes = synced(clone, f"sqlite:///{tmp_path}/mlflow.db")
     assert outcomes["seed-1"] == ("failed", ", TypeError: no such graph")
     assert done(outcomes) == ["failed", "created", "in place"]
@@ -281,16 +300,29 @@ def test_a_workspace_in_which_dvc_is_at_work(broken: Project) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "Running stage 'train':\n"
     what, why = synced(broken, only=("workspace",))["workspace"]
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert (what, why) == ("skipped", ", DVC is at work in it; run this again when that has ended")
 
 
-def test_names(clone: Project) -> None:
-    output = clone("python", "-m", "tools.sync", "seed-2", fails=True)
-    assert output.startswith(
-        "error: no experiment or revision is called 'seed-2' (did you mean seed-1?); accepted: workspace, seed-1,"
+def test_names(clone: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError) as error:
+        sync(clone, "seed-2")
+    assert str(error.value).startswith(
+        "no experiment or revision is called 'seed-2' (did you mean seed-1?); accepted: workspace, seed-1,"
     )
-    assert clone("python", "-m", "tools.sync", "--help").count("    python -m tools.sync") == 3
+    with pytest.raises(SystemExit) as ended:
+        sync(clone, "--help")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.count("    python -m tools.sync") == 3
+
+
+def test_a_result_that_was_asked_for_and_cannot_be_used(broken: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    broken.edit("params.yaml", "train:\n  seed: 0 ", "train:\n  seed: 7 ")
+    with pytest.raises(InputError, match="1 of 2 could not be given a run, see above"):
+        sync(broken, "workspace", "seed-1")
+    printed = [line.split(",")[0] for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["workspace: skipped", "seed-1: created", "in all: 1 skipped"]
 
 
 def test_params_of_other_code_are_taken_as_they_stand(tmp_path: Path) -> None:
@@ -309,8 +341,17 @@ def test_commits_with_one_result_are_one_and_branches_count(broken: Project) -> 
     broken("git", "commit", "-qam", "other weights")
     there = last(broken)
     broken("git", "checkout", "-q", "-")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(broken.root)
+    broken("git", "rm", "-q", "dvc.lock")
+    broken("git", "commit", "-qm", "no results")
+    with contextlib.chdir(broken.root):
         names = [result.name for result in recorded.everything()]
     assert before not in names
     assert names == ["seed-1", here, there, "workspace"]
+
+
+def test_a_repository_without_commits(tmp_path: Path) -> None:
+    Project.at(tmp_path)("git", "init", "-q")
+    with contextlib.chdir(tmp_path):
+        assert recorded.everything() == [RecordedResult("workspace")]
+    with contextlib.chdir(tmp_path), pytest.raises(InputError, match="no experiment or revision is called 'HEAD'"):
+        recorded.named(["HEAD"])

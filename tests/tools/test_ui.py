@@ -9,7 +9,9 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import mlflow
@@ -19,8 +21,9 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from stages.base.errors import InputError
 from tests.conftest import ROOT, Project, free_port
-from tools.servers import check_port
-from tools.ui import CURVES, METRICS, packed, varying, view
+from tools.runs import Runs
+from tools.serve import check_port
+from tools.ui import CURVES, KNOWN, METRICS, packed, prepare, server_version, varying, view
 
 NAMES = [f"lr-{optimizer}-{rate}" for optimizer in ("SGD", "Adam") for rate in (0.003, 0.01, 0.03)]
 VARYING = ["train.optimizer.name", "train.optimizer.lr"]
@@ -280,6 +283,17 @@ def test_a_server_elsewhere_gets_the_view_and_nothing_is_started(project: Projec
 
 
 @pytest.mark.slow
+def test_the_plain_page_for_an_unknown_version(
+    page: Page, project: Project, link: str, screenshot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.root)
+    page.goto(link.split("/#")[0] + prepare(Runs(), "lr", "4.0.0"))
+    expect(page.get_by_placeholder("metrics.rmse")).to_have_value("tags.sweep = 'lr'")
+    expect(page.get_by_text("6 matching runs")).to_be_visible()
+    screenshot("plain")
+
+
+@pytest.mark.slow
 def test_a_port_that_is_taken(project: Project, link: str) -> None:
     port = link.split("/#")[0].split(":")[-1]
     output = ui(project, "--port", port, fails=True)
@@ -309,7 +323,35 @@ def test_an_unknown_sweep(project: Project) -> None:
     assert output == "error: unknown sweep 'Lr' (did you mean lr?); accepted: lr\n"
 
 
-def test_what_varies_comes_in_the_order_of_the_knobs_and_not_all_of_it() -> None:
+@pytest.mark.parametrize("shown_by", ["3.170.1", "4.0.0", "of an unknown version"])
+def test_a_view_is_written_for_the_known_version_alone(
+    compared: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shown_by: str,
+) -> None:
+    shutil.copy(compared.root / "mlflow.db", tmp_path)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    store = Runs()
+    plain = f"/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
+    assert prepare(store, None, shown_by) == plain
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: MLflow {shown_by} may keep views in another way than {KNOWN}, so none was ")
+    assert not store.client.get_experiment(store.experiment_id).tags
+    assert prepare(store, None, f"{KNOWN}.9") == f"{plain}&viewStateShareKey=training-runs"
+    assert list(store.client.get_experiment(store.experiment_id).tags) == ["mlflow.sharedViewState.training-runs"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_server_that_does_not_say_its_version() -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.handle_request).start()
+        assert server_version(f"http://127.0.0.1:{server.server_port}") == "of an unknown version"
+
+
+def test_what_varies_comes_in_the_order_of_the_params_and_not_all_of_it() -> None:
     runs = [{"b": "1", "a": "1", "same": "0"}, {"b": "2", "a": "1", "same": "0", "old": "x"}, {"a": "2", "same": "0"}]
     assert varying(runs, ["a", "same", "b"]) == ["a", "b", "old"]
     assert varying(runs[:1], ["a", "same", "b"]) == []
