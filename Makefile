@@ -26,11 +26,11 @@ setup: .venv/installed ## make .venv with the pinned packages (2 minutes, 6.5 GB
 repro: setup ## prepare, train, evaluate: whatever has changed
 	"$(BIN)"/dvc repro
 
-test: setup ## the tests, but those of soak
-	"$(BIN)"/python -m pytest -n 2 --dist loadscope -m "not slow"
+test: setup ## the tests, but those of soak; TESTS=tests/nets for some of them
+	"$(BIN)"/python -m pytest -n 2 --dist loadscope -m "not slow" $(TESTS)
 
 soak: setup ## the tests that take minutes or drive a browser
-	"$(BIN)"/python -m pytest -m slow
+	"$(BIN)"/python -m pytest -n 2 --dist loadscope -m slow
 
 check: setup ## format, lint, types, contract
 	"$(BIN)"/ruff format --check .

@@ -19,13 +19,15 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import torch
+from torch import Tensor, nn
 
 from stages.base import cli
-from stages.base.errors import InputError
+from stages.base.errors import InputError, lines, listed
 from stages.base.files import replacing, rounded, write_csv, write_json
 from stages.base.params import Params, TrainParams, load_params
 from stages.batches import transforms
-from stages.batches.prepared import Prepared
+from stages.batches.prepared import Prepared, Split
 from stages.nets.build import convolutions
 from stages.nets.net import activations
 from stages.nets.prediction import predict
@@ -34,6 +36,9 @@ from stages.report import pictures
 from stages.tracking.result import ResultFiles
 from stages.tracking.tracker import Tracker
 from stages.training import determinism, losses, metrics
+
+# Of the test images: labels and predicted classes, int64 (n,), and probabilities, float (n, n_classes), on the CPU.
+Answers = tuple[Tensor, Tensor, Tensor]
 
 
 def main() -> None:
@@ -75,13 +80,13 @@ def evaluate(
 
     # Predictions.
     scores = predict(classifier.to(device), test).cpu()
-    labels, predicted, probabilities = test.labels.cpu(), scores.argmax(1), scores.softmax(1)
+    labels, predicted, probabilities = answers = test.labels.cpu(), scores.argmax(1), scores.softmax(1)
     untrained_predicted = predict(untrained.to(device), test).cpu().argmax(1)
 
     # Metrics.
     criterion = losses.criterion(**params.train.loss.model_dump(), n_classes=len(data.classes), device=scores.device)
-    table = metrics.confusion(predicted, labels, len(data.classes))
-    per_class = metrics.per_class(table)
+    confusion = metrics.confusion(predicted, labels, len(data.classes))
+    per_class = metrics.per_class(confusion)
     never_predicted = [name for name, count in zip(data.classes, per_class.predicted, strict=True) if count == 0]
     values = {
         "accuracy": metrics.accuracy(predicted, labels),
@@ -98,42 +103,53 @@ def evaluate(
     with replacing(results) as partial:
         write_json(partial, values | ({"valid_accuracy": description.valid_accuracy} if described else {}))
     with replacing(plots) as partial:
-        partial.mkdir()
-        predictions = pd.DataFrame(probabilities.numpy(), columns=data.classes)
-        # A class may have the name of one of these columns.
-        predictions.insert(0, "index", test.rows.numpy(), allow_duplicates=True)
-        predictions.insert(1, "label", [data.classes[label] for label in labels], allow_duplicates=True)
-        predictions.insert(2, "predicted", [data.classes[label] for label in predicted], allow_duplicates=True)
-        write_csv(partial / "predictions.csv", predictions, float_format="%.6f")
+        (partial / "pictures").mkdir(parents=True)
         classes = pd.DataFrame({"class": data.classes} | vars(per_class))
+        write_csv(partial / "predictions.csv", predictions(test.rows, answers, data.classes), float_format="%.6f")
         write_csv(partial / "classes.csv", classes)
-
-        # Pictures. Of the splits, which may be larger than memory, only the images that are drawn are taken.
-        drawn = partial / "pictures"
-        drawn.mkdir()
         if history:
-            pictures.learning_curves(drawn / "learning_curves.png", pd.read_csv(history), description.epoch)
-        pictures.confusion(drawn / "confusion.png", table, data.classes)
-        pictures.classes(drawn / "classes.png", classes)
-        wrong = pictures.most_confident(labels, predicted, probabilities)
-        mistaken = (labels[wrong], predicted[wrong], probabilities[wrong])
-        count = int((predicted != labels).sum())
-        pictures.mistakes(drawn / "mistakes.png", test.read(wrong), *mistaken, data.classes, count)
-        training = data.split("train", scores.device)
-        first = pictures.first_of_each(training.labels, len(data.classes))
-        pictures.examples(drawn / "examples.png", training.read(first), training.labels[first], data.classes)
-        image, net = test.read(slice(1)), net.cpu()
-        for name, convolution in convolutions(net).items():
-            pictures.filters(drawn / f"filters_{name}.png", name, convolution.weight.detach())
-        for name, before, after, pooled in activations(net, classifier.cpu()[:-1](image)):
-            pictures.activations(drawn / f"activations_{name}.png", name, image[0], before[0], after[0], pooled[0])
+            path = partial / "pictures/learning_curves.png"
+            pictures.learning_curves(path, pd.read_csv(history), description.epoch)
+        pictures.confusion(partial / "pictures/confusion.png", confusion, data.classes)
+        pictures.classes(partial / "pictures/classes.png", classes)
+        draw_images(partial / "pictures", data, test, answers)
+        draw_net(partial / "pictures", net.cpu(), classifier.cpu()[:-1], test.read(slice(1)))
 
     if history:
         tracker.evaluated(ResultFiles(weights, prepared, history, results, plots))
     print(f"test accuracy {values['accuracy']:.4f}, of random weights {values['accuracy_untrained']:.4f}")
     if never_predicted:
-        more = f" and {len(never_predicted) - 20} more" if len(never_predicted) > 20 else ""
-        print(f"warning: never predicted: {', '.join(never_predicted[:20])}{more}", file=sys.stderr)
+        print(f"warning: never predicted: {listed(never_predicted)}", file=sys.stderr)
+
+
+def predictions(rows: Tensor, answers: Answers, classes: list[str]) -> pd.DataFrame:
+    """Return one row a test image: its row in images.npy, label, predicted class, probability of each class."""
+    labels, predicted, probabilities = answers
+    table = pd.DataFrame(probabilities.numpy(), columns=classes)
+    # A class may have the name of one of these columns.
+    table.insert(0, "index", rows.numpy(), allow_duplicates=True)
+    table.insert(1, "label", [classes[label] for label in labels], allow_duplicates=True)
+    table.insert(2, "predicted", [classes[label] for label in predicted], allow_duplicates=True)
+    return table
+
+
+def draw_images(folder: Path, data: Prepared, test: Split, answers: Answers) -> None:
+    """Draw mistakes and examples. Of the splits, which may be larger than memory, only these images are read."""
+    labels, predicted, probabilities = answers
+    wrong = pictures.most_confident(labels, predicted, probabilities)
+    mistakes, count = (labels[wrong], predicted[wrong], probabilities[wrong]), int((predicted != labels).sum())
+    pictures.mistakes(folder / "mistakes.png", test.read(wrong), *mistakes, data.classes, count)
+    training = data.split("train", torch.device("cpu"))
+    first = pictures.first_of_each(training.labels, len(data.classes))
+    pictures.examples(folder / "examples.png", training.read(first), training.labels[first], data.classes)
+
+
+def draw_net(folder: Path, net: nn.Module, before: nn.Module, image: Tensor) -> None:
+    """Draw the net's filters, and its activations for one image as prepared, (1, ...), which first passes `before`."""
+    for name, convolution in convolutions(net).items():
+        pictures.filters(folder / f"filters_{name}.png", name, convolution.weight.detach())
+    for name, maps, after, pooled in activations(net, before(image)):
+        pictures.activations(folder / f"activations_{name}.png", name, image[0], maps[0], after[0], pooled[0])
 
 
 def check_outputs(history: Path | None, results: Path, plots: Path) -> None:
@@ -165,7 +181,7 @@ def check_fit(description: Description, data: Prepared, weights: Path) -> None:
     }
     rows = [f"{name}: weights {ours}, prepared {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
     if rows:
-        raise InputError("\n  ".join([f"the weights in {weights} do not fit the prepared images:", *rows]))
+        raise InputError("\n".join([f"the weights in {weights} do not fit the prepared images:", *lines(rows)]))
 
 
 if __name__ == "__main__":

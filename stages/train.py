@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pandas as pd
+import torch
 from torch import Tensor, nn, optim
 from tqdm import tqdm
 
@@ -22,11 +23,12 @@ from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.files import replacing, rounded, write_csv
 from stages.base.params import TrainParams, load_params
+from stages.base.registry import check_names
 from stages.batches import transforms
 from stages.batches.loader import Loader
 from stages.batches.normalise import Normalise
 from stages.batches.prepared import Prepared
-from stages.nets.build import check_batch
+from stages.nets.build import check_batch, net_spec
 from stages.nets.prediction import predict
 from stages.nets.weights import describe, load_pretrained, save_weights
 from stages.tracking.tracker import Tracker
@@ -39,7 +41,7 @@ def main() -> None:
         "stages.train",
         __doc__,
         prepared="folder that prepare wrote, e.g. data/prepared",
-        pretrained="folder with what train.init_from names, e.g. data/weights",
+        pretrained="folder with the file that train.init_from names, e.g. data/weights",
         weights="file to write, e.g. models/net.safetensors",
         history="file to write, e.g. metrics/train.csv",
     )
@@ -52,9 +54,10 @@ def train(
 ) -> None:
     """Write `weights` and `history`. Raises InputError for params that do not fit, and if the loss diverges."""
     device = determinism.set_up(params.device, params.threads)
+    data = Prepared(prepared)
+    check_params(params, data.channels)
 
     # Data: uint8, transformed, and normalised on the way to the net.
-    data = Prepared(prepared)
     augment = transforms.training(params.transforms.train, len(data.classes))
     evaluation = transforms.evaluation(params.transforms.eval)
     channels, side = transforms.check_shapes(augment, evaluation, data)
@@ -70,7 +73,7 @@ def train(
     net = net.to(device)
 
     # Loss, optimizer, schedule, and what is off by default.
-    mixed = bool(augment.per_batch)  # the labels of a batch
+    mixed = bool(augment.per_batch)  # the labels, too
     criterion = losses.criterion(**params.loss.model_dump(), n_classes=len(data.classes), device=device, mixed=mixed)
     optimizer = optimizers.optimizer(**params.optimizer.model_dump(), parameters=net.parameters())
     steps = len(loader)  # an epoch
@@ -79,9 +82,9 @@ def train(
     )
     precision, clip = options.precision(params.precision, device), options.clipping(net, params.clip_norm)
     ema = options.ema(net, params.ema_decay)
-    tally = metrics.Tally()
+    totals = metrics.EpochTotals()
 
-    def evaluated(images: Tensor, targets: Tensor) -> Tensor:
+    def closure(images: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch, with its gradient in the parameters. LBFGS calls this several times a step."""
         with precision():
             scores = net(normalise(images))  # forward
@@ -89,7 +92,7 @@ def train(
         optimizer.zero_grad()
         loss.backward()  # backward
         clip()
-        tally.add(loss.item(), scores, targets)
+        totals.add(loss.item(), scores, targets)
         return loss
 
     rows: list[dict[str, float]] = []
@@ -102,11 +105,11 @@ def train(
         started = time.perf_counter()
         for epoch in range(1, params.epochs + 1):
             lr = learning_rate(optimizer)
-            tally.clear()
+            totals.clear()
             net.train()
             for step, (images, targets) in enumerate(loader.epoch(epoch), start=steps * (epoch - 1) + 1):  # batch
-                optimizer.step(partial(evaluated, images, targets))  # type: ignore[arg-type]  # update
-                check_finite(tally.recent, step, learning_rate(optimizer))
+                optimizer.step(partial(closure, images, targets))  # type: ignore[arg-type]  # update
+                check_finite(totals.recent, step, learning_rate(optimizer))
                 schedule.after_batch()
                 ema.update()
                 progress.update()
@@ -115,17 +118,17 @@ def train(
             row = {
                 "epoch": epoch,
                 "lr": lr,
-                "train/loss": tally.loss,
-                "train/accuracy": tally.accuracy,
+                "train/loss": totals.loss,
+                "train/accuracy": totals.accuracy,
                 "valid/loss": criterion(scores, validation.labels).item(),
                 "valid/accuracy": metrics.accuracy(scores.argmax(1), validation.labels),
             }
             rows.append({name: rounded(value) for name, value in row.items()})
-            check_finite([*tally.recent, row["valid/loss"]], steps * epoch, lr)
+            check_finite([*totals.recent, row["valid/loss"]], steps * epoch, lr)
             schedule.after_epoch(row["valid/loss"])
             run.log_epoch(rows[-1])
             report(rows[-1], params.epochs, progress)
-            if not best or score(rows[-1]) > score(best):
+            if not best or rank_of(rows[-1]) > rank_of(best):
                 best = rows[-1]
                 best_weights = {name: tensor.clone() for name, tensor in ema.net.state_dict().items()}
             if should_stop(epoch, int(best["epoch"]), params.early_stopping):
@@ -138,11 +141,22 @@ def train(
             valid_loss=best["valid/loss"],
         )
         save_weights(weights, best_weights, description)
-        with replacing(history) as rewritten:
-            write_csv(rewritten, pd.DataFrame(rows).astype({"epoch": int}))
+        with replacing(history) as partial_file:
+            write_csv(partial_file, pd.DataFrame(rows).astype({"epoch": int}))
         run.log({"seconds/training": time.perf_counter() - started})
         run.trained(weights)
     print(f"kept epoch {description.epoch}: validation accuracy {description.valid_accuracy:.4f}")
+
+
+def check_params(params: TrainParams, channels: int) -> None:
+    """Raise InputError for what a training would refuse whatever its images are; these have so many `channels`."""
+    transforms.training(params.transforms.train, n_classes=2)
+    transforms.evaluation(params.transforms.eval)
+    net_spec(**params.net.model_dump(), n_classes=2, channels=channels, image_size=8)
+    check_names("train.loss", params.loss.name, params.loss.arguments, losses.LOSSES, losses.REFUSED)
+    parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
+    optimizer = optimizers.optimizer(**params.optimizer.model_dump(), parameters=parameters)
+    schedules.schedule(**params.schedule.model_dump(), optimizer=optimizer, epochs=params.epochs, steps=1)
 
 
 def learning_rate(optimizer: optim.Optimizer) -> float:
@@ -160,8 +174,8 @@ def check_finite(losses: Iterable[float], step: int, lr: float) -> None:
         )
 
 
-def score(row: dict[str, float]) -> tuple[float, float]:
-    """Return what the best epoch is the largest of."""
+def rank_of(row: dict[str, float]) -> tuple[float, float]:
+    """Return what the best row of the history is the largest of."""
     return rank(row["valid/accuracy"], row["valid/loss"])
 
 

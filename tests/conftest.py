@@ -1,5 +1,6 @@
 """What the tests share: params, a prepared set, a real MLflow store, and copies of the project that may be broken."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,9 +16,11 @@ from typing import Any
 # Trainings side by side, each of two threads on the same two cores, would spend their time waiting actively for each
 # other. Results do not depend on how threads wait. The variable is read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
@@ -27,18 +30,25 @@ from stages.evaluate import evaluate
 from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
+from tests.scheduling import Scheduling
 
 # Where a shell has started the tests in the background, Ctrl-C is ignored by them, and would be by what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 PRETRAINED = ROOT / "data/weights"
-yaml = YAML(typ="safe", pure=True)
+YAML_READER = YAML(typ="safe", pure=True)
 
 
-def changed(changes: dict[str, Any]) -> Params:
-    """Return params.yaml's params with some changed, by their dotted names."""
-    values = yaml.load((ROOT / "params.yaml").read_text())
+@pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """Let `--dist loadscope` work as scheduling.py says."""
+    return Scheduling(config, log) if config.getoption("dist") == "loadscope" else None
+
+
+def params_with(changes: dict[str, Any]) -> Params:
+    """Return the params of params.yaml with some values changed: {dotted name: value}."""
+    values = YAML_READER.load((ROOT / "params.yaml").read_text())
     values["train"]["device"] = "cpu"  # where figures and bits can be foretold
     for name, value in changes.items():
         *sections, key = name.split(".")
@@ -47,6 +57,9 @@ def changed(changes: dict[str, Any]) -> Params:
             section = section[part]
         section[key] = value
     return Params.model_validate(values)
+
+
+changed, yaml = params_with, YAML_READER  # their former names, until all tests use the new ones
 
 
 def write_image(path: Path, seed: int, side: int = 8, mode: str = "L", **options: Any) -> None:
@@ -67,7 +80,32 @@ def no_store() -> Iterator[None]:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that prepare makes of the embedded digits."""
     folder = tmp_path_factory.mktemp("digits") / "prepared"
-    prepare(changed({}).prepare, raw=folder / "none", prepared=folder)
+    prepare(params_with({}).prepare, raw=folder / "none", prepared=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared set of 60 coloured images of three classes, one of which has the name of a column."""
+    folder = tmp_path_factory.mktemp("colours")
+    labels = np.arange(60) % 3
+    noise = np.random.default_rng(0).integers(0, 60, (60, 3, 32, 32))
+    images = (noise + 150 * np.eye(3, dtype=int)[labels][:, :, None, None]).astype(np.uint8)
+    np.save(folder / "images.npy", images)
+    splits = np.array(["train"] * 40 + ["valid"] * 10 + ["test"] * 10)
+    manifest = pd.DataFrame({"index": range(60), "split": splits, "label": labels})
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    info = {
+        "source": "colours",
+        "classes": ["red", "label", "blue"],
+        "channels": 3,
+        "image_size": 32,
+        "mean": [0.3, 0.3, 0.3],
+        "std": [0.25, 0.25, 0.25],
+        "sizes": {name: int((splits == name).sum()) for name in ("train", "valid", "test")},
+        "sha256": dict.fromkeys(("train", "valid", "test"), "0" * 64),
+    }
+    (folder / "dataset.json").write_text(json.dumps(info))
     return folder
 
 
@@ -163,8 +201,8 @@ def compared(digits: Path, make_project: Callable[[], Project]) -> Project:
     """A copy of the project whose store has four evaluated runs; one was tested on images of another digest."""
     project = make_project()
     other = shutil.copytree(digits, project.root / "other")
-    facts = (other / "dataset.json").read_text()
-    (other / "dataset.json").write_text(facts.replace('"test": "', '"test": "0'))
+    info = (other / "dataset.json").read_text()
+    (other / "dataset.json").write_text(info.replace('"test": "', '"test": "0'))
     trainings: list[tuple[str, Path, dict[str, Any]]] = [
         ("others", other, {}),
         ("closed", digits, {"train.net.arguments.Net.bias_start": None}),
@@ -174,7 +212,7 @@ def compared(digits: Path, make_project: Callable[[], Project]) -> Project:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         for name, prepared, changes in trainings:
-            params = changed(changes)
+            params = params_with(changes)
             folder = project.root / name
             environment = {"DVC_ROOT": str(project.root), "DVC_EXP_NAME": name}
             weights, history = folder / "net", folder / "train.csv"

@@ -1,4 +1,4 @@
-"""params.yaml, parsed once into frozen typed objects. What each knob means stands beside it in params.yaml."""
+"""params.yaml, parsed once into frozen typed objects. What each parameter means stands beside it there."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.base.errors import InputError, unknown
+from stages.base.errors import InputError, lines, unknown
 
 SEED = "train.seed"  # the parameter in which repetitions of a training differ
 
@@ -21,11 +21,15 @@ TransformList = list[str | dict[str, dict[str, Any]]]
 
 
 class Section(BaseModel):
+    """A mapping in params.yaml. Its fields are the keys, and an unknown, missing or mistyped one is an error."""
+
     # No field has a default: params.yaml is the only place that gives values, so a missing key is an error.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class CsvParams(Section):
+    """How the table of `prepare.source: csv` is read: its file name in `prepare.path`, and the names of its columns."""
+
     file: str
     image: str
     label: str
@@ -33,6 +37,8 @@ class CsvParams(Section):
 
 
 class PrepareParams(Section):
+    """Where images come from, and what they are made into. `image_size` is in pixels; fractions are of each class."""
+
     source: Literal["digits", "fashion_mnist", "folder", "csv"]
     path: Annotated[str, Field(min_length=1)]
     csv: CsvParams
@@ -48,20 +54,28 @@ class PrepareParams(Section):
 
 
 class NamedParams(Section):
+    """A class of torch, or a net, by name; arguments stand under the names that they are for."""
+
     name: str
     arguments: Arguments
 
 
 class OptimizerParams(NamedParams):
+    """An optimizer of torch.optim; an `lr` of None is that optimizer's own default."""
+
     lr: Annotated[float, Field(gt=0)] | None
 
 
 class TransformParams(Section):
+    """Transforms of torchvision, in their order: for the training images, and for all that is evaluated."""
+
     train: TransformList
     eval: TransformList
 
 
 class TrainParams(Section):
+    """What the training does. `early_stopping` counts epochs; None switches off what is off by default."""
+
     seed: Seed
     epochs: Positive
     batch_size: Positive
@@ -82,10 +96,14 @@ class TrainParams(Section):
 
 
 class EvaluateParams(Section):
+    """How the test metrics are computed."""
+
     calibration_bins: Positive
 
 
 class Params(Section):
+    """All of params.yaml, a section a stage."""
+
     prepare: PrepareParams
     train: TrainParams
     evaluate: EvaluateParams
@@ -127,9 +145,8 @@ def validated(kind: type[S], values: Any, where: str, title: str = "") -> S:
         return kind.model_validate(values)
     except ValidationError as error:
         problems = [_explain(kind, where, problem) for problem in error.errors()]
-        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-        head = f"{title or where} has {len(problems)} wrong:"
-        raise InputError("\n  ".join([head, *problems[:20], *more])) from error
+        head = f"{title or where} has {len(problems)} error{'s' * (len(problems) > 1)}:"
+        raise InputError("\n".join([head, *lines(problems)])) from error
 
 
 def _explain(kind: type[Section], where: str, problem: Any) -> str:

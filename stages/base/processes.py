@@ -15,7 +15,7 @@ def cores() -> int:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back, lest a process that is started here gets one before it knows what to do."""
+    """Hold Ctrl-C and SIGTERM back, so that a process started here is not sent one before it can handle it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield

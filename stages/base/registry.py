@@ -1,25 +1,21 @@
-"""Builds the torch class that params.yaml names, from a table of names and defaults; errors say what is accepted."""
+"""Builds the class of torch that params.yaml names, from a table of names and defaults; errors say what is accepted."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from stages.base.errors import InputError, unknown
 
 
 def check_names(
-    section: str,
-    name: str,
-    arguments: Collection[str],
-    accepted: Collection[str],
-    refused: Mapping[str, str] | None = None,
+    section: str, name: str, arguments: Collection[str], accepted: Collection[str], refused: Mapping[str, str]
 ) -> None:
     """Raise InputError if `name`, or a class name that `arguments` are given for, is not an accepted one.
 
-    `refused` maps names that are not to the reason.
+    `refused` holds other names and why they cannot be used.
     """
     for where, given in [(f"{section}.name", name), *((f"{section}.arguments", key) for key in arguments)]:
-        if refused and given in refused:
+        if given in refused:
             raise InputError(f"{where}: {given!r} cannot be used: {refused[given]}; accepted: {', '.join(accepted)}")
         if given not in accepted:
             raise InputError(f"{where}: {given!r} is unknown{unknown(given, accepted)}")
@@ -28,19 +24,22 @@ def check_names(
 def build(
     section: str,
     cls: type,
-    positional: Iterable[Any],
+    positional: Sequence[Any],
     derived: dict[str, Any],
     arguments: dict[str, Any],
     where: str | None = None,
     trial: Callable[[Any], object] = lambda _built: None,
+    stand_in: Sequence[Any] | None = None,
+    convert: Callable[[Any], Any] = lambda value: value,
+    purpose: str = "",
 ) -> Any:
-    """Return `cls(*positional, **derived, **arguments)`.
+    """Return `cls(*positional, **derived, **arguments)`, with the values of the arguments converted.
 
     `derived` follows from other values, so `arguments`, which the user gave, may not name them again. They stand at
-    `where` in params.yaml, by default in `arguments` of the section. Raises InputError for an argument that the class
-    does not take, or whose value it refuses, then or in the `trial` of what was built.
+    `where` in params.yaml, by default in `arguments` of the section. torch checks many values only when
+    the object is used, so `trial` first uses another one, built of `stand_in` in place of `positional`. Raises
+    InputError for an argument that the class does not take, or whose value it refuses, then or in the trial.
     """
-    positional = list(positional)
     names = list(inspect.signature(cls).parameters)
     accepted = [name for name in names[len(positional) :] if name not in derived]
     for name in arguments:
@@ -48,8 +47,10 @@ def build(
             place = where or f"{section}.arguments.{cls.__name__}"
             raise InputError(f"{place}.{name}: not an argument to give here{unknown(name, accepted)}")
     try:
-        built = cls(*positional, **derived, **arguments)
-        trial(built)
-        return built
+        given = derived | {name: convert(value) for name, value in arguments.items()}
+        if stand_in is not None:
+            trial(cls(*stand_in, **given))
+        return cls(*positional, **given)
     except Exception as error:  # torch checks its arguments in many ways, and all of them come from the user
-        raise InputError(f"{section}: {cls.__name__} refuses {arguments}: {type(error).__name__}: {error}") from error
+        refused = f"{cls.__name__} refuses {arguments}{purpose and ' '}{purpose}"
+        raise InputError(f"{section}: {refused}: {type(error).__name__}: {error}") from error

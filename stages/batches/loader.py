@@ -121,7 +121,8 @@ class _Batches(Dataset[Arrays | Exception]):
         try:
             images, targets = self._augment(self._split.read(indices), self._labels[indices], seeds)
         except Exception as error:  # as a value: raised here, it would arrive as another, whose text is a traceback
-            error.add_note(format_exc())
+            if not isinstance(error, InputError):
+                error.add_note(format_exc())
             return error
         return images.numpy(), targets.numpy()
 

@@ -91,9 +91,9 @@ def check_batch(net: nn.Module, spec: dict[str, Any], smallest: int) -> None:
         vision.forward_on_meta(net.train(), smallest, spec["channels"], spec["image_size"])
     except ValueError as error:
         raise InputError(
-            f"train.batch_size: an epoch has a batch of {smallest} image{'s' * (smallest > 1)}, of which"
-            f" {spec['name']}'s BatchNorm cannot tell a deviation: {error}.\nTake another train.batch_size, or"
-            f" larger images than {spec['image_size']}x{spec['image_size']}: prepare.image_size."
+            f"train.batch_size: an epoch has a batch of {smallest} image{'s' * (smallest > 1)}:"
+            f" {spec['name']}'s BatchNorm needs more values of each channel: {error}.\nTake another train.batch_size,"
+            f" or larger images than {spec['image_size']}x{spec['image_size']}: prepare.image_size."
         ) from error
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from stages.batches.prepared import Split
 
 BATCH = 1000  # images in a forward pass without gradients, at most
-BATCH_VALUES = 1 << 20  # and how many values of them: what the net makes of images takes many times their memory
+BATCH_VALUES = 1 << 20  # and of how many values: the activations take many times the memory of the images
 
 
 @torch.no_grad()

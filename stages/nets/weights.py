@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.base.errors import InputError
+from stages.base.errors import InputError, lines, listed
 from stages.base.files import replacing
 from stages.base.params import TrainParams
 from stages.batches import transforms
@@ -43,7 +43,7 @@ class Description:
     valid_loss: float
 
     def untrained(self) -> nn.Module:
-        """Return the net as its seed starts it: as it was before the first step, where that was no earlier weights."""
+        """Return the net as its seed starts it: before the first step, if that did not start from other weights."""
         return initial_net(self.net, self.seed)
 
     def transform(self) -> nn.Module:
@@ -59,7 +59,7 @@ def describe(params: TrainParams, data: DatasetInfo, channels: int, side: int, o
     """Return what the weights of a training with these params are before its first epoch: unscored.
 
     `channels` and `side`, in pixels, are of the images that the net gets, and `output` is what the Net should end in
-    where params leave that open. Raises InputError for a net that there is not.
+    where params leave that open. Raises InputError for an unknown net.
     """
     spec = net_spec(
         **params.net.model_dump(),
@@ -148,7 +148,7 @@ def rebuild(path: Path, weights: Weights, description: Description) -> nn.Module
 
 
 def load_pretrained(net: nn.Module, spec: dict[str, Any], folder: Path, name: str | None, new_head: bool) -> None:
-    """Give `net`, made by build_net(**shape), the weights in the file `name` of `folder`; where that is None, none.
+    """Give `net`, made by build_net(**spec), the weights in the file `name` of `folder`; where that is None, none.
 
     With `new_head`, the last layer keeps its own. Raises InputError if the file leaves the folder, cannot be read, or
     has other tensors, each of which it names with both shapes.
@@ -161,10 +161,10 @@ def load_pretrained(net: nn.Module, spec: dict[str, Any], folder: Path, name: st
     except (OSError, RuntimeError, ValueError) as error:  # no path at all, or links in a circle
         raise InputError(f"train.init_from: {name!r} cannot be a file's name: {error}") from error
     if not inside:
-        raise InputError(f"train.init_from: {name!r} leaves {folder}, of which alone DVC knows what it holds")
+        raise InputError(f"train.init_from: {name!r} is outside {folder}, the one folder of weights that DVC watches")
     if not path.is_file():
         there = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-        raise InputError(f"train.init_from: {name!r} is no file in {folder}; there: {', '.join(there[:20]) or 'none'}")
+        raise InputError(f"train.init_from: {name!r} is no file in {folder}; there: {listed(there) or 'none'}")
     hint = ""
     try:
         weights = vision.named_as_today(read_weights(path)[0])
@@ -177,7 +177,7 @@ def load_pretrained(net: nn.Module, spec: dict[str, Any], folder: Path, name: st
 def _state_dict(path: Path) -> Weights:
     """Return what torch.save wrote: tensors by name, maybe under "state_dict", maybe named as DataParallel does."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of how old the file is, and whom to ask about it
+        with warnings.catch_warnings(action="ignore"):  # about the file's age
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a stranger's file can raise; torch's advice is to read it with all its code
         raise InputError(
@@ -187,7 +187,7 @@ def _state_dict(path: Path) -> Weights:
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        keys = ", ".join(map(str, list(found)[:10])) if isinstance(found, dict) else type(found).__name__
+        keys = listed(found) if isinstance(found, dict) else type(found).__name__
         raise InputError(f"{path} holds no state dict, alone or under 'state_dict', but: {keys or 'nothing'}")
     names = [str(name) for name in found]
     prefix = "module." if all(name.startswith("module.") for name in names) else ""
@@ -202,11 +202,10 @@ def _fill(net: nn.Module, path: Path, weights: Weights, left: Collection[str] = 
     )
     if expected != found:
         names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        rows = [
+        rows = (
             f"{name}: the net has {expected.get(name, 'none')}, the file {found.get(name, 'none')}" for name in names
-        ]
-        more = [f"and {len(rows) - 20} more"] if len(rows) > 20 else []
-        raise InputError("\n  ".join([f"the weights in {path} do not fit the net:", *rows[:20], *more]))
+        )
+        raise InputError("\n".join([f"the weights in {path} do not fit the net:", *lines(rows)]))
     # Not load_state_dict: some of torchvision's models, mnasnet for one, want more of a file there than its tensors.
     with torch.no_grad():
         for name, tensor in net.state_dict().items():

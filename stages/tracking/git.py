@@ -1,6 +1,5 @@
 """The one place where git is run. An answer that is empty is not one that failed: that is an error."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -13,7 +12,7 @@ class GitError(InputError):
 
 def git(*arguments: str, folder: Path = Path()) -> str:
     """Return what git prints in `folder`. Raises GitError."""
-    return os.fsdecode(git_bytes(*arguments, folder=folder))
+    return git_bytes(*arguments, folder=folder).decode(errors="replace")
 
 
 def git_bytes(*arguments: str, folder: Path = Path(), stdin: bytes = b"") -> bytes:

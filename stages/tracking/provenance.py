@@ -1,8 +1,8 @@
-"""Under what circumstances a run was made: commit, changes, experiment, machine. For MLflow, never for an output."""
+"""Where a run comes from: commit, changes, experiment, machine. For MLflow, never for an output."""
 
 import getpass
 import platform
-import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -10,23 +10,16 @@ from pathlib import Path
 
 import torch
 
+from stages.tracking.git import GitError, git, git_bytes
+
 SWEEP = "REPRONET_SWEEP"  # the environment variable that names the sweep of which a run is part
 # What results follow from. The rest of a dirty tree is results themselves, which every run changes.
 SOURCES = (".", ":(exclude)dvc.lock", ":(exclude)metrics")
 
 
-def git(*arguments: str) -> bytes:
-    """Return what git prints, nothing where it fails or there is no git."""
-    try:
-        # DVC may hold the index, so git must not wait for a lock on it.
-        return subprocess.run(["git", "--no-optional-locks", *arguments], capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return b""
-
-
 @dataclass(frozen=True)
 class Provenance:
-    """What a run is said to come from."""
+    """Where a run comes from."""
 
     tags: dict[str, str]
     patch: bytes = b""  # what made the code and params differ from the commit
@@ -36,34 +29,41 @@ class Provenance:
 def patch(*commits: str) -> bytes:
     """Return the changes to tracked files between two commits, or since the last, as `git apply` takes them.
 
-    The user's settings play no part.
+    The user's settings do not change it. Raises GitError.
     """
     plain = ["--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
-    return git("diff", *plain, *(commits or ["HEAD"]), "--", *SOURCES)
+    return git_bytes("diff", *plain, *(commits or ["HEAD"]), "--", *SOURCES)
 
 
 def of_process(environment: Mapping[str, str]) -> Provenance:
-    """Return the origin of what this process makes: tags that tie it to git and to DVC's experiment, and the patch."""
-    commit = git("rev-parse", "HEAD").decode().strip()
-    changed = git("status", "--porcelain", "--", *SOURCES).decode(errors="replace")
+    """Return where what this process makes comes from. Without git it warns, and lacks commit and changes."""
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": commit,
-        "git.dirty": str(bool(changed)).lower(),
-        "git.untracked": ", ".join(line[3:] for line in changed.splitlines() if line.startswith("??")),
         "dvc.exp_name": environment.get("DVC_EXP_NAME", ""),
         "dvc.baseline_rev": environment.get("DVC_EXP_BASELINE_REV", ""),
         "sweep": environment.get(SWEEP, ""),
         "directory": str(Path.cwd()),
     }
-    return Provenance({name: value for name, value in tags.items() if value}, patch())
+    changes = b""
+    try:
+        tags["mlflow.source.git.commit"] = git("rev-parse", "HEAD").strip()
+        changed = git("status", "--porcelain", "--", *SOURCES).splitlines()
+        tags["git.dirty"] = str(bool(changed)).lower()
+        tags["git.untracked"] = ", ".join(line[3:] for line in changed if line.startswith("??"))
+        changes = patch()
+    except GitError as error:
+        print(f"warning: the run in MLflow will not say which code made it: {error}", file=sys.stderr)
+    return Provenance({name: value for name, value in tags.items() if value}, changes)
 
 
 def of_commit(commit: str, experiment: str = "", baseline: str = "") -> Provenance:
-    """Return the origin of results that a commit holds, for an experiment's as a run in that experiment had it."""
-    author, seconds = git("log", "-1", "--format=%an%n%ct", commit).decode(errors="replace").splitlines()
+    """Return where results that a commit holds come from; for an experiment's commit, what its own run said.
+
+    Raises GitError.
+    """
+    author, seconds = git("log", "-1", "--format=%an%n%ct", commit).splitlines()
     changes = patch(baseline, commit) if baseline else b""
     tags = {
         "mlflow.user": author,

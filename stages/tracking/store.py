@@ -1,4 +1,4 @@
-"""MLflow's store: where it is, how it is opened, and how it keeps data sets and models."""
+"""MLflow's store: where it is, how it is opened, and how data sets and models are logged to it."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "repronet"
 
-# By default MLflow would let a dead server stall each call for minutes, and report its use to its makers.
+# By default each call to a dead server would take minutes, and MLflow would send telemetry.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",

@@ -36,7 +36,7 @@ def set_up(device: str, threads: int) -> torch.device:
 
 @contextmanager
 def required(what: str) -> Iterator[None]:
-    """Raise InputError where `what` needs an operation that gives other bits each time: on GPUs there are some."""
+    """Raise InputError where `what` needs an operation that is not deterministic, as some are on GPUs."""
     try:
         yield
     except RuntimeError as error:

@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +15,39 @@ from stages.base.registry import build, check_names
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
-# What becomes of the Net's scores, float (n, n_classes), on the way to the loss. log_softmax leaves log-probabilities
-# as they are, so a Net that ends in it is served too.
-INPUTS: dict[str, nn.Module] = {
-    "scores": nn.Identity(),
-    "log-probabilities": nn.LogSoftmax(dim=1),
-    "a sigmoid of each score": nn.Sigmoid(),
-}
+
+@dataclass(frozen=True)
+class Input:
+    """What becomes of the net's scores, float (n, n_classes), on their way to the loss."""
+
+    name: str
+    layer: nn.Module
+
+
+@dataclass(frozen=True)
+class Target:
+    """What becomes of the labels, int64 (n,), or of mixed ones, float (n, n_classes)."""
+
+    name: str
+    encode: Callable[[Tensor, int], Tensor]  # takes them and the number of classes
+    is_one_class: bool  # whether it names one class an image, of which torch's loss takes the mean over the images
+    can_be_shares: bool  # whether it can say that an image is of several classes, in shares
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How a class of torch.nn is used as a classifier's loss."""
+
+    input: Input
+    target: Target
+
+
+def _index(targets: Tensor, _n_classes: int) -> Tensor:
+    return targets
+
+
+def _list_of_one(targets: Tensor, n_classes: int) -> Tensor:
+    return F.pad(targets[:, None], (0, n_classes - 1), value=-1)
 
 
 def _one_hot(targets: Tensor, n_classes: int) -> Tensor:
@@ -30,57 +58,50 @@ def _signed(targets: Tensor, n_classes: int) -> Tensor:
     return 2 * _one_hot(targets, n_classes) - 1
 
 
-def _index(targets: Tensor, _n_classes: int) -> Tensor:
-    return targets
+SCORES = Input("scores", nn.Identity())
+# log_softmax leaves log-probabilities as they are, so a Net that ends in it is served too.
+LOG_PROBABILITIES = Input("log-probabilities", nn.LogSoftmax(dim=1))
+SIGMOID = Input("a sigmoid of each score", nn.Sigmoid())
 
+INDEX = Target("class index", _index, is_one_class=True, can_be_shares=False)
+INDEX_OR_SHARES = Target("class index, or shares of the classes", _index, is_one_class=True, can_be_shares=True)
+LIST_OF_ONE = Target("list of one class", _list_of_one, is_one_class=True, can_be_shares=False)
+ONE_HOT = Target("one-hot", _one_hot, is_one_class=False, can_be_shares=True)
+SIGNED = Target("+1 for the class, -1 for the others", _signed, is_one_class=False, can_be_shares=True)
 
-def _listed(targets: Tensor, n_classes: int) -> Tensor:
-    return F.pad(targets[:, None], (0, n_classes - 1), value=-1)
-
-
-# What becomes of the labels, int64 (n,), or of mixed ones, float (n, n_classes).
-TARGETS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "class index": _index,
-    "class index, or shares of the classes": _index,
-    "list of one class": _listed,
-    "one-hot": _one_hot,
-    "+1 for the class, -1 for the others": _signed,
+LOSSES = {
+    "BCELoss": Loss(SIGMOID, ONE_HOT),
+    "BCEWithLogitsLoss": Loss(SCORES, ONE_HOT),
+    "CrossEntropyLoss": Loss(SCORES, INDEX_OR_SHARES),
+    "HuberLoss": Loss(SCORES, ONE_HOT),
+    "KLDivLoss": Loss(LOG_PROBABILITIES, ONE_HOT),
+    "L1Loss": Loss(SCORES, ONE_HOT),
+    "MSELoss": Loss(SCORES, ONE_HOT),
+    "MultiLabelMarginLoss": Loss(SCORES, LIST_OF_ONE),
+    "MultiLabelSoftMarginLoss": Loss(SCORES, ONE_HOT),
+    "MultiMarginLoss": Loss(SCORES, INDEX),
+    "NLLLoss": Loss(LOG_PROBABILITIES, INDEX),
+    "PoissonNLLLoss": Loss(LOG_PROBABILITIES, ONE_HOT),
+    "SmoothL1Loss": Loss(SCORES, ONE_HOT),
+    "SoftMarginLoss": Loss(SCORES, SIGNED),
 }
 
-# Class name: input, targets.
-LOSSES: dict[str, tuple[str, str]] = {
-    "BCELoss": ("a sigmoid of each score", "one-hot"),
-    "BCEWithLogitsLoss": ("scores", "one-hot"),
-    "CrossEntropyLoss": ("scores", "class index, or shares of the classes"),
-    "HuberLoss": ("scores", "one-hot"),
-    "KLDivLoss": ("log-probabilities", "one-hot"),
-    "L1Loss": ("scores", "one-hot"),
-    "MSELoss": ("scores", "one-hot"),
-    "MultiLabelMarginLoss": ("scores", "list of one class"),
-    "MultiLabelSoftMarginLoss": ("scores", "one-hot"),
-    "MultiMarginLoss": ("scores", "class index"),
-    "NLLLoss": ("log-probabilities", "class index"),
-    "PoissonNLLLoss": ("log-probabilities", "one-hot"),
-    "SmoothL1Loss": ("scores", "one-hot"),
-    "SoftMarginLoss": ("scores", "+1 for the class, -1 for the others"),
-}
-
-PAIRS = "it compares pairs of inputs"
-TRIPLETS = "it compares triplets of inputs"
-LAYER = "it has a last layer of its own, which the Net has already"
+_PAIRS = "it compares pairs of inputs"
+_TRIPLETS = "it compares triplets of inputs"
+_LAYER = "it has a last layer of its own, which the Net has already"
 
 # Class name: why it cannot train a classifier of images here.
 REFUSED: dict[str, str] = {
-    "AdaptiveLogSoftmaxWithLoss": LAYER,
+    "AdaptiveLogSoftmaxWithLoss": _LAYER,
     "CTCLoss": "it aligns sequences",
-    "CosineEmbeddingLoss": PAIRS,
+    "CosineEmbeddingLoss": _PAIRS,
     "GaussianNLLLoss": "it wants a variance beside each prediction; with equal variances it is MSELoss",
     "HingeEmbeddingLoss": "it takes distances between pairs of inputs",
-    "LinearCrossEntropyLoss": LAYER,
-    "MarginRankingLoss": PAIRS,
+    "LinearCrossEntropyLoss": _LAYER,
+    "MarginRankingLoss": _PAIRS,
     "NLLLoss2d": "it is torch's old name of NLLLoss",
-    "TripletMarginLoss": TRIPLETS,
-    "TripletMarginWithDistanceLoss": TRIPLETS,
+    "TripletMarginLoss": _TRIPLETS,
+    "TripletMarginWithDistanceLoss": _TRIPLETS,
 }
 
 
@@ -89,8 +110,8 @@ def output(name: str) -> str:
 
     The losses of log-probabilities and of margins see only how much higher one score is than another.
     """
-    fed, expected = LOSSES.get(name, ("scores", "class index"))
-    return "relu" if fed == "log-probabilities" or TARGETS[expected] in (_index, _listed) else "logits"
+    loss = LOSSES.get(name, Loss(SCORES, INDEX))
+    return "relu" if loss.input is LOG_PROBABILITIES or loss.target.is_one_class else "logits"
 
 
 def criterion(
@@ -104,35 +125,39 @@ def criterion(
     Raises InputError for an unknown name, an unknown argument or a value that the class refuses.
     """
     check_names("train.loss", name, arguments, LOSSES, REFUSED)
-    given = arguments.get(name, {})
-    fed, expected = LOSSES[name]
-    of_index = TARGETS[expected] in (_index, _listed)
-    if mixed and of_index and "shares" not in expected:
-        able = [other for other, (_, targets) in LOSSES.items() if "index" not in targets and "list" not in targets]
+    cls, loss = getattr(nn, name), LOSSES[name]
+    if mixed and not loss.target.can_be_shares:
+        able = sorted(LOSSES, key=lambda other: (other != "CrossEntropyLoss", other))
         raise InputError(
             f"train.loss.name: {name!r} takes one class an image, but MixUp and CutMix give shares of several;"
-            f" accepted with these: CrossEntropyLoss, {', '.join(able)}"
+            f" accepted with these: {', '.join(other for other in able if LOSSES[other].target.can_be_shares)}"
         )
 
-    def of(scores: Tensor, targets: Tensor) -> Tensor:
-        value: Tensor = loss(INPUTS[fed](scores), TARGETS[expected](targets, n_classes))
-        return value if of_index else value / len(scores)
-
     # The rest describe what the loss is fed with, or are torch's older names of `reduction`.
-    derived: dict[str, Any] = {"reduction": "mean" if of_index else "sum", "size_average": None, "reduce": None}
-    derived |= {"log_target": False, "log_input": True}
-    taken = inspect.signature(getattr(nn, name)).parameters
-    # Most arguments are looked at only when the loss is used, so use it once before anything is trained.
-    try:
-        tensors = {
-            key: torch.tensor(value, dtype=torch.float) for key, value in given.items() if isinstance(value, list)
-        }
-        derived = {key: value for key, value in derived.items() if key in taken}
-        loss = build("train.loss", getattr(nn, name), (), derived, given | tensors).to(device)
-        label = torch.zeros(1, dtype=torch.int64, device=device)
-        of(torch.zeros(1, n_classes, device=device), _one_hot(label, n_classes) if mixed else label)
-    except InputError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"train.loss: {name} refuses {given} for {n_classes} classes: {error}") from error
-    return of
+    derived: dict[str, Any] = {"reduction": "mean" if loss.target.is_one_class else "sum", "size_average": None}
+    derived |= {"reduce": None, "log_target": False, "log_input": True}
+    taken = inspect.signature(cls).parameters
+    label = torch.zeros(1, dtype=torch.int64, device=device)
+    built = build(
+        "train.loss",
+        cls,
+        (),
+        {key: value for key, value in derived.items() if key in taken},
+        arguments.get(name, {}),
+        trial=lambda tried: _value(
+            loss,
+            n_classes,
+            tried.to(device),
+            torch.zeros(1, n_classes, device=device),
+            _one_hot(label, n_classes) if mixed else label,
+        ),
+        stand_in=(),
+        convert=lambda value: torch.tensor(value, dtype=torch.float) if isinstance(value, list) else value,
+        purpose=f"for {n_classes} classes",
+    )
+    return partial(_value, loss, n_classes, built.to(device))
+
+
+def _value(loss: Loss, n_classes: int, built: nn.Module, scores: Tensor, targets: Tensor) -> Tensor:
+    value: Tensor = built(loss.input.layer(scores), loss.target.encode(targets, n_classes))
+    return value if loss.target.is_one_class else value / len(scores)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 
-class Tally:
-    """What the batches of an epoch add up to."""
+class EpochTotals:
+    """Loss and accuracy of an epoch, added up batch by batch."""
 
     def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=6)  # losses, across epochs

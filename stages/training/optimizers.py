@@ -82,10 +82,11 @@ def _built(
     default_lr = defaults.pop("lr")
     derived = {"lr": default_lr if lr is None else lr}
     given = defaults | arguments.get(name, {})
-    # Some arguments are looked at only when a step is taken, so take two with a matrix that is thrown away.
-    stand_in = nn.Parameter(torch.ones(2, 2, device=parameters[0].device))
-    build("train.optimizer", getattr(optim, name), [[stand_in]], derived, given, trial=_two_steps)
-    built: optim.Optimizer = build("train.optimizer", getattr(optim, name), [parameters], derived, given)
+    # Some arguments are looked at only when a step is taken.
+    matrix = nn.Parameter(torch.ones(2, 2, device=parameters[0].device))
+    built: optim.Optimizer = build(
+        "train.optimizer", getattr(optim, name), [parameters], derived, given, trial=_two_steps, stand_in=[[matrix]]
+    )
     return built
 
 

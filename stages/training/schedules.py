@@ -52,14 +52,14 @@ AFTER_BATCHES = ("CyclicLR", "OneCycleLR")
 # What follows from the optimizer and the length of the training alone.
 DERIVED = ("max_lr", "total_steps", "epochs", "steps_per_epoch", "last_epoch")
 
+_FUNCTION = "it takes a function, which params.yaml cannot hold"
+_OTHERS = "it is made of other schedules, and params.yaml names one"
 # Class name: why it cannot be used here.
-FUNCTION = "it takes a function, which params.yaml cannot hold"
-OTHERS = "it is made of other schedules, and params.yaml names one"
 REFUSED = {
-    "ChainedScheduler": OTHERS,
-    "LambdaLR": FUNCTION,
-    "MultiplicativeLR": FUNCTION,
-    "SequentialLR": OTHERS,
+    "ChainedScheduler": _OTHERS,
+    "LambdaLR": _FUNCTION,
+    "MultiplicativeLR": _FUNCTION,
+    "SequentialLR": _OTHERS,
 }
 
 
@@ -81,10 +81,10 @@ def schedule(
     derived = {key: value for key, value in ours.items() if key in DERIVED}
     derived |= {"last_epoch": -1} if name != "ReduceLROnPlateau" else {}
     given = {key: value for key, value in ours.items() if key not in DERIVED} | arguments.get(name, {})
-    # Some arguments are looked at only when it advances, so first let one advance that is thrown away.
+    # Some arguments are looked at only when it advances.
     stand_in = optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": peak} for peak in peaks], momentum=0.5)
-    build("train.schedule", getattr(lr_scheduler, name), [stand_in], derived, given, trial=_advanced)
-    built = build("train.schedule", getattr(lr_scheduler, name), [optimizer], derived, given)
+    cls = getattr(lr_scheduler, name)
+    built = build("train.schedule", cls, [optimizer], derived, given, trial=_advance, stand_in=[stand_in])
     if name in AFTER_BATCHES:
         return Schedule(built.step, lambda _loss: None)
     if name == "ReduceLROnPlateau":
@@ -92,7 +92,7 @@ def schedule(
     return Schedule(lambda: None, lambda _loss: built.step())
 
 
-def _advanced(tried: lr_scheduler.LRScheduler) -> None:
+def _advance(tried: lr_scheduler.LRScheduler) -> None:
     tried.optimizer.step()
     if isinstance(tried, lr_scheduler.ReduceLROnPlateau):
         for _ in range(2):

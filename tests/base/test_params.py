@@ -4,7 +4,7 @@ import pytest
 
 from stages.base.errors import InputError
 from stages.base.params import Params, load_params
-from tests.conftest import ROOT, changed, yaml
+from tests.conftest import ROOT, YAML_READER, params_with
 
 TEXT = (ROOT / "params.yaml").read_text()
 
@@ -27,14 +27,14 @@ def test_flat_names_are_the_keys_of_the_file() -> None:
     assert flat["train.net.arguments.Net.kernel"] == 5
     assert flat["train.optimizer.arguments"] == {}
     for name in flat:
-        value = yaml.load(TEXT)
+        value = YAML_READER.load(TEXT)
         for part in name.split("."):
             value = value[part]
         assert value == flat[name]
 
 
 def test_nested_arguments_are_flattened() -> None:
-    flat = changed({"train.optimizer.arguments": {"SGD": {"momentum": 0.8}}}).flat()
+    flat = params_with({"train.optimizer.arguments": {"SGD": {"momentum": 0.8}}}).flat()
     assert flat["train.optimizer.arguments.SGD.momentum"] == 0.8
     assert "train.optimizer.arguments" not in flat
 

@@ -24,7 +24,7 @@ TRAINED = [
 def test_the_page_says_what_the_tables_say() -> None:
     said = [row[:4] if row[0] in losses.LOSSES else row[: 3 if row[0] in schedules.SCHEDULES else 2] for row in ROWS]
     assert said == [
-        *([name, *fed, losses.output(name)] for name, fed in losses.LOSSES.items()),
+        *([name, loss.input.name, loss.target.name, losses.output(name)] for name, loss in losses.LOSSES.items()),
         *([name, why] for name, why in losses.REFUSED.items()),
         *([name, shown(defaults)] for name, defaults in optimizers.OPTIMIZERS.items()),
         *([name, why] for name, why in optimizers.REFUSED.items()),

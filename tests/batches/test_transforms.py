@@ -15,12 +15,10 @@ from torchvision.transforms import v2
 
 from stages.base.errors import InputError
 from stages.base.params import TransformList
-from stages.batches import transforms
+from stages.batches import transform_table, transforms
 from stages.batches.normalise import Normalise
 from stages.batches.prepared import DatasetInfo
-from stages.tracking.tracker import Tracker
-from stages.train import train
-from tests.conftest import PRETRAINED, Project, changed
+from tests.conftest import Project
 
 CPU = torch.device("cpu")
 
@@ -51,16 +49,7 @@ def images_of(n: int, *shape: int) -> torch.Tensor:
     return torch.randint(256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_every_class_of_torchvision_is_placed() -> None:
-    classes = {name for name, value in vars(v2).items() if isinstance(value, type) and issubclass(value, nn.Module)}
-    tables = [transforms.FIXED, transforms.RANDOM, transforms.OF_BATCHES, transforms.ALIASES, transforms.REFUSED]
-    placed = [name for table in tables for name in table]
-    assert len(placed) == len(set(placed))
-    assert set(placed) - classes == {"Rescale"}
-    assert classes - set(placed) == set()
-
-
-@pytest.mark.parametrize("name", sorted({*transforms.FIXED, *transforms.ALIASES}))
+@pytest.mark.parametrize("name", sorted({*transform_table.FIXED, *transform_table.ALIASES}))
 def test_what_draws_nothing_serves_both(name: str) -> None:
     """One image at a time in training is all at once in evaluation, and draws nothing."""
     listed: TransformList = [{name: NEEDED.get(name, {})}]
@@ -77,7 +66,7 @@ def test_what_draws_nothing_serves_both(name: str) -> None:
 # RandomPhotometricDistort takes colours only.
 @pytest.mark.parametrize(
     ("name", "channels"),
-    [(name, n) for name in transforms.RANDOM for n in (1, 3) if (name, n) != ("RandomPhotometricDistort", 1)],
+    [(name, n) for name in transform_table.RANDOM for n in (1, 3) if (name, n) != ("RandomPhotometricDistort", 1)],
 )
 def test_what_is_drawn_follows_from_the_image_s_seed(name: str, channels: int) -> None:
     listed: TransformList = [{name: NEEDED.get(name, {})}]
@@ -94,19 +83,6 @@ def test_what_is_drawn_follows_from_the_image_s_seed(name: str, channels: int) -
     assert torch.equal(second.flip(0), first)
     if (name, channels) not in [("RandomGrayscale", 1), ("RandomChannelPermutation", 1)]:
         assert len({image.numpy().tobytes() for image in first}) > 1, "nothing was drawn"
-
-
-def test_evaluation_refuses_what_draws() -> None:
-    for name in [*transforms.RANDOM, *transforms.OF_BATCHES]:
-        with pytest.raises(InputError, match=rf"transforms\.eval: {name} draws numbers, and scores would differ"):
-            transforms.evaluation([name])
-
-
-@pytest.mark.parametrize("name", transforms.REFUSED)
-def test_what_is_refused_is_so_for_a_reason(name: str) -> None:
-    for build in (transforms.evaluation, lambda listed: transforms.training(listed, 2)):
-        with pytest.raises(InputError, match=f"{name} is not for this: {transforms.REFUSED[name]}"):
-            build([name])
 
 
 def test_the_tutorial_s_composition() -> None:
@@ -224,7 +200,12 @@ def test_nothing_is_changed_and_nothing_imported_for_empty_lists(project: Projec
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8)])
-def test_evaluation_is_part_of_the_exported_model(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_evaluation_is_part_of_the_exported_model(
+    tmp_path: Path, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where the CPU has no fast instructions for it, torchvision resizes bytes as floats, which rounds some otherwise;
+    # but what it exports resizes bytes everywhere.
+    monkeypatch.setattr(v2.functional._geometry, "_do_native_uint8_resize_on_cpu", lambda _interpolation: True)
     listed: TransformList = [{"Resize": {"size": 16}}, {"CenterCrop": {"size": 12}}, "RGB", "ToDtype"]
     layers = transforms.evaluation(listed), Normalise([0.5], [0.2]), nn.Flatten(), nn.Linear(3 * 12 * 12, 10)
     classifier = nn.Sequential(*layers).eval()
@@ -244,34 +225,3 @@ def test_evaluation_is_part_of_the_exported_model(tmp_path: Path, shape: tuple[i
     for n in (1, 2, 5):
         images = images_of(n, *shape)
         assert torch.allclose(loaded(images), classifier(images), atol=1e-5)
-
-
-RICH: dict[str, Any] = {
-    "train.epochs": 2,
-    "train.net.arguments.Net.hidden": [20],
-    "train.net.arguments.Net.dropout": 0.5,
-    "train.transforms.train": [
-        {"RandomAffine": {"degrees": 15, "interpolation": "bilinear"}},
-        {"ElasticTransform": {"alpha": 5.0, "sigma": 1.0}},
-        {"RandomCrop": {"size": 8, "padding": 1}},
-        {"GaussianBlur": {"kernel_size": 3}},
-        "RandAugment",
-        {"RandomErasing": {"value": "random"}},
-        "MixUp",
-    ],
-}
-
-
-def test_workers_change_no_bit_of_the_weights(digits: Path, tmp_path: Path) -> None:
-    made = []
-    for workers in (0, 1, 2, 4):
-        folder = tmp_path / str(workers)
-        params = changed(RICH | {"train.workers": workers}).train
-        train(params, digits, PRETRAINED, folder / "net.safetensors", folder / "train.csv", Tracker.off())
-        made.append(((folder / "net.safetensors").read_bytes(), (folder / "train.csv").read_bytes()))
-    assert made == made[:1] * 4
-    other = tmp_path / "other"
-    train(
-        changed(RICH | {"train.seed": 1}).train, digits, PRETRAINED, other / "net", other / "train.csv", Tracker.off()
-    )
-    assert (other / "train.csv").read_bytes() != made[0][1]

@@ -39,13 +39,38 @@ def test_tiles_stand_in_rows_with_gaps() -> None:
     assert np.isnan(canvas[9:, 9:]).all()
 
 
-def test_learning_curves_mark_the_chosen_epoch(tmp_path: Path) -> None:
-    history = pd.DataFrame(
-        {"epoch": [1, 2, 3]} | {f"{s}/{q}": [1.0, 0.5, 0.2] for s in ("train", "valid") for q in ("loss", "accuracy")}
-    )
-    pictures.learning_curves(tmp_path / "a.png", history, chosen=2)
-    pictures.learning_curves(tmp_path / "b.png", history, chosen=3)
-    assert not np.array_equal(drawn(tmp_path / "a.png"), drawn(tmp_path / "b.png"))
+def frame(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, right, top and bottom of the only axes in the image, in pixels: where their two black lines end."""
+    black = image.max(axis=2) < 0.1
+    bottom, left = black.sum(axis=1).argmax(), black.sum(axis=0).argmax()
+    return int(left), int(black[bottom].nonzero()[0].max()), int(black[:, left].nonzero()[0].min()), int(bottom)
+
+
+@pytest.mark.parametrize("chosen", [2, 3])
+def test_learning_curves_mark_the_chosen_epoch(tmp_path: Path, chosen: int) -> None:
+    curves = {
+        "train/loss": np.array([1.0, 0.5, 0.2]),
+        "valid/loss": np.array([0.9, 0.7, 0.4]),
+        "train/accuracy": np.array([0.2, 0.6, 1.0]),
+        "valid/accuracy": np.array([0.3, 0.5, 0.8]),
+    }
+    pictures.learning_curves(tmp_path / "a.png", pd.DataFrame({"epoch": [1, 2, 3]} | curves), chosen)
+    image = drawn(tmp_path / "a.png")
+    middle = image.shape[1] // 2
+    for quantity, half in [("loss", image[:, :middle]), ("accuracy", image[:, middle:])]:
+        left, right, top, bottom = frame(half)
+        epochs = left + (right - left) * np.array([0.05, 0.5, 0.95])  # matplotlib leaves 5 % on each side
+        train, valid = curves[f"train/{quantity}"], curves[f"valid/{quantity}"]
+        for values, colour in [(train, (0x66, 0x66, 0x66)), (valid, (0x21, 0x66, 0xAC))]:
+            shares = (values - train.min()) / (train.max() - train.min())
+            heights = bottom - (bottom - top) * (0.05 + 0.9 * shares)
+            rows, columns = near(half, colour)
+            for x, y in zip(epochs, heights, strict=True):
+                assert np.hypot(rows - y, columns - x).min() < 3
+        rows, columns = near(half, (0xD6, 0x60, 0x4D))
+        pixels = np.bincount(columns)
+        assert pixels.argmax() == pytest.approx(epochs[chosen - 1], abs=2)
+        assert 0.5 < pixels.max() / (bottom - top) < 0.9, "from bottom to top, with gaps"
 
 
 def test_confusion_colours_by_the_share_of_the_row(tmp_path: Path) -> None:

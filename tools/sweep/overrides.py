@@ -6,16 +6,11 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
-from torch import nn
 
 from stages.base.errors import InputError
 from stages.base.params import Params, load_params
-from stages.base.registry import check_names
-from stages.batches import transforms
-from stages.nets.build import net_spec
-from stages.training import losses, optimizers, schedules
+from stages.train import check_params
 
 GRAMMAR = "VALUE | VALUE,VALUE,… | range(START,STOP) | interval(LOW,HIGH) | int(…) and tag(log,…) around an interval"
 
@@ -108,17 +103,5 @@ def check(overrides: Sequence[str], text: str | None = None) -> Params:
             raise InputError(f"{given}: {reason} (a key that params.yaml lacks is added with +KEY=VALUE)") from error
         except InputError as error:
             raise InputError(str(error).replace(str(changed), f"params.yaml with {given}")) from error
-    _check_names(params)
+    check_params(params.train, params.prepare.channels)
     return params
-
-
-def _check_names(params: Params) -> None:
-    """Raise InputError for names and arguments that the training would refuse."""
-    loss, optimizer, schedule = params.train.loss, params.train.optimizer, params.train.schedule
-    check_names("train.loss", loss.name, loss.arguments, losses.LOSSES, losses.REFUSED)
-    stand_ins = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
-    built = optimizers.optimizer(**optimizer.model_dump(), parameters=stand_ins)
-    schedules.schedule(**schedule.model_dump(), optimizer=built, epochs=params.train.epochs, steps=1)
-    net_spec(**params.train.net.model_dump(), n_classes=2, channels=params.prepare.channels, image_size=8)
-    transforms.training(params.train.transforms.train, n_classes=2)
-    transforms.evaluation(params.train.transforms.eval)

@@ -1,21 +1,20 @@
 """What DVC's experiments and MLflow's runs hold of a sweep."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from stages.base.errors import InputError
-from stages.base.params import load_params
 from stages.tracking.git import git
+from stages.tracking.guard import Guard
 from stages.tracking.result import EVALUATION_TAG
 from stages.tracking.store import Store
-from stages.tracking.tracker import Tracker
 from stages.training.selection import rank
 from tools import recorded
 from tools.sweep.experiments import Metrics
@@ -23,8 +22,6 @@ from tools.sync import Sync
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
-
-T = TypeVar("T")
 
 
 def commits_of(baseline: str) -> dict[str, str]:
@@ -54,25 +51,24 @@ class SweepRuns:
     """
 
     def __init__(self, sweep: str, baseline: str, copies: Path) -> None:
-        self._sweep, self._baseline, self._tracker = sweep, baseline, Tracker.from_environment(load_params())
-        self._store = self._tracker.store
-        self.uri = self._store.uri
+        self._sweep, self._baseline, self._store = sweep, baseline, Store.from_environment()
+        self.uri, self._guard = self._store.uri, Guard(self._store.uri)
         # Others may have a sweep of the same name in the same store.
         self._ours = f"tags.sweep = '{sweep}' and tags.`dvc.baseline_rev` = '{baseline}'"
         self._running = f"tags.directory LIKE '{copies.resolve()}/%' and attributes.status = 'RUNNING'"
-        self._attempt(self._store.client, None)  # makes the store, before many processes want it at once
+        self._guard.attempt(self._store.client, None)  # makes the store, before many processes want it at once
 
     def close_running(self, name: str = "") -> None:
         """Mark runs as KILLED that say they are running, of the experiment `name` or of all; none of them is."""
         for run in self._find(self._running, name):
-            self._attempt(partial(self._store.client().set_terminated, run.info.run_id, "KILLED"), None)
+            self._guard.attempt(partial(self._store.client().set_terminated, run.info.run_id, "KILLED"), None)
 
     def epochs(self, name: str) -> list[tuple[int, float]]:
         """Return each epoch so far of the running experiment `name`, and its validation accuracy."""
         metrics: list[Metric] = []
         for run in self._find(self._running, name):
             read = partial(self._store.client().get_metric_history, run.info.run_id, "valid/accuracy")
-            metrics += self._attempt(read, [])
+            metrics += self._guard.attempt(read, [])
         return [(metric.step, metric.value) for metric in metrics]
 
     def evaluated(self) -> dict[str, str]:
@@ -99,11 +95,6 @@ class SweepRuns:
         if name:
             condition += f" and tags.`dvc.exp_name` = '{name}'"
         store = self._store
-        return self._attempt(
+        return self._guard.attempt(
             lambda: list(store.client().search_runs([store.experiment_id], condition, max_results=50_000)), []
         )
-
-    def _attempt(self, action: Callable[[], T], otherwise: T) -> T:
-        with self._tracker.spared():
-            return action()
-        return otherwise

@@ -1,0 +1,124 @@
+"""What writes runs to a store: a new one for a training, and the evaluation that completes it."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from stages.batches.prepared import DatasetInfo
+from stages.nets.weights import load_weights
+from stages.tracking.provenance import Provenance
+from stages.tracking.result import EVALUATION_TAG, WEIGHTS_TAG, ResultFiles
+from stages.tracking.run import ActiveRun, NoRun
+from stages.tracking.store import Store, dataset, log_model
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+LONGEST = 6000  # characters of a param that MLflow keeps
+
+
+class RunWriter:
+    """Writes runs of the same params and the same provenance to a store. Its methods raise what goes wrong there."""
+
+    def __init__(self, store: Store, params: dict[str, Any], provenance: Provenance) -> None:
+        self.uri, self._store, self.provenance = store.uri, store, provenance
+        # As MLflow keeps them: text as it is, the rest as JSON, and of either its beginning.
+        self.params = {
+            key: (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST]
+            for key, value in params.items()
+        }
+
+    def start(self, data: DatasetInfo, tags: dict[str, str]) -> "ActiveRun":
+        """Create a run with its params, its datasets, and what changed since the commit."""
+        client = self._store.client()  # before anything else of mlflow, which reads its settings when it is imported
+        from mlflow.entities import Param
+
+        tags = self.provenance.tags | tags
+        name = tags.get("dvc.exp_name") or tags.get("mlflow.source.git.commit", "no commit")[:9]
+        created = client.create_run(self._store.experiment_id, self.provenance.time, tags=tags, run_name=name)
+        run = ActiveRun(client, created.info.run_id, self.provenance.time)
+        with run.abandoned_on_error():
+            client.log_batch(run.id, params=[Param(key, value) for key, value in self.params.items()])
+            client.log_inputs(run.id, [dataset(data, split) for split in ("train", "valid")])
+            if (rejected := data.folder / "rejected.csv").exists():
+                client.log_artifact(run.id, str(rejected))
+            if self.provenance.patch:
+                with TemporaryDirectory() as folder:
+                    (Path(folder) / "git.patch").write_bytes(self.provenance.patch)
+                    client.log_artifact(run.id, f"{folder}/git.patch")
+        return run
+
+    def evaluated(self, files: ResultFiles) -> None:
+        """Complete the run of the training that made these weights.
+
+        That is the latest run of these weights and params in the same DVC experiment that lacks an evaluation: none is
+        overwritten. Where there is no such run, since this is another evaluation, or since DVC took the weights from
+        its cache, a new one is made.
+        """
+        digests, tags = files.digests(), self.provenance.tags
+        runs = [run for run in self.found(digests) if run.data.tags.get("dvc.exp_name") == tags.get("dvc.exp_name")]
+        lacking = [run for run in runs if lacks_evaluation(run)]
+        # Another clone may have made the same weights in the same store: our own directory goes first.
+        lacking.sort(key=lambda run: run.data.tags.get("directory") != tags["directory"])
+        if lacking:
+            self.complete(files, lacking[0].info.run_id)
+        elif not any(has_evaluation(run, digests) for run in runs):
+            self.complete(files)
+
+    def found(self, digests: dict[str, str]) -> list["Run"]:
+        """Return the runs of the weights with this digest and of the same params, the latest first."""
+        runs = self._store.client().search_runs(
+            [self._store.experiment_id], f"tags.`{WEIGHTS_TAG}` = '{digests[WEIGHTS_TAG]}'"
+        )
+        return [run for run in runs if run.data.params == self.params]
+
+    def complete(self, files: ResultFiles, run_id: str = "") -> str:
+        """Write the evaluation to its run, or without an id the whole result to a new one. Return the run's id.
+
+        Raises InputError if weights or dataset.json are not as written today.
+        """
+        digests, data = files.digests(), DatasetInfo(files.prepared)
+        net, description = load_weights(files.weights)
+        metrics, epochs, lock = files.metrics(description), files.epochs(), files.lock()
+        client = self._store.client()
+        if run_id:
+            run = ActiveRun(client, run_id, self.provenance.time, status_on_error="FINISHED")
+        else:
+            run = self.start(data, {WEIGHTS_TAG: digests[WEIGHTS_TAG], "training": "not repeated for this run"})
+        with run.abandoned_on_error():
+            for row in [] if run_id else epochs:
+                run.log_epoch(row)
+            client.log_inputs(run.id, [dataset(data, "test")])
+            run.log(metrics, model_id=log_model(run.id, description.classifier(net), data))
+            for path in (files.root / "params.yaml", files.root / "dvc.yaml", files.results):
+                client.log_artifact(run.id, str(path))
+            if lock:
+                client.log_text(run.id, lock, "dvc.lock")
+            client.log_artifacts(run.id, str(files.plots), "plots")
+            run.flush()
+            run.tag(EVALUATION_TAG, digests[EVALUATION_TAG])
+            run.end("FINISHED")
+        return run.id
+
+
+class NoWriter:
+    """Does nothing of what a RunWriter does."""
+
+    uri = ""
+
+    def start(self, _data: DatasetInfo, _tags: dict[str, str]) -> NoRun:
+        return NoRun()
+
+    def evaluated(self, _files: ResultFiles) -> None:
+        pass
+
+
+def lacks_evaluation(run: "Run") -> bool:
+    """Return whether a run was trained to the end and not evaluated yet."""
+    return run.info.status == "FINISHED" and EVALUATION_TAG not in run.data.tags
+
+
+def has_evaluation(run: "Run", digests: dict[str, str]) -> bool:
+    """Return whether a run holds the evaluation with this digest."""
+    return bool(run.data.tags.get(EVALUATION_TAG) == digests[EVALUATION_TAG])

@@ -1,0 +1,113 @@
+"""What a broken store may cost: one warning, and the run there, but not a byte of the results."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from stages.evaluate import evaluate
+from stages.tracking.tracker import Tracker
+from stages.train import train
+from tests.conftest import PRETRAINED, params_with, runs
+from tests.tracking.conftest import SHORT, only_run, outputs, run_stages
+
+
+@pytest.mark.parametrize("method", ["log_batch", "log_artifacts"])
+def test_an_evaluation_that_could_not_be_written_is_completed_by_the_next(
+    digits: Path, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = {"DVC_ROOT": str(tmp_path)}
+    run_stages(digits, tmp_path, environment, {}, only="train")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    for experiment in ({}, {"DVC_EXP_NAME": "other"}):  # a run to complete, and one to make
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mlflow.MlflowClient, method, fail)
+            run_stages(digits, tmp_path, environment | experiment, {}, only="evaluate")
+        assert capsys.readouterr().err.count("OSError: disk full") == 1
+        run_stages(digits, tmp_path, environment | experiment, {}, only="evaluate")
+        run = runs(f"sqlite:///{tmp_path}/mlflow.db")[0]
+        assert run.info.status == "FINISHED"
+        assert {"train/loss", "test/accuracy", "best/epoch"} <= run.data.metrics.keys()
+    assert not [run for run in runs(f"sqlite:///{tmp_path}/mlflow.db") if run.info.status == "RUNNING"]
+
+
+def test_a_store_that_fails_in_the_middle_costs_one_warning(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = mlflow.MlflowClient.log_batch
+
+    def fail_on_metrics(*arguments: Any, metrics: Any = (), **named: Any) -> Any:
+        if metrics:
+            raise OSError("disk full")
+        return write(*arguments, **named)
+
+    monkeypatch.setattr("stages.tracking.run.FLUSH_SECONDS", 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_batch", fail_on_metrics)
+        run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path)}, {}, only="train")
+    assert capsys.readouterr().err.count("warning: MLflow") == 1
+    assert only_run(tmp_path).info.status == "FAILED"
+    run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path)}, {}, only="evaluate")
+    second, first = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert (first.info.status, second.info.status) == ("FAILED", "FINISHED")
+    assert {"train/loss", "test/accuracy"} <= second.data.metrics.keys()
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "sqlite:////proc/none/mlflow.db", "sqlite:////etc/passwd", "nonsense://x"]
+)
+def test_a_store_that_fails_costs_one_warning(
+    digits: Path, tmp_path: Path, store: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_stages(digits, tmp_path, {"MLFLOW_TRACKING_URI": uri}, {}, only="train")
+    assert capsys.readouterr().err.count(f"warning: MLflow at {uri} failed") == 1
+    run_stages(digits, tmp_path, {"MLFLOW_TRACKING_URI": uri}, {}, only="evaluate")
+    assert capsys.readouterr().err.count(f"warning: MLflow at {uri} failed") == 1
+    assert outputs(tmp_path) == outputs(store)
+
+
+@pytest.mark.parametrize(
+    ("method", "writes"),
+    [
+        ("create_run", 0),  # at the start
+        ("log_batch", 1),  # in the middle: the params are written, the first metrics are not
+        ("set_terminated", 0),  # at the end
+    ],
+)
+def test_no_output_depends_on_when_the_store_fails(
+    digits: Path,
+    tmp_path: Path,
+    store: Path,
+    method: str,
+    writes: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write, calls = getattr(mlflow.MlflowClient, method), []
+
+    def fail(*arguments: Any, **named: Any) -> Any:
+        calls.append(method)
+        if len(calls) > writes:
+            raise OSError("disk full")
+        return write(*arguments, **named)
+
+    monkeypatch.setattr("stages.tracking.run.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(mlflow.MlflowClient, method, fail)
+    run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path)}, {})
+    assert capsys.readouterr().err.count("OSError: disk full") == 2, "one warning a stage"
+    assert len(calls) > writes
+    assert outputs(tmp_path) == outputs(store)
+    assert "plots/pictures/learning_curves.png" in outputs(store)
+
+
+def test_no_output_depends_on_tracking(digits: Path, tmp_path: Path, store: Path) -> None:
+    params = params_with(SHORT)
+    weights, history, results = (tmp_path / name for name in ("net.safetensors", "train.csv", "evaluate.json"))
+    train(params.train, digits, PRETRAINED, weights, history, Tracker.off())
+    evaluate(params, weights, digits, history, results, tmp_path / "plots", Tracker.off())
+    assert outputs(tmp_path) == outputs(store)
+    assert {path.name for path in tmp_path.iterdir()} == {weights.name, history.name, results.name, "plots"}
