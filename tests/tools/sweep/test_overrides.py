@@ -80,7 +80,7 @@ def test_checked_overrides_are_applied_as_dvc_applies_them() -> None:
     [
         ("train.epoch=1", r"-S train\.epoch=1: Could not override 'train\.epoch'\. .* added with \+KEY=VALUE"),
         ("+train.epoch=1", r"train\.epoch: unknown key \(did you mean epochs\?\)"),
-        ("train.epochs=x", r"params\.yaml with -S train\.epochs=x has 1 wrong:\n  train\.epochs: 'x', should be"),
+        ("train.epochs=x", r"params\.yaml with -S train\.epochs=x has 1 error:\n  train\.epochs: 'x', should be"),
         ("train.epochs=0", r"train\.epochs: 0, should be greater than 0"),
         ("train.optimizer.name=Sgd", r"train\.optimizer\.name: 'Sgd' is unknown \(did you mean SGD\?\)"),
         ("train.loss.name=MSE", r"train\.loss\.name: 'MSE' is unknown"),

@@ -249,6 +249,7 @@ GOOD, BAD = Ending(State.DONE, metrics=Metrics(0.9, 0.1, 0.8)), Ending(State.FAI
 def without_waiting(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.root)
     monkeypatch.setattr("tools.sweep.sweep.POLL_SECONDS", 0)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # a sweep that ends early ignores signals from then on
 
 
 def states(sweep: Sweep) -> dict[str, str]:
@@ -286,14 +287,11 @@ def test_data_are_prepared_by_one_for_all() -> None:
 
 
 @pytest.mark.usefixtures("without_waiting")
-def test_an_interrupted_sweep_ends_what_is_running(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_sweep_ends_what_is_running(capsys: pytest.CaptureFixture[str]) -> None:
     plan = Plan.of(["train.seed=1,2"], None, "stop", jobs=1)
     runner = FakeRunner({"stop-s1": [GOOD]})
     sweep = Sweep(plan, runner, jobs=1, retries=0, timeout=0)
     runner.interrupted = "stop-s2"
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
         sweep.run()
     assert states(sweep) == {"stop-s1": "done", "stop-s2": "waiting"}
