@@ -25,7 +25,7 @@ def set_up(device: str, threads: int) -> torch.device:
     torch.set_num_threads(threads)
     # cuBLAS takes a fixed workspace from the environment; it must be there before CUDA starts.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # sets what use_deterministic_algorithms does, which imports for 1 s
     # Filling fresh memory guards against reads of uninitialised values, which our code never does; it costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
