@@ -1,14 +1,15 @@
-"""A set larger than memory need be: what prepare and train take for it, and what reading it from disk costs a training.
+"""A set that need not fit into memory: what prepare and train take for it, and what reading it from disk costs.
 
     python -m bench.large /tmp/large
 
-makes 160,000 JPEG files of 128x128 in colour in the folder, 0.6 GB, and of these a prepared set of 7.9 GB, unless they
-are there. Prints the peak of memory of each stage, page cache aside, and the images a second of trainings of the same
+writes 160,000 JPEG files of 128x128 in colour into the folder, 0.6 GB, and prepares them, 7.9 GB, unless both exist
+already. Prints the peak memory of each stage, without the page cache, and the images a second of training on the same
 images from the memory map and held in memory, in turns. 15 minutes on two cores.
 """
 
 import contextlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ from stages.batches.prepared import Prepared, Split
 from stages.nets.net import Net
 
 N_IMAGES, SIDE, N_CLASSES = 160_000, 128, 10
-HELD = 40_000  # images that are held in memory to compare, 2 GB
+HELD = 40_000  # images that are held in memory for comparison, 2 GB
 STEPS, TURNS = 20, 3
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +57,7 @@ def main() -> None:
 def write(folder: Path) -> None:
     """Write the images: a square of the class's colour on smooth noise of their own, which is quick and compresses."""
     random = np.random.RandomState(0)
-    with replacing(folder) as partial:  # main takes a folder that is there for a whole one
+    with replacing(folder) as partial:  # main takes an existing folder for a complete one
         for name in range(N_CLASSES):
             (partial / f"class{name}").mkdir(parents=True)
         for row in tqdm(range(N_IMAGES), unit=" images"):
@@ -88,18 +89,16 @@ def copy_of_the_code(folder: Path, changes: dict[str, object]) -> Path:
     values["train"]["net"]["arguments"]["Net"]["widths"] = [4]
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:
         yaml.dump(values, file)
-    (folder / "stages").mkdir(exist_ok=True)
-    for path in (ROOT / "stages").glob("*.py"):
-        (folder / "stages" / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(ROOT / "stages", folder / "stages", dirs_exist_ok=True)
     return folder
 
 
 def watched(command: Sequence[str], folder: Path) -> int:
-    """Run a command and return the peak of `anonymous`. Raises RuntimeError if the command fails."""
+    """Run a command and return the peak of its memory as `anonymous` measures it. Raises RuntimeError if it fails."""
     process, peak = subprocess.Popen(command, cwd=folder), 0
     while process.poll() is None:
         peak = max(peak, anonymous(process.pid))
-        time.sleep(0.5)  # looking at the pages of 8 GB takes a while
+        time.sleep(0.5)  # the kernel takes a while to count the pages of 8 GB
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}")
     return peak
@@ -108,7 +107,7 @@ def watched(command: Sequence[str], folder: Path) -> int:
 def anonymous(number: int) -> int:
     """Return the memory of a process and those it started, bytes, without the page cache.
 
-    What they share after a fork counts once: Linux's Pss_Anon gives each process its share.
+    What they share after a fork counts once: Linux's Pss_Anon divides it among the processes.
     """
     total = 0
     with contextlib.suppress(psutil.Error, OSError):

@@ -1,14 +1,18 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from stages.base.errors import InputError
+from stages.base.params import PrepareParams
 from stages.prepare import prepare
-from tests.conftest import changed
+from stages.sources import decoding
+from tests.conftest import changed, write_image
 
 
 def test_prepared_digits(digits: Path) -> None:
@@ -70,3 +74,132 @@ def test_built_in_images_in_another_size_and_in_colour(digits: Path, tmp_path: P
     assert np.abs(large[:, 0].reshape(1797, 8, 2, 8, 2).mean(axis=(2, 4)) - small).mean() < 15
     facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
     assert (facts["channels"], facts["image_size"], len(facts["mean"]), len(facts["std"])) == (3, 16, 3, 3)
+
+
+def prepare_params(source: str, **changes: Any) -> PrepareParams:
+    """Return the section prepare with another source and changes; csv__file stands for prepare.csv.file."""
+    given = {f"prepare.{name.replace('__', '.')}": value for name, value in changes.items()}
+    fractions = {"prepare.valid_fraction": 0.25, "prepare.test_fraction": 0.25}
+    return changed(fractions | {"prepare.source": source} | given).prepare
+
+
+def forty_images(root: Path, changes: dict[str, str]) -> Path:
+    """Write 40 different images of two classes; `changes` makes files equal to others, by their names."""
+    for i in range(40):
+        write_image(root / "ab"[i % 2] / f"{i:02}.png", i, side=12)
+    for name, original in changes.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes((root / original).read_bytes())
+    return root
+
+
+def test_processes_and_one_process_do_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = forty_images(tmp_path / "set", {})
+    (root / "a/cut.png").write_bytes((root / "a/00.png").read_bytes()[:-30])
+    prepare(prepare_params("folder", on_bad="skip"), root, tmp_path / "one")
+    monkeypatch.setattr(decoding, "WORTH_PROCESSES", 10)
+    monkeypatch.setattr(decoding, "CHUNK", 3)
+    monkeypatch.setattr(decoding, "cores", lambda: 3)
+    prepare(prepare_params("folder", on_bad="skip"), root, tmp_path / "three")
+    for file in ("images.npy", "manifest.csv", "dataset.json", "rejected.csv"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "three" / file).read_bytes()
+
+
+def test_what_is_skipped_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # 00 again in its class; 01 in another, too; one that is no image.
+    root = forty_images(tmp_path / "set", {"a/40.png": "a/00.png", "a/41.png": "b/01.png"})
+    (root / "a/notes.txt").write_text("roses")
+    prepare(prepare_params("folder", on_bad="skip"), root, tmp_path / "prepared")
+    rejected = pd.read_csv(tmp_path / "prepared/rejected.csv", keep_default_na=False)
+    assert rejected.to_dict("list") == {
+        "source": ["b/01.png", "a/40.png", "a/41.png", "a/notes.txt"],
+        "label": ["b", "a", "a", "a"],
+        "split": [""] * 4,
+        "reason": [
+            "contradiction: equal to a/41.png, which is a",
+            "duplicate: equal to a/00.png",
+            "contradiction: equal to b/01.png, which is b",
+            "not an image: not PNG, JPEG, BMP, GIF, TIFF or WEBP, or of a kind that is not supported,"
+            " or its start is damaged",
+        ],
+    }
+    facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
+    assert facts["rejected"] == {"contradiction": 2, "duplicate": 1, "not an image": 1}
+    assert "4 of 43 images" in capsys.readouterr().err
+    images, manifest = np.load(tmp_path / "prepared/images.npy"), pd.read_csv(tmp_path / "prepared/manifest.csv")
+    assert len(images) == 43
+    assert manifest["index"].tolist() == [0, *range(2, 40)]
+    assert not images[[1, 40, 41, 42]].any()
+    assert images[manifest["index"]].any(axis=(1, 2)).all()
+
+
+def test_an_unusable_image_is_equal_to_none(tmp_path: Path) -> None:
+    root = forty_images(tmp_path / "set", {})
+    Image.new("L", (12, 12)).save(root / "a/black.png")  # all zeros, as an unusable image is in images.npy
+    for name in ("a/broken1.png", "b/broken2.png"):
+        (root / name).touch()
+    prepare(prepare_params("folder", on_bad="skip"), root, tmp_path / "prepared")
+    facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
+    assert facts["rejected"] == {"not an image": 2}
+    assert "a/black.png" in pd.read_csv(tmp_path / "prepared/manifest.csv")["source"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("copies", "stays"),
+    [(["train", "valid", "test"], "test"), (["train", "valid"], "valid"), (["train", "train"], "train")],
+)
+def test_of_equal_images_that_of_the_test_split_stays(tmp_path: Path, copies: list[str], stays: str) -> None:
+    for i in range(12):
+        write_image(tmp_path / "set" / ("train", "valid", "test")[i % 3] / "ab"[i // 3 % 2] / f"{i}.png", i)
+    for i, split in enumerate(copies):
+        write_image(tmp_path / "set" / split / "a" / f"copy{i}.png", 99)
+    prepare(prepare_params("folder", on_bad="skip"), tmp_path / "set", tmp_path / "prepared")
+    manifest = pd.read_csv(tmp_path / "prepared/manifest.csv")
+    kept = manifest[manifest["source"].str.contains("copy")]
+    assert kept["split"].tolist() == [stays]
+    reasons = pd.read_csv(tmp_path / "prepared/rejected.csv")["reason"].tolist()
+    leaks = [f"leak: equal to {kept['source'].item()}, in {stays}"] * (len(copies) - 1)
+    assert reasons == (leaks if stays != "train" else ["duplicate: equal to train/a/copy0.png"])
+
+
+def test_a_clean_set_has_no_list_of_the_rejected(tmp_path: Path) -> None:
+    prepare(prepare_params("folder"), forty_images(tmp_path / "set", {}), tmp_path / "prepared")
+    assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == [
+        "dataset.json",
+        "images.npy",
+        "manifest.csv",
+    ]
+    assert "rejected" not in json.loads((tmp_path / "prepared/dataset.json").read_text())
+
+
+def check_the_same(published: Path, root: Path, tmp_path: Path) -> None:
+    """The files of a published set, as a folder and as a table, are prepared as it was."""
+    images, manifest = np.load(published / "images.npy", mmap_mode="r"), pd.read_csv(published / "manifest.csv")
+    facts = json.loads((published / "dataset.json").read_text())
+    classes = [name.replace("/", "_") for name in facts["classes"]]
+    lines = ["image,label,split"]
+    for row, split, label in zip(manifest["index"], manifest["split"], manifest["label"], strict=True):
+        path = f"{split}/{classes[label]}/{row:05}.png"
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[row]).save(root / path)
+        lines.append(f"{path},{classes[label]},{split}")
+    prepare(prepare_params("folder", classes=classes), root, tmp_path / "of_folder")
+    (root / "labels.csv").write_text("\n".join(lines))
+    prepare(prepare_params("csv", classes=classes, csv__split="split"), root, tmp_path / "of_csv")
+    for folder in (tmp_path / "of_folder", tmp_path / "of_csv"):
+        assert (folder / "images.npy").read_bytes() == (published / "images.npy").read_bytes()
+        again = pd.read_csv(folder / "manifest.csv")
+        assert again[["index", "split", "label"]].equals(manifest[["index", "split", "label"]])
+        found = json.loads((folder / "dataset.json").read_text())
+        for key in ("sha256", "mean", "std", "sizes", "image_size", "channels"):
+            assert found[key] == facts[key]
+
+
+def test_digits_as_files_are_the_digits(digits: Path, tmp_path: Path) -> None:
+    check_the_same(digits, tmp_path / "files", tmp_path)
+
+
+@pytest.mark.slow
+def test_fashion_mnist_as_70_000_files_is_fashion_mnist(tmp_path: Path) -> None:
+    prepare(changed({"prepare.source": "fashion_mnist"}).prepare, tmp_path / "none", tmp_path / "published")
+    check_the_same(tmp_path / "published", tmp_path / "files", tmp_path)

@@ -1,4 +1,4 @@
-"""One image file, of whatever kind, to a square of uint8 pixels."""
+"""One image file, of any supported format, to a square of uint8 pixels."""
 
 import io
 import os
@@ -15,13 +15,13 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from stages.base.errors import InputError
+from stages.sources.rejections import Kind, UnusableError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
-ANOTHER_SIZE = "another size"
-LARGEST_FILE = 256 << 20  # bytes; it is read at once
-SMALL_FILE = 1 << 20  # bytes; of a larger one the header is looked at before it is read
+LARGEST_FILE = 256 << 20  # bytes; a file is read into memory as a whole
+SMALL_FILE = 1 << 20  # bytes; the header of a larger one is checked before the file is read
 # What an EXIF orientation asks for.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,67 +36,72 @@ TURNS = {
 BITS, BLACK_OR_WHITE, TILE_WIDTH, TILE_HEIGHT = 258, 262, 322, 323
 
 
-class UnusableError(Exception):
-    """An image cannot be used. The message is the reason: its kind, then what is to be said of this one after a colon.
-
-    It holds nothing that another machine would say differently, since rejected.csv keeps it.
-    """
-
-
 @dataclass(frozen=True)
-class Wanted:
-    """What an image is made into."""
+class ImageSpec:
+    """What every image is made into: a square of uint8."""
 
-    channels: int  # 1 or 3
+    channels: int  # 1: grayscale, 3: colour
     size: int  # side, pixels
-    fit: str | None  # crop | pad | stretch; None: an image of another size is unusable
-    max_pixels: int
+    fit: str | None  # crop | pad | stretch; None: an image of another size is rejected
+    max_pixels: int  # of the image as it comes; one with more is rejected before it is decoded
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the array: (size, size), or (3, size, size) for three channels."""
+        return (self.size, self.size) if self.channels == 1 else (self.channels, self.size, self.size)
 
 
-def from_file(path: str, wanted: Wanted) -> npt.NDArray[np.uint8]:
-    """Return uint8 (size, size), or (3, size, size) for three channels. Raises UnusableError, and
-    InputError where memory is full, which says nothing of the image.
+def from_file(path: str, spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """Return the image in a file as an array of the spec's shape. Call this within `pixel_limit`.
 
-    As a viewer shows it: turned by its EXIF orientation, transparent parts white, the first of several frames, and 16
-    bits scaled to 8. Call this within `limited`.
+    It is as a viewer shows it: turned by its EXIF orientation, transparent parts white, the first of several frames,
+    and 16 bits scaled to 8. Raises UnusableError, and InputError where memory is full, which is no fault of the image.
     """
     try:
-        return pixels(_read(path, wanted.max_pixels), wanted)
+        return to_array(_read(path, spec.max_pixels), spec)
+    except UnusableError:
+        raise
     except MemoryError as error:
         raise InputError(f"{path}: there is too little memory to decode it") from error
     except Exception as error:  # a decoder may raise anything for a damaged file: KeyError, struct.error, ValueError
-        raise UnusableError(_reason(error, wanted.max_pixels)) from error
+        raise _unusable(error, spec.max_pixels) from error
 
 
 def size_of(path: str, max_pixels: int) -> tuple[int, int] | None:
-    """Return width and height as the file's header has them; None if there is no image. Call this within `limited`."""
+    """Return width and height, pixels, as the file's header has them; None if there is no usable image.
+
+    Call this within `pixel_limit`.
+    """
     try:
-        with _file(path) as (number, _):
-            return _check(number, max_pixels)
-    except Exception:  # as above; why, will be said when it is decoded
+        with _open_file(path) as (number, _):
+            return _check_header(number, max_pixels)
+    except Exception:  # as in from_file, which finds the reason when the image is decoded
         return None
 
 
-def pixels(image: Image.Image, wanted: Wanted) -> npt.NDArray[np.uint8]:
-    """Return an opened image as `from_file` does."""
-    square = (wanted.size, wanted.size)
-    if wanted.fit is None and image.size != square:  # a turned square is one too, so the header tells
-        raise UnusableError(f"{ANOTHER_SIZE}: {image.width} x {image.height}")
+def to_array(image: Image.Image, spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """Return an opened image as `from_file` does. Raises UnusableError, or whatever Pillow raises."""
+    square = (spec.size, spec.size)
+    if spec.fit is None and image.size != square:  # a turned square is one too, so the header is enough
+        raise UnusableError(Kind.ANOTHER_SIZE, f"{image.width} x {image.height}")
     if image.format in ("JPEG", "MPO"):  # the second is a JPEG with another behind it, as some phones write them
-        # Decodes a photograph at 1/2, 1/4 or 1/8 where that leaves twice what is wanted.
-        image.draft(None, (2 * wanted.size, 2 * wanted.size))
-    image, mode = _opaque(_turned(image)), "L" if wanted.channels == 1 else "RGB"
+        # Decodes a photograph at 1/2, 1/4 or 1/8 of its size where that is at least twice the prepared size.
+        image.draft(None, (2 * spec.size, 2 * spec.size))
+    image, mode = _opaque(_upright(image)), "L" if spec.channels == 1 else "RGB"
     if image.mode != mode:
         image = image.convert(mode)
     if image.size != square:
-        image = _squared(image, wanted.size, wanted.fit)
+        image = _resized(image, spec.size, spec.fit)
     array = np.asarray(image)
-    return array if wanted.channels == 1 else array.transpose(2, 0, 1)
+    return array if spec.channels == 1 else array.transpose(2, 0, 1)
 
 
 @contextmanager
-def limited(max_pixels: int) -> Iterator[None]:
-    """Make `max_pixels` Pillow's own limit too, which some formats reach before their size is known, and be quiet."""
+def pixel_limit(max_pixels: int) -> Iterator[None]:
+    """Make `max_pixels` Pillow's own limit too, which some formats reach before their size is known.
+
+    Pillow's warnings are turned off meanwhile.
+    """
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of broken EXIF and the like
@@ -109,45 +114,46 @@ def limited(max_pixels: int) -> Iterator[None]:
 
 
 @contextmanager
-def _file(path: str) -> Iterator[tuple[int, int]]:
-    """Yield the opened file's number, and how many bytes it has. Raises UnusableError, or what `open` raises."""
-    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would have it wait for a writer
+def _open_file(path: str) -> Iterator[tuple[int, int]]:
+    """Yield the descriptor of the opened file, and its size in bytes. Raises UnusableError, or what `open` raises."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would otherwise wait for a writer
     try:
         status = os.fstat(number)
         if not stat.S_ISREG(status.st_mode):
-            raise UnusableError("not a file" + (": a folder" if stat.S_ISDIR(status.st_mode) else ""))
+            raise UnusableError(Kind.NOT_A_FILE, "a folder" if stat.S_ISDIR(status.st_mode) else None)
         if status.st_size > LARGEST_FILE:
-            raise UnusableError(f"too large: {status.st_size:,} bytes, and {LARGEST_FILE:,} are read")
+            raise UnusableError(Kind.TOO_LARGE, f"{status.st_size:,} bytes, and {LARGEST_FILE:,} are read")
         yield number, status.st_size
     finally:
         os.close(number)
 
 
 def _read(path: str, max_pixels: int) -> Image.Image:
-    """Return the image with all of its file in memory. Raises as `_file` and `_opened` do."""
-    with _file(path) as (number, n_bytes):
+    """Return the image with all of its file in memory. Raises as `_open_file` and `_open_image` do."""
+    with _open_file(path) as (number, n_bytes):
         if n_bytes > SMALL_FILE:
-            _check(number, max_pixels)  # lest a film takes its size in memory to be refused
+            # A large file that is no image, such as a film, is rejected without reading all of it.
+            _check_header(number, max_pixels)
             os.lseek(number, 0, os.SEEK_SET)
-        content = os.read(number, n_bytes)  # at once: Pillow's small pieces would each be a system call
-    return _opened(io.BytesIO(content), max_pixels)
+        content = os.read(number, n_bytes)  # at once: Pillow reads small pieces, and each would be a system call
+    return _open_image(io.BytesIO(content), max_pixels)
 
 
-def _check(number: int, max_pixels: int) -> tuple[int, int]:
-    """Return width and height by the header of an open file. Raises as `_opened` does."""
+def _check_header(number: int, max_pixels: int) -> tuple[int, int]:
+    """Return width and height by the header of an open file. Raises as `_open_image` does."""
     with open(number, "rb", closefd=False) as file:
-        return _opened(file, max_pixels).size
+        return _open_image(file, max_pixels).size
 
 
-def _opened(file: IO[bytes], max_pixels: int) -> Image.Image:
+def _open_image(file: IO[bytes], max_pixels: int) -> Image.Image:
     """Return the image with its header read. Raises UnusableError, or what Pillow raises."""
     image = Image.open(file, formats=FORMATS)
     n_pixels = image.width * image.height
     if image.format == "TIFF":
-        # A tile, which is decoded whole, may be larger than the image.
+        # A tile, which is decoded as a whole, may be larger than the image.
         n_pixels = max(n_pixels, int(_tag(image, TILE_WIDTH, 0)) * int(_tag(image, TILE_HEIGHT, 0)))
     if n_pixels > max_pixels:
-        raise UnusableError(_too_many(n_pixels, max_pixels))
+        raise _too_many(n_pixels, max_pixels)
     return image
 
 
@@ -156,38 +162,35 @@ def _tag(image: Image.Image, number: int, default: Any) -> Any:
     return tags.get(number, default)
 
 
-def _reason(error: Exception, max_pixels: int) -> str:
-    """Return what an error says of the file."""
+def _unusable(error: Exception, max_pixels: int) -> UnusableError:
+    """Return what an error of Python or Pillow says of the file."""
     match error:
-        case UnusableError():
-            return str(error)
         case FileNotFoundError() | NotADirectoryError():
-            return "missing file"
+            return UnusableError(Kind.MISSING_FILE)
         case UnidentifiedImageError():
-            return (
-                f"not an image: not {', '.join(FORMATS[:-1])} or {FORMATS[-1]},"
-                " or of a kind that is not supported, or its start is damaged"
-            )
+            names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+            why = f"not {names}, or of a kind that is not supported, or its start is damaged"
+            return UnusableError(Kind.NOT_AN_IMAGE, why)
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
             found = re.search(r"\d+", str(error))
             return _too_many(int(found[0]) if found else 0, max_pixels)
         case OSError(errno=int()):
-            return f"unreadable: {error.strerror}"
+            return UnusableError(Kind.UNREADABLE, error.strerror)
         case OSError():
-            return f"cut or damaged: {error}"
-    return f"cut or damaged: {type(error).__name__}"
+            return UnusableError(Kind.DAMAGED, str(error))
+    return UnusableError(Kind.DAMAGED, type(error).__name__)
 
 
-def _too_many(n_pixels: int, max_pixels: int) -> str:
-    return f"too many pixels: {n_pixels:,}, and prepare.max_pixels is {max_pixels:,}"
+def _too_many(n_pixels: int, max_pixels: int) -> UnusableError:
+    return UnusableError(Kind.TOO_MANY_PIXELS, f"{n_pixels:,}, and prepare.max_pixels is {max_pixels:,}")
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    """Return the decoded image as its EXIF orientation has it. TIFF's are turned by Pillow when they are decoded."""
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the decoded image turned by its EXIF orientation. Pillow itself turns a TIFF when it decodes it."""
     image.load()
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # EXIF that cannot be read says nothing, and the pixels are good
+    except Exception:  # EXIF that cannot be read does not matter: the pixels are good
         return image
     return image.transpose(turn) if turn is not None else image
 
@@ -196,16 +199,16 @@ def _opaque(image: Image.Image) -> Image.Image:
     """Return the image with 8 bits a channel, on white where it is transparent."""
     if image.mode in SIXTEEN_BITS:
         if _tag(image, BLACK_OR_WHITE, 1) == 0 or _tag(image, BITS, (16,)) == (12,):
-            raise UnusableError("unsupported pixels: of 16 bits with 0 for white, or of 12 bits")
+            raise UnusableError(Kind.UNSUPPORTED, "of 16 bits with 0 for white, or of 12 bits")
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
-            raise UnusableError("unsupported pixels: of more than 16 bits")
+            raise UnusableError(Kind.UNSUPPORTED, "of more than 16 bits")
         eight = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
-        if "transparency" in image.info:  # the level that is, of a PNG
+        if "transparency" in image.info:  # the level of a PNG that is transparent
             eight[values == image.info["transparency"]] = 255
         return Image.fromarray(eight)
     if image.mode not in EIGHT_BITS:
-        raise UnusableError(f"unsupported pixels: Pillow's mode {image.mode}")
+        raise UnusableError(Kind.UNSUPPORTED, f"Pillow's mode {image.mode}")
     if not image.has_transparency_data:
         return image
     canvas = Image.new("RGBA", image.size, "white")
@@ -213,8 +216,8 @@ def _opaque(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def _squared(image: Image.Image, size: int, fit: str | None) -> Image.Image:
-    """Return the image with sides of `size`: its middle (crop), all of it on black (pad), or distorted (stretch)."""
+def _resized(image: Image.Image, size: int, fit: str | None) -> Image.Image:
+    """Return a square with sides of `size`: the middle (crop), all of it on black (pad), or distorted (stretch)."""
     if fit == "crop":
         return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     if fit == "stretch":

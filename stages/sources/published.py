@@ -7,30 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from stages.base.errors import InputError
-from stages.sources.source import Source
+from stages.sources.source import Source, table
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOADS = Path("~/.cache/repronet")
 
 
-def _built_in(
-    images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer], classes: list[str], names: list[str], n_test: int
-) -> Source:
-    """Return a source whose last `n_test` images are its own test split; 0: it has none."""
-    split = ["train"] * (len(labels) - n_test) + ["test"] * n_test if n_test else ""
-    label = np.array(classes, object)[labels]
-    return Source(pd.DataFrame({"source": names, "label": label, "split": split, "reason": ""}), classes, images)
-
-
 def digits(_raw: Path) -> Source:
+    """Return scikit-learn's digits, 1,797 images of 8x8 without a split of their own."""
     from sklearn.datasets import load_digits  # 1 s to import, and only this source needs it
 
     bunch = load_digits()
-    return _built_in(
-        images=np.round(bunch.images * (255 / 16)).astype(np.uint8),  # from 17 levels, 0 to 16
+    return _published(
+        images=np.round(bunch.images * (255 / 16)).astype(np.uint8),  # they have 17 levels, 0 to 16
         labels=bunch.target,
         classes=["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
         names=[f"digits/{i}" for i in range(len(bunch.target))],
@@ -60,11 +51,16 @@ FASHION_MNIST = {
 
 
 def fashion_mnist(raw: Path) -> Source:
+    """Return Fashion-MNIST, 70,000 images of 28x28, of which the last 10,000 are its test split.
+
+    Its files come from `raw`/fashion_mnist, Debian's package or a download. Raises InputError if they are wrong or
+    cannot be had.
+    """
     folder = _fashion_mnist_folder(raw / "fashion_mnist")
     train_images, train_labels, test_images, test_labels = (
         _read_idx(folder, name, expected, shape) for name, (expected, shape) in FASHION_MNIST.items()
     )
-    return _built_in(
+    return _published(
         images=np.concatenate([train_images, test_images]),
         labels=np.concatenate([train_labels, test_labels]),
         classes=[
@@ -76,8 +72,20 @@ def fashion_mnist(raw: Path) -> Source:
     )  # fmt: skip
 
 
+def _published(
+    images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer], classes: list[str], names: list[str], n_test: int
+) -> Source:
+    """Return a source whose last `n_test` images are its own test split; 0: it has none."""
+    n_train = len(labels) - n_test
+    splits = ["train" if n_test else ""] * n_train + ["test"] * n_test
+    rows, rejections = table(
+        [(name, classes[label], split, None) for name, label, split in zip(names, labels, splits, strict=True)]
+    )
+    return Source(rows, rejections, classes, images)
+
+
 def _fashion_mnist_folder(brought: Path) -> Path:
-    """Return the first place that has the files: the user's, Debian's package, a download (made here if need be)."""
+    """Return the first folder that exists: the user's, Debian's package, or a download, which is made if need be."""
     if brought.exists():
         return brought
     if DEBIAN.exists():
@@ -100,14 +108,14 @@ def _fashion_mnist_folder(brought: Path) -> Path:
 
 
 def _read_idx(folder: Path, name: str, expected: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Return the array of an IDX file, gzipped or not. Raises InputError if it is not the one that is expected."""
+    """Return the array of an IDX file, gzipped or not. Raises InputError if it is not the expected one."""
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
     if path is None:
         raise InputError(f"{folder / name}: no such file, nor {name}.gz. {folder} must hold all four, or not exist.")
     content = path.read_bytes()
     if path.suffix == ".gz":
         try:
-            content = zlib.decompressobj(wbits=31).decompress(content)  # of a cut file, what there is of it
+            content = zlib.decompressobj(wbits=31).decompress(content)  # of a cut file, its start
         except zlib.error:
             content = b""
     found = hashlib.sha256(content).hexdigest()

@@ -1,14 +1,40 @@
 """What is known of a set of images before any file of the user is decoded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from stages.sources.rejections import Rejection
+
+Row = tuple[str, str, str, Rejection | None]  # source, label and split of an image, and why it cannot be used
+
 
 @dataclass(frozen=True)
 class Source:
-    rows: pd.DataFrame  # one row an image: source, label, split and reason, as stages.folders describes them
-    classes: list[str]
-    images: npt.NDArray[np.uint8] | None  # (n, h, w), grayscale; None: `source` names the files
+    """A set of images before any file of the user is decoded.
+
+    The rows are n, one an image, numbered from 0, with columns of text:
+
+    source    path of the image's file, from the raw folder on, or the image's name where there are no files
+    label     its class; "" where it has none
+    split     train, valid or test; "" where the split is not made yet
+    """
+
+    rows: pd.DataFrame
+    rejections: dict[int, Rejection]  # why images cannot be used, by their rows' numbers, as far as is known
+    classes: list[str]  # the classes' names, in the order of their numbers
+    images: npt.NDArray[np.uint8] | None  # (n, h, w), grayscale; None: `source` in the rows names the files
+
+    @property
+    def usable(self) -> npt.NDArray[np.int64]:
+        """Return the numbers of the rows whose images are not rejected, (m,), ascending."""
+        return np.setdiff1d(np.arange(len(self.rows)), list(self.rejections))
+
+
+def table(rows: Sequence[Row]) -> tuple[pd.DataFrame, dict[int, Rejection]]:
+    """Return the rows and the rejections of a Source."""
+    content = pd.DataFrame([row[:3] for row in rows], columns=["source", "label", "split"], dtype=object)
+    return content, {number: row[3] for number, row in enumerate(rows) if row[3]}

@@ -2,48 +2,48 @@
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
-from stages.sources.rejected import shown
+from stages.base.errors import lines
+from stages.sources.rejections import printable
 
 SPLITS = ("train", "valid", "test")
-MOST = 100  # classes that a message lists
 
 
-def split_of(
-    labels: npt.NDArray[np.int64], given: npt.NDArray[np.object_], missing: dict[str, float], seed: int
+def assign_splits(
+    labels: npt.NDArray[np.int64], given: npt.NDArray[np.object_], shares: dict[str, float], seed: int
 ) -> npt.NDArray[np.str_]:
-    """Return "train", "valid" or "test" for each image, every class in the same proportions.
+    """Return "train", "valid" or "test" for each of n images, (n,), every class in the same proportions.
 
-    `given` has the same, or "" for an image whose split is made here. Of "valid" and "test" those in `missing` are
-    taken from the images that are in neither, as these shares of each class.
+    `labels` (n,) are the classes' numbers. `given` (n,) has the split that an image comes with, or "". `shares` has,
+    for "valid" and "test" where the source lacks them, the share of each class to take from the other images.
     """
     # RandomState's stream is frozen; numpy may change the one of default_rng, and with it everybody's split.
     random = np.random.RandomState(seed)
     split = np.where(given == "", "train", given).astype("<U5")
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero((labels == label) & (split == "train")))
-        n_held = round(missing.get("test", 0) * len(rows))
-        n_valid = round(missing.get("valid", 0) * len(rows))
-        split[rows[:n_held]] = "test"
-        split[rows[n_held : n_held + n_valid]] = "valid"
+        n_test = round(shares.get("test", 0) * len(rows))
+        n_valid = round(shares.get("valid", 0) * len(rows))
+        split[rows[:n_test]] = "test"
+        split[rows[n_test : n_test + n_valid]] = "valid"
     return split
 
 
-def too_few(
-    split: npt.NDArray[np.str_], label: npt.NDArray[np.int64], classes: list[str], missing: dict[str, float]
-) -> list[str]:
-    """Return the lines that name each class without an image in one of the splits; none if there is none."""
-    n_images = {name: np.bincount(label[split == name], minlength=len(classes)) for name in SPLITS}
-    few = [
-        f"  {shown(name)}: " + ", ".join(f"{split} {n_images[split][i]}" for split in SPLITS)
+def incomplete_classes(manifest: pd.DataFrame, classes: list[str], shares: dict[str, float]) -> list[str]:
+    """Return the lines that name each class without an image in one of the splits; no lines if there is none.
+
+    The manifest has the columns split and label, and `shares` is as `assign_splits` takes it.
+    """
+    of_split = {name: manifest.loc[manifest["split"] == name, "label"] for name in SPLITS}
+    n_images = {name: np.bincount(labels, minlength=len(classes)) for name, labels in of_split.items()}
+    incomplete = [
+        f"{printable(name)}: " + ", ".join(f"{split} {n_images[split][i]}" for split in SPLITS)
         for i, name in enumerate(classes)
         if not all(n_images[split][i] for split in SPLITS)
     ]
-    if not few:
+    if not incomplete:
         return []
-    made = ", ".join(f"prepare.{name}_fraction {fraction:g} of each class" for name, fraction in missing.items())
-    return [
-        "each class needs an image in each split" + (f" ({made})" if made else "") + "; too few:",
-        *few[:MOST],
-        *([f"  and {len(few) - MOST:,} more"] if len(few) > MOST else []),
-    ]
+    taken = ", ".join(f"prepare.{name}_fraction {share:g} of each class" for name, share in shares.items())
+    head = f"each class needs an image in each split{f' ({taken})' if taken else ''}; too few:"
+    return [head, *lines(incomplete, most=100)]

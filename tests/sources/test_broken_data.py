@@ -496,7 +496,7 @@ def test_table(tmp_path: Path, case: str) -> None:
         ("valid_fraction: 0.1", "valid_fraction: 1.5", r"prepare\.valid_fraction: 1\.5, should be less than 1"),
     ],
 )
-def test_knob(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_params(tmp_path: Path, old: str, new: str, message: str) -> None:
     text = (ROOT / "params.yaml").read_text()
     assert old in text
     (tmp_path / "params.yaml").write_text(text.replace(old, new, 1))

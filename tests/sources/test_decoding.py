@@ -16,15 +16,15 @@ import pytest
 
 from stages.base.errors import InputError
 from stages.base.processes import cores
-from stages.prepare import made
+from stages.prepare import new_array
 from stages.sources import decoding
-from stages.sources.images import UnusableError
+from stages.sources.rejections import Kind, Rejection, UnusableError
 from tests.conftest import ROOT, clean_environment
 
 
 def numbered(row: int) -> npt.NDArray[np.uint8]:
     if row % 10 == 3:
-        raise UnusableError("a three")
+        raise UnusableError(Kind.DAMAGED, "a three")
     return np.full((2, 2), row % 251, np.uint8)
 
 
@@ -51,44 +51,40 @@ def deadly(number: int, row: int) -> npt.NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("n_processes", [1, 2, 4])
-def test_every_row_has_its_place_digest_and_reason(
+def test_every_row_has_its_place_digest_and_rejection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_processes: int
 ) -> None:
     monkeypatch.setattr(decoding, "cores", lambda: n_processes)
-    array = made(tmp_path / "a.npy", (5000, 2, 2))
+    array = new_array(tmp_path / "a.npy", (5000, 2, 2))
     rows = np.arange(1, 5000, 2)
     (tmp_path / "processes").mkdir()
     read = partial(in_company, tmp_path / "processes", n_processes)
-    digests, reasons = decoding.decode(tmp_path / "a.npy", read, rows, 100)
+    digests, rejections = decoding.decode(tmp_path / "a.npy", read, rows, 100)
     assert len(list((tmp_path / "processes").iterdir())) == n_processes
-    assert reasons == dict.fromkeys(range(3, 5000, 10), "a three")
+    assert rejections == dict.fromkeys(range(3, 5000, 10), Rejection(Kind.DAMAGED, "a three"))
     assert (array[:, 0, 0] == [row % 251 if row % 2 and row % 10 != 3 else 0 for row in range(5000)]).all()
     # Those of the unusable are of zeros, which row 251 is made of, too.
     same = (digests == digests[rows == 251]).all(axis=1)
     assert rows[same].tolist() == [row for row in rows if not array[row].any()]
 
 
-@pytest.mark.parametrize(
-    ("number", "end"),
-    [
-        (signal.SIGKILL, "SIGKILL, which the kernel does when memory is full"),
-        (signal.SIGTERM, "SIGTERM"),
-    ],
-)
-def test_a_killed_process_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, end: str
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGTERM])
+def test_a_killed_process_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(decoding, "cores", lambda: 2)
-    made(tmp_path / "a.npy", (5000, 2, 2))
-    with pytest.raises(InputError, match=f"a process that decodes images was ended by {end}$"):
+    new_array(tmp_path / "a.npy", (5000, 2, 2))
+    message = "^one of the processes that decode images was killed, perhaps because memory or the disk is full$"
+    with pytest.raises(InputError, match=message):
         decoding.decode(tmp_path / "a.npy", partial(deadly, number), np.arange(5000), 100)
     assert not psutil.Process().children()
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_full_memory_ends_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_processes: int) -> None:
     monkeypatch.setattr(decoding, "cores", lambda: n_processes)
-    made(tmp_path / "a.npy", (5000, 2, 2))
+    new_array(tmp_path / "a.npy", (5000, 2, 2))
     with pytest.raises(InputError, match="too little memory"):
         decoding.decode(tmp_path / "a.npy", without_memory, np.arange(5000), 100)
     assert not psutil.Process().children()
@@ -108,7 +104,7 @@ from pathlib import Path
 from stages.base import cli
 from stages.sources import decoding
 from stages.base.files import replacing
-from stages.prepare import made
+from stages.prepare import new_array
 
 def slow(row):
     time.sleep(0.05)
@@ -117,7 +113,7 @@ def slow(row):
 def main():
     with replacing(Path({str(tmp_path)!r}) / "out") as partial:
         partial.mkdir()
-        made(partial / "a.npy", (3000, 2, 2))
+        new_array(partial / "a.npy", (3000, 2, 2))
         print("begun", flush=True)
         decoding.decode(partial / "a.npy", slow, np.arange(3000), 100)
 

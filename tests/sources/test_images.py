@@ -12,13 +12,14 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from stages.sources.images import UnusableError, Wanted, from_file, limited, size_of
+from stages.sources.images import ImageSpec, from_file, pixel_limit, size_of
+from stages.sources.rejections import UnusableError
 from tests.conftest import ROOT, write_image
 
 
 def read(path: Path, channels: int = 1, size: int = 8, fit: str | None = None) -> np.ndarray:
-    with limited(10_000):
-        return from_file(str(path), Wanted(channels, size, fit, 10_000))
+    with pixel_limit(10_000):
+        return from_file(str(path), ImageSpec(channels, size, fit, 10_000))
 
 
 GRAY = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
@@ -201,7 +202,7 @@ def test_the_size_is_read_from_the_header_alone(tmp_path: Path) -> None:
         file.write(content)
         file.truncate(200 << 20)  # takes no room on the disk
     tracemalloc.start()
-    with limited(10_000):
+    with pixel_limit(10_000):
         assert size_of(str(tmp_path / "a.png"), 10_000) == (90, 90)
         assert size_of(str(tmp_path), 10_000) is None
     _, peak = tracemalloc.get_traced_memory()
@@ -226,14 +227,14 @@ def test_full_memory_is_no_fault_of_the_image(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from stages.command import InputError
-from stages.images import Wanted, from_file, limited
-from_file({str(tmp_path / "b.png")!r}, Wanted(1, 8, "crop", 100))
+from stages.base.errors import InputError
+from stages.sources.images import ImageSpec, from_file, pixel_limit
+from_file({str(tmp_path / "b.png")!r}, ImageSpec(1, 8, "crop", 100))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20),) * 2)
 try:
-    with limited(50_000_000):
-        from_file({str(tmp_path / "a.png")!r}, Wanted(1, 8, "crop", 50_000_000))
+    with pixel_limit(50_000_000):
+        from_file({str(tmp_path / "a.png")!r}, ImageSpec(1, 8, "crop", 50_000_000))
 except InputError as error:
     print(error)
 """

@@ -116,10 +116,3 @@ def test_a_missing_file(raw: Path) -> None:
     (raw / "fashion_mnist" / f"{NAMES[1]}.gz").unlink()
     with pytest.raises(InputError, match=r"train-labels-idx1-ubyte: no such file, nor .*\.gz"):
         fashion_mnist(raw)
-
-
-def test_prepare_classes_may_be_those_of_a_built_in_source_alone(tmp_path: Path) -> None:
-    names = load_source(changed({}).prepare, tmp_path).classes
-    assert load_source(changed({"prepare.classes": names}).prepare, tmp_path).classes == names
-    with pytest.raises(InputError, match=r"prepare\.classes: \['one', 'two'\], should be null for digits"):
-        load_source(changed({"prepare.classes": ["one", "two"]}).prepare, tmp_path)
