@@ -59,9 +59,6 @@ def params_with(changes: dict[str, Any]) -> Params:
     return Params.model_validate(values)
 
 
-changed, yaml = params_with, YAML_READER  # their former names, until all tests use the new ones
-
-
 def write_image(path: Path, seed: int, side: int = 8, mode: str = "L", **options: Any) -> None:
     """Write an image of random pixels that follow from `seed`."""
     path.parent.mkdir(parents=True, exist_ok=True)

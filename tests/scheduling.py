@@ -9,7 +9,7 @@ TOGETHER = {
     "tests/test_pipeline.py": "reproduced",
     "tests/test_readme.py": "copy",
     "tests/tools/sweep/test_champion.py": "compared",
-    "tests/tools/sweep/test_experiments.py": "experiments",
+    "tests/tools/sweep/test_dvc_experiments.py": "experiments",
     "tests/tools/sweep/test_sweep.py": "sweep",
     "tests/tools/test_compare.py": "compared",
     "tests/tools/test_serve.py": "compared",

@@ -17,9 +17,9 @@ from stages.evaluate import evaluate
 from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import PRETRAINED, ROOT, changed, clean_environment, write_image, yaml
+from tests.conftest import PRETRAINED, ROOT, YAML_READER, clean_environment, params_with, write_image
 
-PIPELINE = yaml.load((ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE = YAML_READER.load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = ["prepare", "train", "evaluate"]
 ROOMS = sorted(path.name for path in (ROOT / "stages").iterdir() if (path / "__init__.py").exists())
 FILES = sorted((ROOT / "stages").rglob("*.py"))
@@ -150,7 +150,7 @@ def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def test_every_key_is_a_field_and_every_field_a_key() -> None:
     # The Net's arguments stand there one by one, under the one field that holds those of any net.
-    keys = {re.sub(r"^(train\.net\.arguments)\..*", r"\1", key) for key in changed({}).flat()}
+    keys = {re.sub(r"^(train\.net\.arguments)\..*", r"\1", key) for key in params_with({}).flat()}
     assert sorted(leaves(Params)) == sorted(keys)
 
 
@@ -187,12 +187,12 @@ def table_of_images(folder: Path) -> Path:
 
 
 def test_each_stage_lists_the_params_that_it_reads(tmp_path: Path) -> None:
-    params, read = changed({"train.epochs": 1}), {stage: set[str]() for stage in STAGES}
+    params, read = params_with({"train.epochs": 1}), {stage: set[str]() for stage in STAGES}
     folder, weights, history = tmp_path / "prepared", tmp_path / "net", tmp_path / "train.csv"
     prepare(Read(params, "", read["prepare"]).prepare, tmp_path, folder)
     own = {"source": "csv", "image_size": 8, "on_bad": "skip"}
     prepare(
-        Read(changed({f"prepare.{name}": value for name, value in own.items()}), "", read["prepare"]).prepare,
+        Read(params_with({f"prepare.{name}": value for name, value in own.items()}), "", read["prepare"]).prepare,
         table_of_images(tmp_path / "own"),
         tmp_path / "prepared_own",
     )

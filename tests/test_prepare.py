@@ -12,7 +12,7 @@ from stages.base.errors import InputError
 from stages.base.params import PrepareParams
 from stages.prepare import prepare
 from stages.sources import decoding
-from tests.conftest import changed, write_image
+from tests.conftest import params_with, write_image
 
 
 def test_prepared_digits(digits: Path) -> None:
@@ -37,7 +37,7 @@ def test_prepared_digits(digits: Path) -> None:
 
 
 def test_twice_gives_the_same_bytes(digits: Path, tmp_path: Path) -> None:
-    prepare(changed({}).prepare, tmp_path / "none", tmp_path / "again")
+    prepare(params_with({}).prepare, tmp_path / "none", tmp_path / "again")
     names = sorted(path.name for path in digits.iterdir())
     assert names == ["dataset.json", "images.npy", "manifest.csv"]
     for name in names:
@@ -48,7 +48,7 @@ def test_an_earlier_folder_is_replaced_whole(tmp_path: Path) -> None:
     folder = tmp_path / "prepared"
     folder.mkdir()
     (folder / "old.txt").touch()
-    prepare(changed({}).prepare, tmp_path / "none", folder)
+    prepare(params_with({}).prepare, tmp_path / "none", folder)
     assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "images.npy", "manifest.csv"]
 
 
@@ -61,12 +61,12 @@ def test_an_earlier_folder_is_replaced_whole(tmp_path: Path) -> None:
 )
 def test_fractions_that_leave_a_split_empty(tmp_path: Path, changes: dict[str, float], counts: str) -> None:
     with pytest.raises(InputError, match=rf"(?s)prepare\.valid_fraction 0.* too few:\n  zero: {counts}\n  one: "):
-        prepare(changed(changes).prepare, tmp_path, tmp_path / "prepared")
+        prepare(params_with(changes).prepare, tmp_path, tmp_path / "prepared")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_built_in_images_in_another_size_and_in_colour(digits: Path, tmp_path: Path) -> None:
-    params = changed({"prepare.channels": 3, "prepare.image_size": 16}).prepare
+    params = params_with({"prepare.channels": 3, "prepare.image_size": 16}).prepare
     prepare(params, tmp_path, tmp_path / "prepared")
     small, large = np.load(digits / "images.npy"), np.load(tmp_path / "prepared/images.npy")
     assert large.shape == (1797, 3, 16, 16)
@@ -80,7 +80,7 @@ def prepare_params(source: str, **changes: Any) -> PrepareParams:
     """Return the section prepare with another source and changes; csv__file stands for prepare.csv.file."""
     given = {f"prepare.{name.replace('__', '.')}": value for name, value in changes.items()}
     fractions = {"prepare.valid_fraction": 0.25, "prepare.test_fraction": 0.25}
-    return changed(fractions | {"prepare.source": source} | given).prepare
+    return params_with(fractions | {"prepare.source": source} | given).prepare
 
 
 def forty_images(root: Path, changes: dict[str, str]) -> Path:
@@ -201,5 +201,5 @@ def test_digits_as_files_are_the_digits(digits: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fashion_mnist_as_70_000_files_is_fashion_mnist(tmp_path: Path) -> None:
-    prepare(changed({"prepare.source": "fashion_mnist"}).prepare, tmp_path / "none", tmp_path / "published")
+    prepare(params_with({"prepare.source": "fashion_mnist"}).prepare, tmp_path / "none", tmp_path / "published")
     check_the_same(tmp_path / "published", tmp_path / "files", tmp_path)

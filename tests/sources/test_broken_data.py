@@ -18,7 +18,7 @@ from PIL import Image
 from stages.base.errors import InputError
 from stages.base.params import load_params
 from stages.prepare import prepare
-from tests.conftest import ROOT, changed, write_image
+from tests.conftest import ROOT, params_with, write_image
 
 SECONDS = 20  # that the least error may take, on a busy machine
 
@@ -53,7 +53,7 @@ def check(root: Path, message: str, **params: Any) -> str:
     values = {"source": "folder", "valid_fraction": 0.2, "test_fraction": 0.2} | params
     out = root.parent / "out"
     out.mkdir()
-    target = changed({f"prepare.{name.replace('__', '.')}": value for name, value in values.items()}).prepare
+    target = params_with({f"prepare.{name.replace('__', '.')}": value for name, value in values.items()}).prepare
     with pytest.raises(InputError, match=f"(?s){message}") as raised:
         prepare(target, root, out / "prepared")
     assert list(out.iterdir()) == []
@@ -508,5 +508,5 @@ def test_the_prepared_folder_is_apart_from_the_data(tmp_path: Path) -> None:
     root = good(tmp_path / "set")
     for prepared in (root, root / "prepared", tmp_path):
         with pytest.raises(InputError, match=r"prepare\.path: .* should not contain each other"):
-            prepare(changed({"prepare.source": "folder"}).prepare, root, prepared)
+            prepare(params_with({"prepare.source": "folder"}).prepare, root, prepared)
     assert len(list(root.rglob("*.png"))) == 20

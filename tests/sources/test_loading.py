@@ -8,7 +8,7 @@ import pytest
 from stages.base.errors import InputError
 from stages.prepare import prepare
 from stages.sources.loading import load_source
-from tests.conftest import changed, write_image
+from tests.conftest import params_with, write_image
 from tests.test_prepare import forty_images, prepare_params
 
 
@@ -58,7 +58,7 @@ def test_a_carriage_return_is_refused_and_the_tables_stay_whole(tmp_path: Path) 
 
 
 def test_prepare_classes_may_be_those_of_a_built_in_source_alone(tmp_path: Path) -> None:
-    names = load_source(changed({}).prepare, tmp_path).classes
-    assert load_source(changed({"prepare.classes": names}).prepare, tmp_path).classes == names
+    names = load_source(params_with({}).prepare, tmp_path).classes
+    assert load_source(params_with({"prepare.classes": names}).prepare, tmp_path).classes == names
     with pytest.raises(InputError, match=r"prepare\.classes: \['one', 'two'\], should be null for digits"):
-        load_source(changed({"prepare.classes": ["one", "two"]}).prepare, tmp_path)
+        load_source(params_with({"prepare.classes": ["one", "two"]}).prepare, tmp_path)

@@ -18,13 +18,13 @@ from stages.prepare import prepare
 from stages.sources import published
 from stages.sources.loading import load_source
 from stages.sources.source import Source
-from tests.conftest import changed
+from tests.conftest import params_with
 
 NAMES = list(published.FASHION_MNIST)
 
 
 def fashion_mnist(raw: Path) -> Source:
-    return load_source(changed({"prepare.source": "fashion_mnist"}).prepare, raw)
+    return load_source(params_with({"prepare.source": "fashion_mnist"}).prepare, raw)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_absent_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(
         InputError, match=r"(?s)'fashion_mnist' is not here .*Put its four files.*dataset-fashion-mnist"
     ):
-        prepare(changed({"prepare.source": "fashion_mnist"}).prepare, tmp_path, tmp_path / "prepared")
+        prepare(params_with({"prepare.source": "fashion_mnist"}).prepare, tmp_path, tmp_path / "prepared")
     assert not (tmp_path / "prepared").exists()
 
 
