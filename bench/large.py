@@ -1,10 +1,9 @@
-"""A set that need not fit into memory: what prepare and train take for it, and what reading it from disk costs.
+"""A set that need not fit into memory: what prepare and train take for it.
 
     python -m bench.large /tmp/large
 
 writes 160,000 JPEG files of 128x128 in colour into the folder, 0.6 GB, and prepares them, 7.9 GB, unless both exist
-already. Prints the peak memory of each stage, without the page cache, and the images a second of training on the same
-images from the memory map and held in memory, in turns. 15 minutes on two cores.
+already. Prints the time and the peak memory of each stage, without the page cache. 12 minutes on two cores.
 """
 
 import contextlib
@@ -15,26 +14,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import psutil
-import torch
 from PIL import Image
 from ruamel.yaml import YAML
-from torch import nn
 from tqdm import tqdm
 
 from stages.base import cli
 from stages.base.files import replacing
-from stages.batches.loader import Loader
-from stages.batches.normalise import Normalise
-from stages.batches.prepared import Prepared, Split
-from stages.nets.net import Net
 
 N_IMAGES, SIDE, N_CLASSES = 160_000, 128, 10
-HELD = 40_000  # images that are held in memory for comparison, 2 GB
-STEPS, TURNS = 20, 3
 ROOT = Path(__file__).parents[1]
 
 
@@ -51,7 +41,6 @@ def main() -> None:
     for workers in (0, 2):
         outputs = [folder / "net.safetensors", folder / "train.csv"]
         stage(folder, "train", {"workers": workers}, [folder / "prepared", folder / "none", *outputs])
-    compare(Prepared(folder / "prepared"))
 
 
 def write(folder: Path) -> None:
@@ -117,48 +106,6 @@ def anonymous(number: int) -> int:
             found = re.search(r"Pss_Anon:\s+(\d+) kB", rollup)
             total += int(found[1]) * 1024 if found else 0
     return total
-
-
-def compare(data: Prepared) -> None:
-    """Train the Net on the same images from the memory map and from memory, in turns, and print the rates."""
-    net = nn.Sequential(Normalise(data.mean, data.std), Net(N_CLASSES, data.channels, data.image_size))
-    mapped = data.split("train", torch.device("cpu"))
-    mapped = Split(mapped.images, mapped.labels[:HELD], mapped.rows[:HELD])
-    held = Split(mapped.read(slice(None)).numpy(), mapped.labels, torch.arange(HELD))
-    ways = {
-        "held in memory": Loader(held, 64, 0),
-        "memory map": Loader(mapped, 64, 0),
-        "memory map, 2 workers": Loader(mapped, 64, 0, workers=2),
-    }
-    rates: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(TURNS):
-        for way, loader in ways.items():
-            rates[way].append(rate(net, loader, turn))
-    for way, values in rates.items():
-        ratios = [value / other for value, other in zip(values, rates["held in memory"], strict=True)]
-        print(
-            f"{way}: {median(values):.0f} images/s, {median(ratios):.2f} of the rate from memory"
-            f" ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
-
-
-def rate(net: nn.Module, loader: Loader, epoch: int) -> float:
-    """Train for STEPS steps, and return the images a second from the second one on, when workers have started."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    seen, started = 0, 0.0
-    net.train()
-    for step, (images, targets) in enumerate(loader.epoch(epoch)):
-        loss = nn.functional.cross_entropy(net(images), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step == 0:
-            started = time.perf_counter()
-        else:
-            seen += len(targets)
-        if step == STEPS:
-            break
-    return seen / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":
