@@ -193,7 +193,7 @@ def test_the_net_of_coloured_images(colours: Path, tmp_path: Path) -> None:
 
 
 def test_a_batch_of_one_that_batch_norm_cannot_take_is_said_before_training(colours: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="an epoch has a batch of 1 image, of which resnet18's BatchNorm"):
+    with pytest.raises(InputError, match="an epoch has a batch of 1 image: resnet18's BatchNorm"):
         results(colours, tmp_path, RESNET | {"train.batch_size": 39})
     assert list(tmp_path.iterdir()) == []
 

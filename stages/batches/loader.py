@@ -30,8 +30,8 @@ class Loader:
         self._split, self._batch_size, self._seed = split, batch_size, seed
         make = partial(_batch, split, split.labels.cpu(), augment or _unchanged)  # workers keep off the GPU
         killed = (
-            f"train.workers: one of the {workers} processes that load images was killed, perhaps because memory is full;"
-            " fewer of them, or 0, need less"
+            f"train.workers: one of the {workers} processes that load images was killed, perhaps because memory is"
+            " full; fewer of them, or 0, need less"
         )
         self._workers: Workers[Arrays, Arrays] | None = Workers(make, workers, killed) if augment or workers else None
 

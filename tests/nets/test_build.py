@@ -121,7 +121,7 @@ def test_a_batch_of_one_image_and_batch_norm() -> None:
     shape = net_spec("resnet18", {}, 5, 1, 32)
     net = initial_net(shape, 0)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with pytest.raises(InputError, match=r"train\.batch_size: an epoch has a batch of 1 image, of which resnet18's"):
+    with pytest.raises(InputError, match=r"train\.batch_size: an epoch has a batch of 1 image: resnet18's"):
         check_batch(net, shape, 1)
     check_batch(net, shape, 2)
     check_batch(net, shape | {"image_size": 64}, 1)
