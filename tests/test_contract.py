@@ -154,7 +154,7 @@ def test_every_key_is_a_field_and_every_field_a_key() -> None:
     assert sorted(leaves(Params)) == sorted(keys)
 
 
-def test_every_knob_is_explained_where_it_stands() -> None:
+def test_every_parameter_is_explained_where_it_stands() -> None:
     for line in (ROOT / "params.yaml").read_text().splitlines():
         if re.match(r"\s+\w+: \S", line):
             assert re.search(r" # \S", line), line
