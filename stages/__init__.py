@@ -1,4 +1,4 @@
-"""What DVC runs: prepare, train and evaluate, and the rooms that they use."""
+"""What DVC runs: prepare, train and evaluate, and the folders that they use."""
 
 import gc
 

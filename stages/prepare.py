@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from PIL import Image
+from tqdm import tqdm
 
 from stages.base import cli
 from stages.base.errors import InputError
@@ -131,7 +132,7 @@ def write_published(published: npt.NDArray[np.uint8], spec: ImageSpec, array: np
     if published.shape == array.shape:
         array[:] = published
     else:
-        for row, image in enumerate(published):
+        for row, image in enumerate(tqdm(published, unit=" images", desc="resizing", disable=None, leave=False)):
             array[row] = to_array(Image.fromarray(image), spec)
 
 

@@ -33,7 +33,7 @@ from stages.nets.prediction import predict
 from stages.nets.weights import describe, load_pretrained, save_weights
 from stages.tracking.tracker import Tracker
 from stages.training import determinism, losses, metrics, optimizers, options, schedules
-from stages.training.selection import rank, should_stop
+from stages.training.selection import rank_of, should_stop
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def train(
     """Write `weights` and `history`. Raises InputError for params that do not fit, and if the loss diverges."""
     device = determinism.set_up(params.device, params.threads)
     data = Prepared(prepared)
-    check_params(params, data.channels)
+    check_params(params, data.channels, device)
 
     # Data: uint8, transformed, and normalised on the way to the net.
     augment = transforms.training(params.transforms.train, len(data.classes))
@@ -148,13 +148,16 @@ def train(
     print(f"kept epoch {description.epoch}: validation accuracy {description.valid_accuracy:.4f}")
 
 
-def check_params(params: TrainParams, channels: int) -> None:
-    """Raise InputError for what a training would refuse whatever its images are; these have so many `channels`."""
+def check_params(params: TrainParams, channels: int, device: torch.device) -> None:
+    """Raise InputError for what a training on `device` would refuse, whatever its images are.
+
+    Nothing of these is known but their number of `channels`, so a sweep can ask before any data are prepared.
+    """
     transforms.training(params.transforms.train, n_classes=2)
     transforms.evaluation(params.transforms.eval)
     net_spec(**params.net.model_dump(), n_classes=2, channels=channels, image_size=8)
     check_names("train.loss", params.loss.name, params.loss.arguments, losses.LOSSES, losses.REFUSED)
-    parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
+    parameters = [nn.Parameter(torch.zeros(shape, device=device)) for shape in ((2, 2), (2,))]
     optimizer = optimizers.optimizer(**params.optimizer.model_dump(), parameters=parameters)
     schedules.schedule(**params.schedule.model_dump(), optimizer=optimizer, epochs=params.epochs, steps=1)
 
@@ -172,11 +175,6 @@ def check_finite(losses: Iterable[float], step: int, lr: float) -> None:
             f"the loss is {last} at step {step}, with a learning rate of {lr:.4g}; the losses before it:"
             f" {', '.join(f'{loss:.4g}' for loss in before) or 'none'}.\nTry a lower train.optimizer.lr."
         )
-
-
-def rank_of(row: dict[str, float]) -> tuple[float, float]:
-    """Return what the best row of the history is the largest of."""
-    return rank(row["valid/accuracy"], row["valid/loss"])
 
 
 def report(row: dict[str, float], epochs: int, progress: "tqdm[NoReturn]") -> None:

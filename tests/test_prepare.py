@@ -97,7 +97,7 @@ def test_processes_and_one_process_do_the_same(tmp_path: Path, monkeypatch: pyte
     root = forty_images(tmp_path / "set", {})
     (root / "a/cut.png").write_bytes((root / "a/00.png").read_bytes()[:-30])
     prepare(prepare_params("folder", on_bad="skip"), root, tmp_path / "one")
-    monkeypatch.setattr(decoding, "WORTH_PROCESSES", 10)
+    monkeypatch.setattr(decoding, "WORTH_A_PROCESS", 10)
     monkeypatch.setattr(decoding, "CHUNK", 3)
     monkeypatch.setattr(decoding, "cores", lambda: 3)
     prepare(prepare_params("folder", on_bad="skip"), root, tmp_path / "three")

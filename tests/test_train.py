@@ -22,8 +22,9 @@ from stages.batches.prepared import Prepared
 from stages.nets.prediction import predict
 from stages.nets.weights import load_weights
 from stages.tracking.tracker import Tracker
-from stages.train import check_finite, rank_of, train
+from stages.train import check_finite, train
 from stages.training import metrics
+from stages.training.selection import rank_of
 from tests.conftest import PRETRAINED, ROOT, Project, clean_environment, params_with
 
 

@@ -125,7 +125,7 @@ def experiments() -> list[RecordedResult]:
 
 
 def as_yaml(content: bytes) -> dict[str, Any]:
-    """Return a mapping as YAML says it, an empty one for what is none."""
+    """Return the mapping that YAML holds, {} if it holds none."""
     try:
         values = YAML(typ="safe", pure=True).load(content)
     except YAMLError:  # such as the marks of a merge

@@ -65,11 +65,15 @@ def main() -> None:
 
 def server_version(uri: str) -> str:
     """Return the version of the MLflow server at `uri`, or that it is unknown."""
+    from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    response = http_request(get_default_host_creds(uri), "/version", "GET")  # type: ignore[no-untyped-call]
-    return str(response.text) if response.ok else "of an unknown version"
+    try:
+        response = http_request(get_default_host_creds(uri), "/version", "GET")  # type: ignore[no-untyped-call]
+        return str(response.text) if response.ok else "of an unknown version"
+    except MlflowException:  # from a proxy that does not pass it on, for one
+        return "of an unknown version"
 
 
 def prepare(store: Runs, sweep: str | None, shown_by: str) -> str:

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from traceback import format_exc
 from typing import Any, Generic, TypeVar
 
@@ -22,52 +24,62 @@ class Workers(Generic[Task, Result]):
     """
 
     def __init__(self, function: Callable[[Task], Result], count: int, killed: str) -> None:
-        import torch  # 1.4 s, for which a stage that needs no processes does not wait
-        from torch.utils.data import DataLoader
-
-        self._tasks, self._killed, self._before = _Tasks(), killed, set(multiprocessing.active_children())
-        applied: Any = _Applied(function)
-        self._loader: DataLoader[Any] = DataLoader(
-            applied,
-            batch_size=None,  # a task is what torch calls a batch
-            sampler=self._tasks,
-            num_workers=count,
-            collate_fn=_unchanged,  # by default it would make tensors of the results
-            multiprocessing_context="fork" if count else None,  # others would be sent all that the function holds
-            persistent_workers=count > 0,
-            worker_init_fn=_start,
-            generator=torch.Generator(),  # by default it would draw from the global one, which dropout uses
-        )
+        self._function, self._count, self._killed = function, count, killed
+        self._tasks: list[Task] = []
+        self._processes: set[BaseProcess] = set()
+        self._loader: Any = None
 
     def map(self, tasks: Sequence[Task]) -> Iterator[Result]:
         """Yield the result of each task, in their order. Raises what `function` raises, or InputError(killed)."""
-        self._tasks.tasks = tasks
-        handler = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
-        with signals_held():  # until a process is ready, Ctrl-C would find this one's handlers in it
-            results = iter(self._loader)
-            # torch's own handler would raise anywhere in this process when another one dies; so the iterator does.
-            signal.signal(signal.SIGCHLD, handler)
-        for _ in tasks:
-            try:
-                result = next(results)
-            except RuntimeError as error:  # what the function raises comes as a value, so it is torch that raises
-                raise InputError(self._killed) from error
+        if self._count == 0:
+            yield from map(self._function, tasks)
+            return
+        self._tasks[:] = tasks
+        for result in self._results():
             if isinstance(result, Exception):
                 raise result
             yield result
 
     def end(self) -> None:
         """End the processes at once: by itself, the DataLoader would wait for the tasks that they have begun."""
-        for process in set(multiprocessing.active_children()) - self._before:
+        for process in self._processes:
             process.terminate()
             process.join()
 
+    def _results(self) -> Iterator[Any]:
+        """Yield for each task a result, or the error that there was instead."""
+        try:
+            yield from iter(self._loader) if self._loader else self._start()
+        except RuntimeError as error:  # what the function raises comes as a value, so it is torch that raises
+            raise InputError(self._killed) from error
 
-class _Tasks:
-    tasks: Sequence[Any] = ()
+    def _start(self) -> Iterator[Any]:
+        import torch  # 1.4 s, for which a stage that needs no processes does not wait
+        from torch.utils.data import DataLoader
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.tasks)
+        applied: Any = _Applied(self._function)
+        before, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+        # Until a process is ready, Ctrl-C would find this one's handlers in it.
+        with signals_held(), warnings.catch_warnings(action="ignore"):  # of more processes than cores
+            self._loader = DataLoader(
+                applied,
+                batch_size=None,  # a task is what torch calls a batch
+                sampler=self._tasks,
+                num_workers=self._count,
+                collate_fn=lambda result: result,  # by default it would make tensors of the results
+                multiprocessing_context="fork",  # others would be sent all that the function holds
+                persistent_workers=True,
+                worker_init_fn=_leave_signals,
+                generator=torch.Generator(),  # by default it would draw from the global one, which dropout uses
+            )
+            try:
+                results: Iterator[Any] = iter(self._loader)
+            finally:
+                # torch's handler would raise at an arbitrary line of this process when another one is killed. It is not
+                # needed: the iterator notices that, too, within 5 s. (None is a handler that was not set by Python.)
+                signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        self._processes = set(multiprocessing.active_children()) - before
+        return results
 
 
 class _Applied:
@@ -77,18 +89,15 @@ class _Applied:
         self._function = function
 
     def __getitem__(self, task: Any) -> Any:
+        # Errors are returned: raised here, one would arrive as another, or not at all if it cannot be pickled.
         try:
             return self._function(task)
-        except Exception as error:  # as a value: raised here, it would arrive as another, whose text is a traceback
-            if not isinstance(error, InputError):
-                error.add_note(format_exc())
+        except InputError as error:
             return error
+        except Exception:
+            return RuntimeError(format_exc())
 
 
-def _unchanged(result: Any) -> Any:
-    return result
-
-
-def _start(_number: int) -> None:
+def _leave_signals(_number: int) -> None:
     leave_signals_to_parent()
     signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's handler would say that shared memory is full

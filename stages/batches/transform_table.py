@@ -83,6 +83,7 @@ def entries(section: str, listed: TransformList) -> list[tuple[str, dict[str, An
 
 
 def built(section: str, name: str, arguments: dict[str, Any], derived: dict[str, Any] | None = None) -> Any:
+    """Return the transform of torchvision. Raises InputError for an argument that it does not take, or refuses."""
     from torchvision.transforms import v2  # 1.5 s, which trainings without transforms need not wait for
 
     name = ALIASES.get(name, name)

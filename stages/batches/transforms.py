@@ -32,7 +32,7 @@ class TrainTransforms:
         """Return what becomes of a batch: images (n, c, h, w), and labels (n,) or shares of the classes (n, n_classes).
 
         `images` is uint8 (n, h, w) or (n, c, h, w), `labels` int64 (n,), both on the CPU. What is drawn for an image
-        follows from its one of the n `seeds`, and what is drawn for the batch from the first; the generator that
+        follows from its own seed of the n `seeds`, and what is drawn for the batch from the first; the generator that
         dropout uses is left as it was. Raises InputError for images that the transforms refuse, or make unequal.
         """
         if images.ndim == 3:

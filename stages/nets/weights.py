@@ -37,7 +37,7 @@ class Description:
     classes: list[str]
     mean: list[float]  # of each channel, on a scale of 0 to 1
     std: list[float]
-    transforms: list[Any]  # of the images before that, as params.yaml lists them
+    transforms: list[Any]  # of the images before normalisation, as params.yaml lists them
     epoch: int  # the one whose weights these are
     valid_accuracy: float
     valid_loss: float

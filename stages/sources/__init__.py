@@ -2,5 +2,5 @@
 
 It may import base. A new published set is a function in published.py and a line in loading.py; another layout of the
 user's own files goes into folders.py. A single image is refused in images.py, and what makes several of them doubtful
-is found in rejected.py.
+is found in rejections.py.
 """

@@ -15,7 +15,7 @@ from stages.sources.images import ImageSpec, from_file, pixel_limit
 from stages.sources.rejections import Rejection, UnusableError
 
 CHUNK = 64  # images at most that a process decodes before it reports
-WORTH_PROCESSES = 500  # images; for fewer, importing torch and starting processes cost more than they save
+WORTH_A_PROCESS = 50  # images; for fewer, starting it costs more than it saves
 KILLED = "one of the processes that decode images was killed, perhaps because memory or the disk is full"
 
 Rows = npt.NDArray[np.int64]
@@ -25,11 +25,8 @@ Decoded = tuple[bytes, dict[int, Rejection]]  # of a chunk: the digests, one aft
 
 def file_reader(names: Iterable[str], folder: Path, spec: ImageSpec) -> Reader:
     """Return the function that reads the image of a row from its file; `names` are the rows' paths in the folder."""
-    return partial(_read_row, list(names), f"{folder}/", spec)
-
-
-def _read_row(names: list[str], folder: str, spec: ImageSpec, row: int) -> npt.NDArray[np.uint8]:
-    return from_file(folder + names[row], spec)
+    files = [f"{folder}/{name}" for name in names]
+    return lambda row: from_file(files[row], spec)
 
 
 def decode(
@@ -43,19 +40,17 @@ def decode(
     size = chunk_size(len(rows))
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     decode_chunk = partial(_decode_chunk, file, read, max_pixels)
-    worth_it = len(rows) >= WORTH_PROCESSES and cores() > 1
-    workers = Workers(decode_chunk, cores(), KILLED) if worth_it else None
+    n_processes = min(cores(), len(rows) // WORTH_A_PROCESS)
+    workers = Workers(decode_chunk, n_processes if n_processes > 1 else 0, KILLED)
     digests, rejections = bytearray(), {}
     try:
         with tqdm(total=len(rows), unit=" images", desc="decoding", disable=None, leave=False) as bar:
-            decoded = workers.map(chunks) if workers else map(decode_chunk, chunks)
-            for chunk, (of_chunk, unusable) in zip(chunks, decoded, strict=True):
+            for chunk, (of_chunk, unusable) in zip(chunks, workers.map(chunks), strict=True):
                 digests += of_chunk
                 rejections.update(unusable)
                 bar.update(len(chunk))
     finally:
-        if workers:
-            workers.end()
+        workers.end()
     return np.frombuffer(digests, np.uint64).reshape(-1, 2), rejections
 
 

@@ -35,7 +35,8 @@ def from_folder(_params: CsvParams, root: Path) -> list[Row]:
         for entry in _entries(root)
         if entry.is_dir(follow_symlinks=False) and not _is_ignored(entry, at_top=True)
     )
-    splits, others = ([name for name in tops if (name.lower() in SPLITS) is is_split] for is_split in (True, False))
+    splits = [name for name in tops if name.lower() in SPLITS]
+    others = [name for name in tops if name.lower() not in SPLITS]
     if splits and others:
         raise InputError(
             f"{root} has folders of splits, {_quoted(splits)}, beside others, {_quoted(others)}."

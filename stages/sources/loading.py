@@ -23,7 +23,7 @@ USER_SOURCES: dict[str, Callable[[CsvParams, Path], list[Row]]] = {
 def load_source(params: PrepareParams, raw: Path) -> Source:
     """Return the source that `prepare.source` names; `raw` is the folder with what the user brought.
 
-    Raises InputError for a set that cannot be used as a whole. What is wrong with single images stands in their rows.
+    Raises InputError for a set that cannot be used as a whole. Images that cannot be used are in its `rejections`.
     """
     classes = params.classes
     if classes is not None and (len(set(classes)) < len(classes) or len(classes) < 2):

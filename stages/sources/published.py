@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from stages.base.errors import InputError
-from stages.sources.source import Source, table
+from stages.sources.source import Source
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOADS = Path("~/.cache/repronet")
@@ -78,10 +79,8 @@ def _published(
     """Return a source whose last `n_test` images are its own test split; 0: it has none."""
     n_train = len(labels) - n_test
     splits = ["train" if n_test else ""] * n_train + ["test"] * n_test
-    rows, rejections = table(
-        [(name, classes[label], split, None) for name, label, split in zip(names, labels, splits, strict=True)]
-    )
-    return Source(rows, rejections, classes, images)
+    label = np.array(classes, object)[labels]
+    return Source(pd.DataFrame({"source": names, "label": label, "split": splits}), {}, classes, images)
 
 
 def _fashion_mnist_folder(brought: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The one place where git is run. An answer that is empty is not one that failed: that is an error."""
+"""The one place where git is run. It may print nothing; where it fails, that is a GitError."""
 
 import subprocess
 from pathlib import Path

@@ -18,7 +18,7 @@ class ActiveRun:
     def __init__(
         self, client: "MlflowClient", run_id: str, end_time: int | None, status_on_error: str = "FAILED"
     ) -> None:
-        """`end_time`, in ms since 1970, is when it is said to end; None: when it does."""
+        """`end_time` is the end to record, ms since 1970; None: the time when it ends."""
         self.id, self._client, self._end_time, self._status_on_error = run_id, client, end_time, status_on_error
         self._collected: list[Metric] = []
         self._flushed = time.monotonic()
@@ -33,6 +33,7 @@ class ActiveRun:
             self.flush()
 
     def log_epoch(self, row: dict[str, float]) -> None:
+        """Log a row of the history: all but its "epoch", which is the step."""
         self.log({name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"]))
 
     def flush(self) -> None:
@@ -42,6 +43,7 @@ class ActiveRun:
             self._client.log_batch(self.id, metrics=collected[start : start + 1000])
 
     def tag(self, name: str, value: str) -> None:
+        """Set a tag, at once."""
         self._client.set_tag(self.id, name, value)
 
     def end(self, status: str, note: str = "") -> None:

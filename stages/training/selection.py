@@ -1,9 +1,17 @@
 """The rule that picks: the best epoch of a training, the best of several trainings, and when no better one comes."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def rank(valid_accuracy: float, valid_loss: float) -> tuple[float, float]:
-    """Return what the best is the largest of: validation accuracy, and of equal ones the lower validation loss."""
+    """Return the key to sort by, the best last: validation accuracy, and of equal ones the lower validation loss."""
     return valid_accuracy, -valid_loss
+
+
+def rank_of(row: Mapping[Any, float]) -> tuple[float, float]:
+    """Return the rank of an epoch by its row of the history."""
+    return rank(row["valid/accuracy"], row["valid/loss"])
 
 
 def should_stop(epoch: int, best: int, patience: int | None) -> bool:

@@ -52,7 +52,7 @@ class Metrics:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What the best experiment has the largest of."""
+        """The key to sort by, the best last."""
         return rank(self.valid_accuracy, self.valid_loss)
 
 
@@ -121,10 +121,23 @@ class Phase(Enum):
 class Runner(Protocol):
     """A place that runs experiments. Between `start` and `collect` they are called by their names."""
 
-    def start(self, description: Description) -> None: ...
-    def poll(self, name: str) -> Phase: ...
-    def report(self, name: str) -> list[tuple[int, float]]: ...  # each epoch so far, and its validation accuracy
-    def stop(self, name: str) -> None: ...
-    def collect(self, name: str) -> Ending: ...  # once it has ended or was stopped; brings its commit here
-    def check(self, description: Description, commit: str) -> None: ...  # InputError if the commit is of another
-    def clear(self) -> None: ...  # ends all of the sweep, also what a killed process of it left
+    def start(self, description: Description) -> None:
+        """Start an experiment, and do not wait for it."""
+
+    def poll(self, name: str) -> Phase:
+        """Return what it is at."""
+
+    def report(self, name: str) -> list[tuple[int, float]]:
+        """Return each epoch so far, and its validation accuracy."""
+
+    def stop(self, name: str) -> None:
+        """End it, with all that it has started."""
+
+    def collect(self, name: str) -> Ending:
+        """Bring its commit here once it has ended or was stopped, remove the rest of it, and return how it ended."""
+
+    def check(self, description: Description, commit: str) -> None:
+        """Raise InputError if a commit is not what the experiment would come to: it has other params or code."""
+
+    def clear(self) -> None:
+        """End and remove all of the sweep, also what a killed process of it left."""

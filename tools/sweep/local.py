@@ -43,6 +43,7 @@ class LocalRunner(Runner):
         self._template = self._copies / ".template"
         self.runs = SweepRuns(sweep, baseline, self._copies)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._training: set[str] = set()  # those that have been seen to be past prepare
         # What each of `jobs` slots adds to the environment of its experiment.
         self._free = [{"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if len(gpus) > 1 else {} for job in range(jobs)]
         self._used: dict[str, dict[str, str]] = {}
@@ -71,7 +72,9 @@ class LocalRunner(Runner):
     def poll(self, name: str) -> Phase:
         if self._processes[name].poll() is not None:
             return Phase.ENDED
-        return Phase.TRAINING if data_are_prepared(self._output(name)) else Phase.PREPARING
+        if name not in self._training and data_are_prepared(self._output(name)):
+            self._training.add(name)
+        return Phase.TRAINING if name in self._training else Phase.PREPARING
 
     def report(self, name: str) -> list[tuple[int, float]]:
         return self.runs.epochs(name)
@@ -81,6 +84,7 @@ class LocalRunner(Runner):
 
     def collect(self, name: str) -> Ending:
         self.stop(name)  # where DVC itself was killed, its stage goes on
+        self._training.discard(name)
         code = self._processes.pop(name).wait()
         commit = self._fetch(name)
         shutil.rmtree(self._copies / name)
@@ -120,7 +124,9 @@ class LocalRunner(Runner):
             try:
                 git("fetch", "-q", "--no-tags", str(self._copies / name), f"{ref}:{ref}")
             except GitError as error:
-                raise taken(name, "results") if name in commits_of(self._baseline) else error from error
+                if name in commits_of(self._baseline):
+                    raise taken(name, "results") from error
+                raise
             self._log(name).unlink(missing_ok=True)
         return commit
 

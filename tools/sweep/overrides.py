@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
 
 from stages.base.errors import InputError
@@ -94,7 +95,7 @@ def check(overrides: Sequence[str], text: str | None = None) -> Params:
     given = " ".join(f"-S {override}" for override in overrides)
     with TemporaryDirectory() as folder:
         changed = Path(folder) / "params.yaml"
-        changed.write_text(text or Path("params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+        changed.write_text(Path("params.yaml").read_text(encoding="utf-8") if text is None else text, encoding="utf-8")
         try:
             apply_overrides(changed, list(overrides))
             params = load_params(changed)
@@ -103,5 +104,5 @@ def check(overrides: Sequence[str], text: str | None = None) -> Params:
             raise InputError(f"{given}: {reason} (a key that params.yaml lacks is added with +KEY=VALUE)") from error
         except InputError as error:
             raise InputError(str(error).replace(str(changed), f"params.yaml with {given}")) from error
-    check_params(params.train, params.prepare.channels)
+    check_params(params.train, params.prepare.channels, torch.device("cpu"))
     return params

@@ -59,7 +59,11 @@ class Plan:
             if differences := [key for key in identity if identity[key] != written.get(key)]:
                 raise InputError(f"--name {name} is a sweep with other {', '.join(differences)}; take another name")
         else:
-            threads = _fewer_threads(axes, jobs)
+            # An example of each value, so that mistakes are found before anything runs.
+            for i in range(max(len(axis.values) or 2 for axis in axes)):
+                params = overrides.check([f"{axis.key}={_example(axis, i)}" for axis in axes])
+            share, is_given = max(1, cores() // jobs), THREADS in [axis.name for axis in axes]
+            threads = share if params.train.threads > share and not is_given else None
             with replacing(file) as partial:
                 write_json(partial, {**identity, "threads": threads})
         return cls(name, baseline, patch, axes, search, threads)
@@ -100,18 +104,6 @@ def _check_axes(axes: Sequence[Axis], search: bool) -> None:
             raise InputError(f"-S {axis.name}: a search cannot compare accuracies on other validation images")
         if axis.interval and not search:
             raise InputError(f"-S {axis.name}: an interval can be searched, with --search N, but not listed")
-
-
-def _fewer_threads(axes: Sequence[Axis], jobs: int) -> int | None:
-    """Return how many threads each of `jobs` experiments gets if these are fewer than it would take, else None.
-
-    Raises InputError for an override that cannot be used: an example of each value is looked at before anything runs.
-    """
-    for i in range(max(len(axis.values) or 2 for axis in axes)):
-        params = overrides.check([f"{axis.key}={_example(axis, i)}" for axis in axes])
-    share = max(1, cores() // jobs)
-    given = THREADS in [axis.name for axis in axes]
-    return share if params.train.threads > share and not given else None
 
 
 def _example(axis: Axis, i: int) -> str:

@@ -62,8 +62,8 @@ class Progress:
 def report(name: str, experiments: Sequence[Experiment]) -> str | None:
     """Print mean and 95 % interval over the seeds for each configuration, and what failed.
 
-    Return the name of the best experiment: of the configuration with the best mean by validation, its best. Of those
-    alone of which every seed was run; none if they were validated on different images.
+    Return the name of the best experiment: of the configuration with the best mean by validation, its best. Only those
+    whose seeds were all run count; None if they were validated on different images.
     """
     console = Console(width=None if Console().is_terminal else 200)
     groups: dict[int, list[tuple[Experiment, Metrics]]] = {}

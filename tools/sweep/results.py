@@ -15,7 +15,7 @@ from stages.tracking.git import git
 from stages.tracking.guard import Guard
 from stages.tracking.result import EVALUATION_TAG
 from stages.tracking.store import Store
-from stages.training.selection import rank
+from stages.training.selection import rank_of
 from tools import recorded
 from tools.sweep.experiments import Metrics
 from tools.sync import Sync
@@ -39,7 +39,7 @@ def taken(name: str, difference: str) -> InputError:
 def metrics_of(commit: str) -> Metrics:
     """Return what the metrics files of an experiment's commit hold."""
     epochs = pd.read_csv(StringIO(git("show", f"{commit}:metrics/train.csv"))).to_dict("records")
-    best = max(epochs, key=lambda row: rank(row["valid/accuracy"], row["valid/loss"]))
+    best = max(epochs, key=rank_of)
     results = json.loads(git("show", f"{commit}:metrics/evaluate.json"))
     return Metrics(best["valid/accuracy"], best["valid/loss"], results["accuracy"])
 
