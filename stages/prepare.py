@@ -60,7 +60,7 @@ def prepare(params: PrepareParams, raw: Path, prepared: Path) -> None:
         folder.mkdir()
         array = new_array(folder / "images.npy", (len(source.rows), *spec.shape))
         if source.images is None:
-            unusable = decode_files(folder / "images.npy", source, raw, spec)
+            unusable = decode_files(array, source, raw, spec)
             source = dataclasses.replace(source, rejections=source.rejections | unusable)
             array[list(source.rejections)] = 0
         else:
@@ -114,13 +114,13 @@ def new_array(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     return array
 
 
-def decode_files(file: Path, source: Source, raw: Path, spec: ImageSpec) -> dict[int, Rejection]:
-    """Write the source's usable images into the array in `file`; return the rejections of those that are not, by row.
+def decode_files(array: npt.NDArray[np.uint8], source: Source, raw: Path, spec: ImageSpec) -> dict[int, Rejection]:
+    """Write the images in the source's files into the array, (n, *spec.shape), and return which are unusable, by row.
 
     Raises InputError for images of several sizes where the spec does not say how to make them equal.
     """
     rows, usable = source.rows, source.usable
-    digests, rejections = decode(file, file_reader(rows["source"], raw, spec), usable, spec.max_pixels)
+    digests, rejections = decode(array, file_reader(rows["source"], raw, spec), usable, spec.max_pixels)
     if odd := [row for row, rejection in rejections.items() if rejection.kind is Kind.ANOTHER_SIZE]:
         raise sizes_differ(source, raw, spec.max_pixels, rows["source"][min(odd)])
     decoded = ~np.isin(usable, list(rejections))

@@ -1,4 +1,7 @@
-"""The user's image files into the memory-mapped images.npy, by as many processes as there are cores."""
+"""The user's image files into the memory-mapped images.npy, by as many processes as there are cores.
+
+The processes are forked, so they write into the array that this one has mapped.
+"""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -30,16 +33,17 @@ def file_reader(names: Iterable[str], folder: Path, spec: ImageSpec) -> Reader:
 
 
 def decode(
-    file: Path, read: Reader, rows: Rows, max_pixels: int
+    images: npt.NDArray[np.uint8], read: Reader, rows: Rows, max_pixels: int
 ) -> tuple[npt.NDArray[np.uint64], dict[int, Rejection]]:
-    """Write the images of `rows` to their places in the array in `file`, uint8 (n, h, w) or (n, 3, h, w).
+    """Write the images of `rows` to their places in the memory-mapped array `images`, (n, h, w) or (n, 3, h, w).
 
     Return (len(rows), 2): 128 bits of blake2b of each image, and the rejections of the unusable ones, by row. Memory
     does not grow with the images. Raises InputError if a process is killed or memory is full.
     """
     size = chunk_size(len(rows))
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-    decode_chunk = partial(_decode_chunk, file, read, max_pixels)
+    # As a plain array: indexing a memmap object makes another one, which takes longer than to decode a small image.
+    decode_chunk = partial(_decode_chunk, np.asarray(images), read, max_pixels)
     n_processes = min(cores(), len(rows) // WORTH_A_PROCESS)
     workers = Workers(decode_chunk, n_processes if n_processes > 1 else 0, KILLED)
     digests, rejections = bytearray(), {}
@@ -59,15 +63,13 @@ def chunk_size(n_images: int) -> int:
     return min(CHUNK, max(1, n_images // 50))
 
 
-def _decode_chunk(file: Path, read: Reader, max_pixels: int, rows: Rows) -> Decoded:
-    # As a plain array: indexing a memmap object makes another one, which takes longer than to decode a small image.
-    array = np.asarray(np.load(file, mmap_mode="r+", allow_pickle=False))
+def _decode_chunk(images: npt.NDArray[np.uint8], read: Reader, max_pixels: int, rows: Rows) -> Decoded:
     digests, rejections = bytearray(), {}
     with pixel_limit(max_pixels):
         for row in rows.tolist():
             try:
-                array[row] = read(row)
+                images[row] = read(row)
             except UnusableError as error:
                 rejections[row] = error.rejection
-            digests += blake2b(array[row], digest_size=16).digest()
+            digests += blake2b(images[row], digest_size=16).digest()
     return bytes(digests), rejections

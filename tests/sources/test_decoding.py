@@ -59,7 +59,7 @@ def test_every_row_has_its_place_digest_and_rejection(
     rows = np.arange(1, 5000, 2)
     (tmp_path / "processes").mkdir()
     read = partial(in_company, tmp_path / "processes", n_processes)
-    digests, rejections = decoding.decode(tmp_path / "a.npy", read, rows, 100)
+    digests, rejections = decoding.decode(array, read, rows, 100)
     assert len(list((tmp_path / "processes").iterdir())) == n_processes
     assert rejections == dict.fromkeys(range(3, 5000, 10), Rejection(Kind.DAMAGED, "a three"))
     assert (array[:, 0, 0] == [row % 251 if row % 2 and row % 10 != 3 else 0 for row in range(5000)]).all()
@@ -73,10 +73,10 @@ def test_a_killed_process_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(decoding, "cores", lambda: 2)
-    new_array(tmp_path / "a.npy", (5000, 2, 2))
+    array = new_array(tmp_path / "a.npy", (5000, 2, 2))
     message = "^one of the processes that decode images was killed, perhaps because memory or the disk is full$"
     with pytest.raises(InputError, match=message):
-        decoding.decode(tmp_path / "a.npy", partial(deadly, number), np.arange(5000), 100)
+        decoding.decode(array, partial(deadly, number), np.arange(5000), 100)
     assert not psutil.Process().children()
     assert capfd.readouterr() == ("", "")
 
@@ -84,9 +84,9 @@ def test_a_killed_process_is_an_error(
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_full_memory_ends_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_processes: int) -> None:
     monkeypatch.setattr(decoding, "cores", lambda: n_processes)
-    new_array(tmp_path / "a.npy", (5000, 2, 2))
+    array = new_array(tmp_path / "a.npy", (5000, 2, 2))
     with pytest.raises(InputError, match="too little memory"):
-        decoding.decode(tmp_path / "a.npy", without_memory, np.arange(5000), 100)
+        decoding.decode(array, without_memory, np.arange(5000), 100)
     assert not psutil.Process().children()
 
 
@@ -113,9 +113,9 @@ def slow(row):
 def main():
     with replacing(Path({str(tmp_path)!r}) / "out") as partial:
         partial.mkdir()
-        new_array(partial / "a.npy", (3000, 2, 2))
+        array = new_array(partial / "a.npy", (3000, 2, 2))
         print("begun", flush=True)
-        decoding.decode(partial / "a.npy", slow, np.arange(3000), 100)
+        decoding.decode(array, slow, np.arange(3000), 100)
 
 if __name__ == "__main__":
     cli.run(main)
