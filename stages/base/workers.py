@@ -75,10 +75,10 @@ class Workers(Generic[Task, Result]):
             try:
                 results: Iterator[Any] = iter(self._loader)
             finally:
+                self._processes = set(multiprocessing.active_children()) - before
                 # torch's handler would raise at an arbitrary line of this process when another one is killed. It is not
                 # needed: the iterator notices that, too, within 5 s. (None is a handler that was not set by Python.)
                 signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-        self._processes = set(multiprocessing.active_children()) - before
         return results
 
 
