@@ -87,7 +87,7 @@ class Sync:
         with result.files() as files:
             params = read_params(files.root / "params.yaml")
             writer = RunWriter(self._store, params, result.provenance())
-            digests = files.digests()
+            digests = files.digests
             runs = writer.found(digests) if self._exists else []
             # An experiment's run is its own. Any will do for a commit or the workspace, which may hold an experiment's.
             ours = [run for run in runs if result.experiment in ("", run.data.tags.get("dvc.exp_name"))]

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -26,8 +27,9 @@ class ResultFiles:
     plots: Path
     root: Path = Path()  # of params.yaml, dvc.yaml and dvc.lock
 
+    @cached_property
     def digests(self) -> dict[str, str]:
-        """Return the tags of the training and of its evaluation: digests of what they wrote."""
+        """The tags of the training and of its evaluation: digests of what they wrote."""
         evaluation = sha256(self.results, *sorted(self.plots.rglob("*.*")))
         return {WEIGHTS_TAG: sha256(self.weights), EVALUATION_TAG: evaluation}
 

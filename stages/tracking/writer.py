@@ -56,7 +56,7 @@ class RunWriter:
         overwritten. Where there is no such run, since this is another evaluation, or since DVC took the weights from
         its cache, a new one is made.
         """
-        digests, tags = files.digests(), self.provenance.tags
+        digests, tags = files.digests, self.provenance.tags
         runs = [run for run in self.found(digests) if run.data.tags.get("dvc.exp_name") == tags.get("dvc.exp_name")]
         lacking = [run for run in runs if lacks_evaluation(run)]
         # Another clone may have made the same weights in the same store: our own directory goes first.
@@ -78,7 +78,7 @@ class RunWriter:
 
         Raises InputError if weights or dataset.json are not as written today.
         """
-        digests, data = files.digests(), DatasetInfo(files.prepared)
+        digests, data = files.digests, DatasetInfo(files.prepared)
         net, description = load_weights(files.weights)
         metrics, epochs, lock = files.metrics(description), files.epochs(), files.lock()
         client = self._store.client()
