@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from stages.base.errors import InputError, unknown
@@ -28,16 +29,15 @@ def build(
     derived: dict[str, Any],
     arguments: dict[str, Any],
     where: str | None = None,
-    trial: Callable[[Any], object] = lambda _built: None,
-    stand_in: Sequence[Any] | None = None,
+    trial: Callable[[Callable[..., Any]], object] = lambda _make: None,
     convert: Callable[[Any], Any] = lambda value: value,
     purpose: str = "",
 ) -> Any:
     """Return `cls(*positional, **derived, **arguments)`, with the values of the arguments converted.
 
     `derived` follows from other values, so `arguments`, which the user gave, may not name them again. They stand at
-    `where` in params.yaml, by default in `arguments` of the section. torch checks many values only when
-    the object is used, so `trial` first uses another one, built of `stand_in` in place of `positional`. Raises
+    `where` in params.yaml, by default in `arguments` of the section. torch checks many values only when the object is
+    used, so `trial` first gets a function that makes another one, of its own positional arguments, to use. Raises
     InputError for an argument that the class does not take, or whose value it refuses, then or in the trial.
     """
     names = list(inspect.signature(cls).parameters)
@@ -47,10 +47,9 @@ def build(
             place = where or f"{section}.arguments.{cls.__name__}"
             raise InputError(f"{place}.{name}: not an argument to give here{unknown(name, accepted)}")
     try:
-        given = derived | {name: convert(value) for name, value in arguments.items()}
-        if stand_in is not None:
-            trial(cls(*stand_in, **given))
-        return cls(*positional, **given)
+        make = partial(cls, **derived, **{name: convert(value) for name, value in arguments.items()})
+        trial(make)
+        return make(*positional)
     except Exception as error:  # torch checks its arguments in many ways, and all of them come from the user
         refused = f"{cls.__name__} refuses {arguments}{purpose and ' '}{purpose}"
         raise InputError(f"{section}: {refused}: {type(error).__name__}: {error}") from error

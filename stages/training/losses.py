@@ -144,14 +144,13 @@ def criterion(
         (),
         {key: value for key, value in derived.items() if key in taken},
         arguments.get(name, {}),
-        trial=lambda tried: _value(
+        trial=lambda make: _value(
             loss,
             n_classes,
-            tried.to(device),
+            make().to(device),
             torch.zeros(1, n_classes, device=device),
             _one_hot(label, n_classes) if mixed else label,
         ),
-        stand_in=(),
         convert=lambda value: torch.tensor(value, dtype=torch.float) if isinstance(value, list) else value,
         purpose=f"for {n_classes} classes",
     )

@@ -84,8 +84,9 @@ def _built(
     given = defaults | arguments.get(name, {})
     # Some arguments are looked at only when a step is taken.
     matrix = nn.Parameter(torch.ones(2, 2, device=parameters[0].device))
+    cls = getattr(optim, name)
     built: optim.Optimizer = build(
-        "train.optimizer", getattr(optim, name), [parameters], derived, given, trial=_two_steps, stand_in=[[matrix]]
+        "train.optimizer", cls, [parameters], derived, given, trial=lambda make: _two_steps(make([matrix]))
     )
     return built
 

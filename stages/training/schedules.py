@@ -84,7 +84,7 @@ def schedule(
     # Some arguments are looked at only when it advances.
     stand_in = optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": peak} for peak in peaks], momentum=0.5)
     cls = getattr(lr_scheduler, name)
-    built = build("train.schedule", cls, [optimizer], derived, given, trial=_advance, stand_in=[stand_in])
+    built = build("train.schedule", cls, [optimizer], derived, given, trial=lambda make: _advance(make(stand_in)))
     if name in AFTER_BATCHES:
         return Schedule(built.step, lambda _loss: None)
     if name == "ReduceLROnPlateau":
