@@ -81,7 +81,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def by_prepare(folder: Path, target: Path) -> None:
     """Find all images and decode them into `target`."""
-    rows, _ = table(folders.from_folder(load_params().prepare.csv, folder))
+    rows, _ = table(folders.from_folder(load_params().prepare, folder))
     array = prepare.new_array(target, (len(rows), 28, 28))
     read = decoding.file_reader(rows["source"], folder, ImageSpec(1, 28, None, MAX_PIXELS))
     _, rejections = decoding.decode(array, read, np.arange(len(rows)), MAX_PIXELS)

@@ -68,11 +68,16 @@ def prepare(params: PrepareParams, raw: Path, prepared: Path) -> None:
 
         # Splits that the source has are kept.
         fractions = {"valid": params.valid_fraction, "test": params.test_fraction}
-        shares = {name: fraction for name, fraction in fractions.items() if name not in set(source.rows["split"])}
+        shares = {name: fraction for name, fraction in fractions.items() if name not in source.splits}
         manifest = split_images(source, shares, params.seed)
 
         # One message names all that is wrong.
         rejected = summary(source.rows, source.rejections, raw)
+        rejected += [
+            f"No image of the split {name} can be used: prepare.{name}_fraction takes {share:g} of each class instead"
+            for name, share in shares.items()
+            if (source.rows["split"] == name).any()
+        ]
         incomplete = incomplete_classes(manifest, source.classes, shares)
         hint = ["Correct them, or leave them out: prepare.on_bad=skip"] if rejected and params.on_bad == "error" else []
         if incomplete or hint:

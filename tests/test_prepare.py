@@ -162,6 +162,47 @@ def test_of_equal_images_that_of_the_test_split_stays(tmp_path: Path, copies: li
     assert reasons == (leaks if stays != "train" else ["duplicate: equal to train/a/copy0.png"])
 
 
+@pytest.mark.parametrize("source", ["folder", "csv"])
+@pytest.mark.parametrize("broken", ["unlabelled", "unreadable"])
+def test_a_split_of_which_nothing_can_be_used_is_made_here(
+    tmp_path: Path, source: str, broken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, lines = tmp_path / "set", ["image,label,split"]
+    for i in range(40):
+        write_image(root / "train" / "ab"[i % 2] / f"{i:02}.png", i)
+        lines.append(f"train/{'ab'[i % 2]}/{i:02}.png,{'ab'[i % 2]},train")
+    for i in range(5):
+        label = "" if broken == "unlabelled" else "a"
+        (root / "test" / label).mkdir(parents=True, exist_ok=True)
+        write_image(root / "test" / label / f"t{i}.png", 50 + i)
+        if broken == "unreadable":
+            (root / "test" / label / f"t{i}.png").write_bytes(b"")
+        lines.append(f"test/{label}/t{i}.png,{label},test")
+    (root / "labels.csv").write_text("\n".join(lines))
+    if source == "folder":
+        (root / "labels.csv").unlink()
+    changes = {"csv__split": "split"} if source == "csv" else {}
+    prepare(prepare_params(source, on_bad="skip", **changes), root, tmp_path / "prepared")
+    facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
+    assert facts["sizes"] == {"train": 20, "valid": 10, "test": 10}
+    assert sum(facts["rejected"].values()) == 5
+    said = capsys.readouterr().err
+    assert said.endswith(
+        "No image of the split test can be used: prepare.test_fraction takes 0.25 of each class instead\n"
+    )
+
+
+def test_a_training_split_of_which_nothing_can_be_used_is_an_error(tmp_path: Path) -> None:
+    for i in range(12):
+        write_image(tmp_path / "set" / ("train", "valid", "test")[i % 3] / "ab"[i // 3 % 2] / f"{i}.png", i)
+    for path in (tmp_path / "set/train").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"(?s)4 of 12 images .*not an image.*  a: train 0, valid 2, test 2\n  b: train 0"
+    ):
+        prepare(prepare_params("folder", on_bad="skip"), tmp_path / "set", tmp_path / "prepared")
+
+
 def test_a_clean_set_has_no_list_of_the_rejected(tmp_path: Path) -> None:
     prepare(prepare_params("folder"), forty_images(tmp_path / "set", {}), tmp_path / "prepared")
     assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == [

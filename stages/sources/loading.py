@@ -1,23 +1,25 @@
 """Where images come from: `load_source` finds the source that params.yaml names."""
 
+import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from stages.base.errors import InputError, lines
-from stages.base.params import CsvParams, PrepareParams
-from stages.sources import folders, published
+from stages.base.params import PrepareParams
+from stages.sources import folders, published, tables
 from stages.sources.rejections import Kind, Rejection
 from stages.sources.source import Row, Source, table
 
 PUBLISHED: dict[str, Callable[[Path], Source]] = {"digits": published.digits, "fashion_mnist": published.fashion_mnist}
-USER_SOURCES: dict[str, Callable[[CsvParams, Path], list[Row]]] = {
+USER_SOURCES: dict[str, Callable[[PrepareParams, Path], list[Row]]] = {
     "folder": folders.from_folder,
-    "csv": folders.from_csv,
+    "csv": tables.from_csv,
 }
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 
 
 def load_source(params: PrepareParams, raw: Path) -> Source:
@@ -29,7 +31,7 @@ def load_source(params: PrepareParams, raw: Path) -> Source:
     if classes is not None and (len(set(classes)) < len(classes) or len(classes) < 2):
         raise InputError(f"prepare.classes: {classes}, should be two or more different names")
     if params.source not in PUBLISHED:
-        return _user_source(USER_SOURCES[params.source](params.csv, raw), classes, raw)
+        return _user_source(USER_SOURCES[params.source](params, raw), classes, raw)
     source = PUBLISHED[params.source](raw)
     if classes not in (None, source.classes):
         raise InputError(
@@ -50,7 +52,7 @@ def _user_source(found: list[Row], accepted: list[str] | None, raw: Path) -> Sou
         for row in np.flatnonzero(rows[column].str.contains("\r", regex=False)).tolist():
             rejections.setdefault(row, Rejection(kind, "it holds a carriage return"))
         rows[column] = rows[column].str.replace("\r", "\\r", regex=False)
-    classes = accepted or sorted(set(rows["label"]) - {""})
+    classes = accepted or in_order(set(rows["label"]) - {""})
     if len(classes) < 2:
         names = f"class, {classes[0]!r}" if classes else "classes"
         raise InputError(f"{raw} has images of {len(classes)} {names}; two are needed")
@@ -63,6 +65,12 @@ def _user_source(found: list[Row], accepted: list[str] | None, raw: Path) -> Sou
         elif label not in known:
             rejections.setdefault(row, Rejection(Kind.UNKNOWN_LABEL, f"{label}, which is not in prepare.classes"))
     return Source(rows, rejections, classes, None)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return the names of classes, sorted: as numbers if all of them are some, else as text."""
+    names = sorted(names)
+    return sorted(names, key=float) if all(map(NUMBER.fullmatch, names)) else names
 
 
 def _check_unlike(classes: list[str], raw: Path) -> None:

@@ -33,6 +33,11 @@ class Source:
         """Return the numbers of the rows whose images are not rejected, (m,), ascending."""
         return np.setdiff1d(np.arange(len(self.rows)), list(self.rejections))
 
+    @property
+    def splits(self) -> set[str]:
+        """Return the splits that the source brings: those of its usable images."""
+        return set(self.rows["split"].iloc[self.usable]) - {""}
+
 
 def table(rows: Sequence[Row]) -> tuple[pd.DataFrame, dict[int, Rejection]]:
     """Return the rows and the rejections of a Source."""

@@ -1,13 +1,39 @@
 """Which images train, which choose the best epoch, and which test."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from stages.base.errors import lines
+from stages.base.errors import InputError, lines
 from stages.sources.rejections import printable
 
 SPLITS = ("train", "valid", "test")
+# The usual names of splits, in lower case, in folders and tables alike.
+NAMES = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+}
+
+
+def known_splits(names: Iterable[str], where: str) -> dict[str, str]:
+    """Return which of the names, in any case, are those of splits, and of which: {name: split}.
+
+    Raises InputError, which begins with `where`, if two of them are names of one split, such as test and eval.
+    """
+    splits = {name: NAMES[name.lower()] for name in sorted(names) if name.lower() in NAMES}
+    for split in SPLITS:
+        if len(same := [repr(name) for name, its in splits.items() if its == split]) > 1:
+            raise InputError(f"{where} {' and '.join(same)}, which all mean {split}. Give each split one name.")
+    return splits
 
 
 def assign_splits(

@@ -290,6 +290,28 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str, dict[str, Any]]] = {
     ),
     "only a test split": (moved(a="test/a", b="test/b"), r"has no images for train, only for test", {}),
     "splits beside classes": (moved(a="train/a"), r"folders of splits, 'train', beside others, 'b'", {}),
+    "two folders of one split": (
+        both(moved(a="train/a", b="train/b"), image("Test/a/x.png", "eval/a/y.png")),
+        r"set has folders 'Test' and 'eval', which all mean test\. Give each split one name",
+        {},
+    ),
+    "splits of unknown names": (
+        both(
+            moved(a="part1/a", b="part1/b"), image("part2/a/x.png", "part2/b/y.png", "part3/a/z.png", "part3/b/z.png")
+        ),
+        r"folders of the same names, 'a', 'b', in each of 'part1', 'part2', 'part3', which .* prepare\.classes",
+        {},
+    ),
+    "cameras in a split": (
+        both(moved(a="train/left/a", b="train/left/b"), image("train/right/a/x.png", "train/right/b/y.png")),
+        r"folders of the same names, 'a', 'b', in each of 'left', 'right', which",
+        {},
+    ),
+    "splits in classes": (
+        both(moved(a="x", b="y"), moved(x="a/train", y="b/Testing")),
+        r"folders of splits, 'Testing', 'train', in those of classes, 'a', 'b', which can be understood in two ways",
+        {},
+    ),
     "two sizes": (
         image("a/bad.png", side=9),
         r"null, .* one size, such as a/bad\.png: 8 x 8 \(20 images\), 9 x 9 \(1 images\)\. Set it",
@@ -399,14 +421,50 @@ TABLES: dict[str, tuple[Callable[[Path], None], str, dict[str, Any]]] = {
         r"'/etc/passwd' is outside of prepare\.path",
         {"csv__file": "/etc/passwd"},
     ),
-    "an empty file": (written(b""), r"labels\.csv is no table: No columns", {}),
-    "empty lines": (written(b"\n\n\n"), r"labels\.csv is no table: No columns", {}),
+    "an empty file": (written(b""), r"csv\.image: .*labels\.csv has no column 'image'; its columns: none", {}),
+    "empty lines": (written(b"\n\n\n"), r"csv\.image: .*labels\.csv has no column 'image'; its columns: none", {}),
     "a header alone": (written(b"image,label\n"), r"labels\.csv has no rows below its header", {}),
     "an image": (written(encoded("PNG")), r"labels\.csv is not UTF-8", {}),
     "Latin-1": (written("image,label\né.png,a\n".encode("latin-1")), r"labels\.csv is not UTF-8 .*save it as such", {}),
     "UTF-16": (written("image,label\na.png,a\n".encode("utf-16")), r"labels\.csv is not UTF-8", {}),
-    "too long a row": (rows("a/x.png,a,b,c"), r"labels\.csv is no table: .*Expected 2 fields in line 22, saw 4", {}),
-    "an open quote": (rows('"a/x.png,a'), r"labels\.csv is no table: .*EOF inside string", {}),
+    "too long a row": (rows("a/x.png,a,b,c"), r"labels\.csv, line 22: 4 cells, and 2 in the header", {}),
+    "an open quote": (rows('"a/x.png,a'), r"labels\.csv, line 22: .*unexpected end of data\. Is the quotation", {}),
+    "an open quote in a long table": (
+        rows('"a/x.png,a', *["a/00.png,a"] * 20_000),
+        r"labels\.csv, line 22 to \d+: .*field larger than field limit",
+        {},
+    ),
+    "two open quotes": (
+        rows('"a/x.png,a', "a/y.png,a", '"a/z.png,a'),
+        r"labels\.csv, line 22 to 24: .*',' expected after '\"'",
+        {},
+    ),
+    "an open quote and its end, in labels": (
+        rows('a/x.png,"a', "a/y.png,a", 'a/z.png,a"'),
+        r"labels\.csv, line 22: a line break in a cell of column 'label'\. Is the quotation",
+        {},
+    ),
+    "a line break in a path": (
+        rows('"a/\nx.png",a'),
+        r"labels\.csv, line 22: a line break in a cell of column 'image'",
+        {},
+    ),
+    "a carriage return in a label": (rows('a/x.png,"a\rb"'), r"line 22: a line break in a cell of column 'label'", {}),
+    "a line break behind others": (
+        written(b'text,image,label\r\n"1\r\n2\r\n3",a/00.png,a\r\n\r\n"4\n5","a/\r02.png",b\r\n'),
+        r"labels\.csv, line 7: a line break in a cell of column 'image'",
+        {},
+    ),
+    "an open quote and its end, in captions": (
+        written(b'image,label,text\na/00.png,a,"one\nb/01.png,b,two\na/02.png,a,three"\nb/03.png,b,four\n'),
+        r"labels\.csv, line 3: the image b/01\.png is within a cell of several lines\. Is the quotation",
+        {},
+    ),
+    "an open quote and its end, in captions before the images": (
+        written(b'text,image,label\n"one,a/00.png,a\ntwo",b/01.png,b\na/02.png,a,three\n'),
+        r"labels\.csv, line 2: the image a/00\.png is within a cell of several lines",
+        {},
+    ),
     "semicolons": (
         written(b"image;label\na.png;a\n"),
         r"csv\.image: .* no column 'image'; its columns: 'image;label'",
@@ -421,8 +479,8 @@ TABLES: dict[str, tuple[Callable[[Path], None], str, dict[str, Any]]] = {
     "a file as a folder": (rows("a/00.png/x.png,a"), r"a/00\.png/x\.png: missing file", {}),
     "a folder as an image": (rows("a,a"), r"\(not a file 1\):\n  a: not a file: a folder", {}),
     "an address": (rows("https://localhost/a.png,a"), r"https://localhost/a\.png: missing file", {}),
-    "no path": (rows(",a"), r"\(no path 1\):\n  row 21: no path", {}),
-    "a blank path": (rows('"  ",a'), r"row 21: no path", {}),
+    "no path": (rows(",a"), r"\(no path 1\):\n  line 22: no path", {}),
+    "a blank path": (rows('"  ",a'), r"line 22: no path", {}),
     "an absolute path": (rows("/etc/hostname,a"), r"/etc/hostname: outside the folder: an absolute path", {}),
     "a path above": (rows("../x.png,a"), r"\.\./x\.png: outside the folder: by '\.\.'", {}),
     "a path above and back": (rows("../set/a/00.png,a"), r"00\.png: outside the folder: by '\.\.'", {}),
@@ -447,12 +505,17 @@ TABLES: dict[str, tuple[Callable[[Path], None], str, dict[str, Any]]] = {
     "a class an image": (written(b"image,label\na/00.png,a\na/02.png,c\n"), r"a: train 1, .*c: train 1", {}),
     "an unknown split": (
         written(b"image,label,split\na/00.png,a,train\nb/01.png,b,holdout\n"),
-        r"b/01\.png: unknown split: 'holdout'; accepted: train, valid, val, validation, test",
+        r"b/01\.png: unknown split: 'holdout'; accepted: train, training, valid, val, validation, dev, test, testing",
         {"csv__split": "split"},
     ),
     "no split": (
         written(b"image,label,split\na/00.png,a,train\nb/01.png,b,\n"),
         r"b/01\.png: unknown split: ''",
+        {"csv__split": "split"},
+    ),
+    "two names of one split": (
+        written(b"image,label,split\na/00.png,a,train\nb/01.png,b,Test\na/02.png,a,eval\n"),
+        r"prepare\.csv\.split: .*labels\.csv has 'eval' and 'test', which all mean test\. Give each",
         {"csv__split": "split"},
     ),
     "no training split": (

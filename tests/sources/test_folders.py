@@ -1,16 +1,11 @@
-"""The user's own images, found in folders and tables."""
+"""The user's own images, found in folders."""
 
-import gzip
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
 from stages.base.errors import InputError
-from stages.prepare import prepare
 from stages.sources import folders
 from stages.sources.loading import load_source
 from tests.conftest import write_image
@@ -53,34 +48,40 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
             folders._entries(folder)
 
 
-@pytest.mark.parametrize("suffix", ["zip", "xz", "zst", "gz", "bz2", "tar"])
-def test_a_table_s_name_does_not_have_it_decompressed(tmp_path: Path, suffix: str) -> None:
-    (tmp_path / f"t.{suffix}").write_text("image,label\n1.png,a\n2.png,b\n")
-    assert load_source(prepare_params("csv", csv__file=f"t.{suffix}"), tmp_path).classes == ["a", "b"]
-    (tmp_path / f"t.{suffix}").write_bytes(gzip.compress(b"image,label\n1.png,a\n2.png,b\n"))
-    with pytest.raises(InputError, match="is not UTF-8"):
-        load_source(prepare_params("csv", csv__file=f"t.{suffix}"), tmp_path)
-
-
-def test_spaces_around_a_table_s_paths(tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_text("image,label\n 1.png ,a\n2.png\t,b\n")
-    rows = load_source(prepare_params("csv"), tmp_path).rows
-    assert rows["source"].tolist() == ["1.png", "2.png"]
-
-
-@pytest.mark.parametrize("valid", ["valid", "val", "validation", "Valid"])
-def test_folders_of_splits(tmp_path: Path, valid: str) -> None:
-    for split, digits in (("train", "036"), (valid, "1"), ("test", "24")):
+@pytest.mark.parametrize(
+    ("train", "valid", "test"),
+    [
+        ("train", "valid", "test"),
+        ("Training", "val", "Testing"),
+        ("TRAIN", "validation", "eval"),
+        ("training", "Valid", "testing"),
+        ("train", "dev", "Eval"),
+    ],
+)
+def test_folders_of_splits(tmp_path: Path, train: str, valid: str, test: str) -> None:
+    for split, digits in ((train, "036"), (valid, "1"), (test, "24")):
         for digit in digits:
             write_image(tmp_path / split / "ab"[int(digit) % 2] / f"{digit}.png", int(digit))
     assert names(tmp_path) == [
-        ("train/a/0.png", "a", "train"),
+        (f"{train}/a/0.png", "a", "train"),
         (f"{valid}/b/1.png", "b", "valid"),
-        ("test/a/2.png", "a", "test"),
-        ("train/b/3.png", "b", "train"),
-        ("test/a/4.png", "a", "test"),
-        ("train/a/6.png", "a", "train"),
+        (f"{test}/a/2.png", "a", "test"),
+        (f"{train}/b/3.png", "b", "train"),
+        (f"{test}/a/4.png", "a", "test"),
+        (f"{train}/a/6.png", "a", "train"),
     ]
+
+
+def test_folders_in_those_of_classes(tmp_path: Path) -> None:
+    """They may have any names, unless these could be meant for classes; prepare.classes says what is meant."""
+    for name in ("cat/day/1.png", "cat/night/2.png", "dog/day/3.png"):
+        write_image(tmp_path / name, 0)
+    assert [label for _, label, _ in names(tmp_path)] == ["cat", "cat", "dog"]
+    for name in ("dog/night/4.png", "dog/test/5.png"):
+        write_image(tmp_path / name, 0)
+        with pytest.raises(InputError, match="can be understood in two ways"):
+            names(tmp_path)
+    assert [label for _, label, _ in names(tmp_path, classes=["cat", "dog"])] == ["cat", "cat", "dog", "dog", "dog"]
 
 
 def test_links_that_stay_inside(tmp_path: Path) -> None:
@@ -93,26 +94,3 @@ def test_links_that_stay_inside(tmp_path: Path) -> None:
     # That one would go round in circles.
     reasons = [str(rejection) for rejection in source.rejections.values()]
     assert reasons == ["not a file: a link to a folder, which is not followed"]
-
-
-TABLE = "\n".join(f"{i}.png,{'ab'[i % 2]},{['train', 'train', 'VAL', 'test'][i // 2 % 4]}" for i in range(16))
-
-
-def test_a_table(tmp_path: Path) -> None:
-    for i in range(16):
-        write_image(tmp_path / "set" / f"{i}.png", i)
-    for header, content in (("image,label,split", TABLE), ("\ufeffimage, label, split", TABLE.replace(",", ", "))):
-        (tmp_path / "set/labels.csv").write_text(f"{header}\n{content}\n", encoding="utf-8")
-        prepare(prepare_params("csv", csv__split="split"), tmp_path / "set", tmp_path / "prepared")
-        manifest = pd.read_csv(tmp_path / "prepared/manifest.csv")
-        assert manifest["source"].tolist() == [f"{i}.png" for i in range(16)]
-        assert manifest["label"].tolist() == [0, 1] * 8
-        assert manifest["split"].tolist() == ["train", "train", "train", "train", "valid", "valid", "test", "test"] * 2
-        images = np.load(tmp_path / "prepared/images.npy")
-        assert (images[5] == np.asarray(Image.open(tmp_path / "set/5.png"))).all()
-
-
-def test_labels_are_text(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("file,class\n" + "".join(f"{n}.png,{n}\n" for n in ("NA", "007", "1.0", "null")))
-    rows = load_source(prepare_params("csv", csv__file="t.csv", csv__image="file", csv__label="class"), tmp_path).rows
-    assert rows["label"].tolist() == ["NA", "007", "1.0", "null"]
