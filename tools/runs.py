@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from stages.base.errors import InputError, listed
-from stages.tracking.result import EVALUATION_TAG
+from stages.base.files import sha256
+from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG
 from stages.tracking.store import Store
 from stages.training.selection import rank
 
@@ -65,6 +67,26 @@ class Runs:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise InputError(f"the registry in {self.uri} cannot be read: {error}") from error
+
+    def of_model(self, name: str) -> EvaluatedRun:
+        """Return the run of a model of the registry, MODEL@ALIAS. Raises InputError if there is none."""
+        version = self.model_version(*name.split("@", 1))
+        if version is None or not version.run_id:
+            raise InputError(f"the registry in {self.uri} has no model {name}{' of a run' if version else ''}")
+        return self.find(version.run_id)
+
+    def weights(self, run: EvaluatedRun, folder: Path) -> Path:
+        """Copy the weights of a run into `folder`, and return their path.
+
+        Raises InputError if it has none, or others than it was evaluated with.
+        """
+        files = self.client.list_artifacts(run.id, WEIGHTS)
+        if not files:
+            raise InputError(f"the run {run.name} was logged without its weights; python -m tools.sync adds them")
+        path = Path(self.client.download_artifacts(run.id, files[0].path, str(folder)))
+        if sha256(path) != run.tags[WEIGHTS_TAG]:
+            raise InputError(f"the run {run.name} has other weights in {self.uri} than it was evaluated with")
+        return path
 
     def find(self, name: str) -> EvaluatedRun:
         """Return the evaluated run with this id or name, the latest of several.

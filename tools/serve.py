@@ -4,20 +4,21 @@
     curl 127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d '{"inputs": [[[0, ...], ...]]}'
 
 A run is named as for tools.compare: by id, by name (DVC's), or as `best`, the best by validation; or give a model of
-the registry: repronet@champion. The server is MLflow's own. It takes uint8 images (n, height, width) as JSON, and
-answers with scores (n, classes); the largest one is the class.
+the registry, repronet@champion, which stands for its run. Requests and answers are as MLflow's servers have them, but
+of the run only its weights are loaded, which hold no code. The server takes uint8 images (n, height, width) as JSON,
+and answers with scores (n, classes); the largest one is the class.
 """
 
 import errno
-import os
 import socket
-import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from stages.base import cli
 from stages.base.errors import InputError
 from tools.runs import Runs
 
-HOST = "127.0.0.1"  # MLflow's servers ask for no password, so nobody else may reach them
+HOST = "127.0.0.1"  # the server asks for no password, so nobody else may reach it
 
 
 def main() -> None:
@@ -27,19 +28,27 @@ def main() -> None:
     arguments = parser.parse_args()
     check_port(arguments.port, "--port 5002")
     runs = Runs()
-    if "@" in arguments.run:
-        name, alias = arguments.run.split("@", 1)
-        if runs.model_version(name, alias) is None:
-            raise InputError(f"the registry in {runs.uri} has no model {arguments.run}")
-        served, model = arguments.run, f"models:/{arguments.run}"
-    else:
-        run = runs.find(arguments.run)
-        served, model = f"{run.name} ({run.metrics['test/accuracy']:.4f} test accuracy)", run.model
-    print(f"serving {served} on http://{HOST}:{arguments.port}/invocations", flush=True)
-    program = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": runs.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    # In this process's place, so that Ctrl-C and SIGTERM reach the server.
-    os.execve(sys.executable, [*program, "--host", HOST, "--port", str(arguments.port)], environment)
+    run = runs.of_model(arguments.run) if "@" in arguments.run else runs.find(arguments.run)
+
+    import uvicorn
+
+    from tools.invocations import Served, application
+
+    with TemporaryDirectory() as folder:
+        served = Served(runs.weights(run, Path(folder)))
+    accuracy = f"{run.metrics['test/accuracy']:.4f} test accuracy"
+    print(f"serving {run.name} ({accuracy}) on http://{HOST}:{arguments.port}/invocations", flush=True)
+    # Some requests at once, and no more: each may be large.
+    uvicorn.run(
+        application(served.scores),
+        host=HOST,
+        port=arguments.port,
+        lifespan="off",
+        ws="none",
+        limit_concurrency=16,
+        log_level="warning",
+        server_header=False,
+    )
 
 
 def check_port(port: int, hint: str) -> None:

@@ -91,8 +91,13 @@ class Sync:
             runs = writer.found(digests) if self._exists else []
             # An experiment's run is its own. Any will do for a commit or the workspace, which may hold an experiment's.
             ours = [run for run in runs if result.experiment in ("", run.data.tags.get("dvc.exp_name"))]
-            if any(has_evaluation(run, digests) for run in ours):
-                return Outcome.PRESENT, ""
+            if present := next((run.info.run_id for run in ours if has_evaluation(run, digests)), ""):
+                if writer.has_weights(present):
+                    return Outcome.PRESENT, ""
+                if not self._dry_run:
+                    writer.log_weights(files, present)
+                outcome = Outcome.WOULD_BE_COMPLETED if self._dry_run else Outcome.COMPLETED
+                return outcome, f", run {present}"
             trained = next((run.info.run_id for run in ours if lacks_evaluation(run)), "")
             if not self._dry_run:
                 outcome = Outcome.COMPLETED if trained else Outcome.CREATED

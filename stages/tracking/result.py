@@ -14,6 +14,7 @@ from stages.nets.weights import Description
 
 # Tags that tie a run to the files of its result, by which it is found again.
 WEIGHTS_TAG, EVALUATION_TAG = "weights.sha256", "evaluation.sha256"
+WEIGHTS = "weights"  # the folder of a run's artifacts that holds its weights file
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from stages.base.files import replacing
 from stages.batches.prepared import DatasetInfo
+from stages.nets.weights import Description
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -142,10 +143,11 @@ def dataset(data: DatasetInfo, split: str) -> "DatasetInput":
     return DatasetInput(record, [InputTag("mlflow.data.context", context)])
 
 
-def log_model(run_id: str, classifier: torch.nn.Module, data: DatasetInfo) -> str:
-    """Log `classifier` and return its id. It takes uint8 images, (n, h, w) or (n, 3, h, w), and gives (n, n_classes).
+def log_model(run_id: str, description: Description, net: torch.nn.Module, data: DatasetInfo) -> str:
+    """Log the classifier and return its id. It takes uint8 images, (n, h, w) or (n, 3, h, w), and gives (n, n_classes).
 
-    It is exported as a graph (pt2) that needs no code of ours and loads with pickle forbidden.
+    It is exported as a graph (pt2) that needs no code of ours and loads with pickle forbidden. Its metadata say what it
+    takes and what it gives: the classes in the order of the scores. It normalises the images itself.
     """
     import mlflow
     import numpy as np
@@ -160,11 +162,20 @@ def log_model(run_id: str, classifier: torch.nn.Module, data: DatasetInfo) -> st
     )
     with mlflow.start_run(run_id=run_id):
         info = mlflow.pytorch.log_model(
-            classifier.cpu().eval(),
+            description.classifier(net).cpu().eval(),
             name="model",
             serialization_format="pt2",
             signature=signature,
             pip_requirements=[f"torch=={version('torch').split('+')[0]}", f"numpy=={version('numpy')}"],
             input_example=np.zeros((2, *image), np.uint8),  # of one image, the batch size would be fixed to 1
+            metadata={
+                "classes": data.classes,
+                "channels": data.channels,
+                "image_size": data.image_size,
+                "mean": description.mean,
+                "std": description.std,
+                "transforms": description.transforms,
+                "net": description.net,
+            },
         )
     return str(info.model_id)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import load_weights
 from stages.tracking.provenance import Provenance
-from stages.tracking.result import EVALUATION_TAG, WEIGHTS_TAG, ResultFiles
+from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG, ResultFiles
 from stages.tracking.run import ActiveRun, NoRun
 from stages.tracking.store import Store, dataset, log_model
 
@@ -90,7 +90,8 @@ class RunWriter:
             for row in [] if run_id else epochs:
                 run.log_epoch(row)
             client.log_inputs(run.id, [dataset(data, "test")])
-            run.log(metrics, model_id=log_model(run.id, description.classifier(net), data))
+            run.log(metrics, model_id=log_model(run.id, description, net, data))
+            self.log_weights(files, run.id)
             for path in (files.root / "params.yaml", files.root / "dvc.yaml", files.results):
                 client.log_artifact(run.id, str(path))
             if lock:
@@ -100,6 +101,14 @@ class RunWriter:
             run.tag(EVALUATION_TAG, digests[EVALUATION_TAG])
             run.end("FINISHED")
         return run.id
+
+    def has_weights(self, run_id: str) -> bool:
+        """Return whether a run holds its weights, which earlier versions did not log."""
+        return bool(self._store.client().list_artifacts(run_id, WEIGHTS))
+
+    def log_weights(self, files: ResultFiles, run_id: str) -> None:
+        """Add the weights to a run: what our own tools load, where MLflow's model could bring code along."""
+        self._store.client().log_artifact(run_id, str(files.weights), WEIGHTS)
 
 
 class NoWriter:

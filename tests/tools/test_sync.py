@@ -133,6 +133,18 @@ def test_what_was_run_here_is_in_place(original: Project) -> None:
     assert [run.to_dictionary() for run in original.runs()] == before
 
 
+def test_a_run_that_was_logged_without_its_weights_gets_them(original: Project) -> None:
+    run = next(run for run in original.runs() if run.info.run_name == "seed-1")
+    weights = original.root / f"mlartifacts/{run.info.run_id}/artifacts/weights/net.safetensors"
+    content = weights.read_bytes()
+    shutil.rmtree(weights.parent)
+    assert synced(original, only=("seed-1",), dry_run=True)["seed-1"][0] == "would be completed"
+    assert not weights.exists()
+    assert synced(original, only=("seed-1",)) == {"seed-1": ("completed", f", run {run.info.run_id}")}
+    assert weights.read_bytes() == content
+    assert synced(original, only=("seed-1",)) == {"seed-1": ("in place", "")}
+
+
 def test_pulled_results_get_the_rows_of_the_original(
     clone: Project, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

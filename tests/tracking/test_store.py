@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
-from stages.batches.normalise import Normalise
 from stages.batches.prepared import DatasetInfo
 from stages.nets.build import initial_net, net_spec
+from stages.nets.weights import Description
 from stages.tracking.store import Store, log_model
 from tests.conftest import ROOT, Project, free_port, runs, served
 from tests.tracking.conftest import only_run, run_stages
@@ -129,10 +128,21 @@ def test_the_logged_model_gives_the_same_scores(name: str, colours: Path, tmp_pa
     """In MLflow it is a graph, for any number of images."""
     store = Store(f"sqlite:///{tmp_path}/mlflow.db", "repronet")
     run = store.client().create_run(store.experiment_id)
-    net = initial_net(net_spec(name, {}, 3, 3, 32), 0)
-    classifier = nn.Sequential(nn.Identity(), Normalise([0.3] * 3, [0.25] * 3), net).eval()
-    model_id = log_model(run.info.run_id, classifier, DatasetInfo(colours))
+    spec = net_spec(name, {}, 3, 3, 32)
+    net, data = initial_net(spec, 0), DatasetInfo(colours)
+    description = Description(spec, 0, data.classes, data.mean, data.std, [], 1, 0.9, 0.3)
+    classifier = description.classifier(net).eval()
+    model_id = log_model(run.info.run_id, description, net, data)
     loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
+    assert loaded.metadata.metadata == {
+        "channels": 3,
+        "classes": ["red", "label", "blue"],
+        "image_size": 32,
+        "mean": [0.3] * 3,
+        "net": spec,
+        "std": [0.25] * 3,
+        "transforms": [],
+    }
     images = np.load(colours / "images.npy")
     for n in (1, 2, 5):
         with torch.no_grad():
