@@ -22,6 +22,22 @@ def check_names(
             raise InputError(f"{where}: {given!r} is unknown{unknown(given, accepted)}")
 
 
+def check_table(place: str, table: Mapping[str, object], by_name: bool = True) -> None:
+    """Raise InputError unless each entry of the table is a class or function, and that of its name, if `by_name`.
+
+    A partial is another one with its own defaults, so its name may be any.
+    """
+    for name, entry in table.items():
+        if not callable(entry):
+            raise InputError(f"{place}: {name!r} is {entry!r}, should be a class or function")
+        own = getattr(entry, "__name__", name)
+        if by_name and not isinstance(entry, partial) and own != name:
+            raise InputError(
+                f"{place}: {name!r} is {own}, should be what is called {name};"
+                f" partial(…) makes {own} with other defaults one of its own name"
+            )
+
+
 def build(
     section: str,
     cls: type,

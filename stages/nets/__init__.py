@@ -1,5 +1,5 @@
 """Nets: the Net, torchvision's models, what a net predicts, and weights on disk.
 
-It may import batches and base. A new net is a line in the table of build.py, or a module beside net.py that build.py
-knows. What a weights file says of itself is the Description in weights.py.
+It may import batches and base. A new net is a class in net.py and a line in its table, NETS. What a weights file says
+of itself is the Description in weights.py.
 """

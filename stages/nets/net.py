@@ -1,6 +1,7 @@
 """The Net: convolutions with ReLU and max-pooling, then linear layers. Its default is one of each."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -100,3 +101,13 @@ def activations(net: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor
         after = F.relu(before)
         x = net.pool(after)
         yield name, before, after, x
+
+
+# What train.net.name can name besides torchvision's models: the class or function of this name, or one of them with
+# other defaults, a partial. It is called with n_classes, channels and image_size, and with train.net.arguments.
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "Net": Net,
+    # The two solutions of the course.
+    "course_1": partial(Net, widths=(10, 20), kernel=3, output="log_softmax"),
+    "course_2": partial(Net, widths=(10, 20), kernel=3, output="log_softmax", hidden=(50,), dropout=0.4),
+}

@@ -1,5 +1,6 @@
 """From params to a net: what a name stands for, what follows from the seed, and what is said of a wrong one."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.base.errors import InputError
-from stages.nets.build import NetArguments, build_net, check_batch, head, initial_net, net_spec
-from stages.nets.net import Net
+from stages.nets.build import NetArguments, build_net, check_batch, convolutions, head, initial_net, net_spec
+from stages.nets.net import NETS, Net
 from tests.conftest import params_with
 from tests.nets.test_net import course
 
@@ -129,3 +130,81 @@ def test_a_batch_of_one_image_and_batch_norm() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):  # which it spares the user
         net.train()(torch.zeros(1, 1, 32, 32))
+
+
+class Small(nn.Module):
+    """A net of the user's own."""
+
+    def __init__(self, n_classes: int, channels: int, image_size: int, width: int = 4, sides: Any = (1, 2)) -> None:
+        super().__init__()
+        self.sides = sides
+        self.fc1, self.fc2 = nn.Linear(channels * image_size**2, width), nn.Linear(width, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x.flatten(1)).relu())  # type: ignore[no-any-return]
+
+
+def test_a_class_in_the_table_is_the_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETS, "Small", Small)
+    monkeypatch.setitem(NETS, "narrow", partial(Small, width=2))
+    torch.manual_seed(3)
+    fc1 = nn.Linear(64, 4)
+    spec = net_spec("Small", {}, 5, 1, 8)
+    assert spec["arguments"] == {"width": 4, "sides": [1, 2]}
+    net = initial_net(spec, 3)
+    assert isinstance(net, Small)
+    assert net.training
+    assert torch.equal(net.fc1.weight, fc1.weight), "no number is drawn before its own"
+    assert head(net, spec) == {"fc2.weight", "fc2.bias"}
+    assert convolutions(net) == {}
+    assert net_spec("Small", {"Small": {"width": 6}}, 5, 1, 8)["arguments"]["width"] == 6
+    assert net_spec("narrow", {}, 5, 1, 8)["arguments"]["width"] == 2
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"widht": 6}, r"Small\.widht: unknown key \(did you mean width\?\); accepted: width, sides"),
+        ({"width": "6"}, r"Small cannot be made with \{.*'6'.*\}: TypeError: "),
+        ({"sides": torch.float}, r"Small: \{.*\}, should be numbers, texts, lists and mappings: .* not JSON"),
+        ({"width": -1}, r"train\.net: Small cannot be made with"),
+    ]
+    for given, message in refused:
+        with pytest.raises(InputError, match=message):
+            build_net(**net_spec("Small", {"Small": given}, 5, 1, 8))
+
+
+def needs_more(n_classes: int, channels: int, image_size: int, width: int) -> nn.Module:
+    return Small(n_classes, channels, image_size, width)
+
+
+def takes_less(n_classes: int) -> nn.Module:
+    return Small(n_classes, 1, 8)
+
+
+def no_scores(n_classes: int, channels: int, image_size: int) -> nn.Module:  # noqa: ARG001
+    return nn.Flatten()
+
+
+def no_module(n_classes: int, channels: int, image_size: int) -> str:  # noqa: ARG001
+    return "Net"
+
+
+def no_images(n_classes: int, channels: int, image_size: int) -> nn.Module:  # noqa: ARG001
+    return nn.Linear(3, n_classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "message"),
+    [
+        ("MyNet", {}, r"NETS in stages/nets/net\.py: 'MyNet' is \{\}, should be a class or function"),
+        ("MyNet", Net, r"'MyNet' is Net, should be what is called MyNet; partial\(…\) makes Net with other defaults"),
+        ("needs_more", needs_more, r"arguments\.needs_more\.width: missing"),
+        ("takes_less", takes_less, r"takes_less cannot be made with \{\}: TypeError: .*unexpected keyword argument"),
+        ("no_scores", no_scores, r"no_scores gives torch\.float32 \(2, 64\), should be float32 \(2, 5\)"),
+        ("no_module", no_module, r"no_module makes 'Net', should be a module of torch\.nn"),
+        ("no_images", no_images, r"no_images does not take images \(2, 1, 8, 8\): RuntimeError"),
+    ],
+)
+def test_an_entry_that_is_not_what_it_says(
+    name: str, entry: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETS, name, entry)
+    with pytest.raises(InputError, match=message):
+        build_net(**net_spec(name, {}, 5, 1, 8))
