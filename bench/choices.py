@@ -63,7 +63,7 @@ def main() -> None:
     two_optimizers = ("SGD", "AdamW")
     with TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared"
-        prepare.prepare(load_params().prepare, Path("data/raw"), prepared)
+        prepare.prepare(load_params().prepare, prepared)
         trained = [(loss, optimizer, "OneCycleLR") for loss in losses.LOSSES for optimizer in two_optimizers]
         trained += [("CrossEntropyLoss", optimizer, "OneCycleLR") for optimizer in optimizers.OPTIMIZERS]
         trained += [("CrossEntropyLoss", "SGD", schedule) for schedule in schedules.SCHEDULES]
@@ -119,7 +119,7 @@ def accuracy(prepared: Path, loss: str, optimizer: str, schedule: str, seed: int
         contextlib.redirect_stderr(io.StringIO()),
     ):
         weights = Path(folder) / "net.safetensors"
-        train.train(params, prepared, Path("data/weights"), weights, Path(folder) / "train.csv", Tracker.off())
+        train.train(params, prepared, weights, Path(folder) / "train.csv", Tracker.off())
         net, description = load_weights(weights)
     test = Prepared(prepared).split("test", next(net.parameters()).device)
     scores = predict(description.classifier(net), test)

@@ -34,12 +34,12 @@ def main() -> None:
     epochs = parser.parse_args().epochs
     with TemporaryDirectory() as name:
         folder = Path(name)
-        prepare.prepare(overrides.check(SETTINGS).prepare, Path("data/raw"), folder / "prepared")
+        prepare.prepare(overrides.check(SETTINGS).prepare, folder / "prepared")
         for net, (momentum, theirs) in SOLUTIONS.items():
             own = [f"train.net.name={net}", f"+train.optimizer.arguments.SGD.momentum={momentum}"]
             params = overrides.check([*SETTINGS, *own, f"train.epochs={epochs}"])
             weights, history, results = folder / "net", folder / "train.csv", folder / "evaluate.json"
-            train.train(params.train, folder / "prepared", Path("data/weights"), weights, history, Tracker.off())
+            train.train(params.train, folder / "prepared", weights, history, Tracker.off())
             evaluate.evaluate(params, weights, folder / "prepared", history, results, folder / "plots", Tracker.off())
             accuracy = json.loads(results.read_text(encoding="utf-8"))["accuracy"]
             print(f"{net}: {accuracy:.4f} after {epochs} epochs; the notebook's {theirs}")

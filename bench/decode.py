@@ -60,7 +60,7 @@ def main() -> None:
 
 def write(folder: Path) -> None:
     """Write Fashion-MNIST as PNG files, one folder a class."""
-    source = load_source(load_params().prepare.model_copy(update={"source": "fashion_mnist"}), Path("data/raw"))
+    source = load_source(load_params().prepare.model_copy(update={"source": "fashion_mnist"}))
     assert source.images is not None
     for name in source.classes:
         (folder / name.replace("/", "_")).mkdir(parents=True)

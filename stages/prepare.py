@@ -1,8 +1,8 @@
 """Prepare: raw images to arrays that training can memory-map, split once.
 
-    python -m stages.prepare data/raw data/prepared
+    python -m stages.prepare data/prepared
 
-writes, for the source that params.yaml names,
+reads what `prepare.path` in params.yaml names, and writes, for the source named there,
 
     images.npy      uint8 (n, h, w), or (n, 3, h, w) for three channels, in the source's order; zeros where rejected
     manifest.csv    one row an image: index in images.npy, split (train, valid or test), label, source
@@ -40,19 +40,14 @@ from stages.sources.splits import SPLITS, assign_splits, incomplete_classes
 
 
 def main() -> None:
-    """Prepare with the params of params.yaml and the paths on the command line."""
-    arguments = cli.paths(
-        "stages.prepare",
-        __doc__,
-        raw="folder with what you bring, e.g. data/raw",
-        prepared="folder to write, e.g. data/prepared",
-    )
+    """Prepare with the params of params.yaml into the folder on the command line."""
+    arguments = cli.paths("stages.prepare", __doc__, prepared="folder to write, e.g. data/prepared")
     prepare(load_params().prepare, **arguments)
 
 
-def prepare(params: PrepareParams, raw: Path, prepared: Path) -> None:
+def prepare(params: PrepareParams, prepared: Path) -> None:
     """Write the folder `prepared`. Raises InputError, and writes nothing, if raw files are missing or wrong."""
-    source = load_source(params, raw)
+    source, raw = load_source(params), Path(params.path)
     if source.images is None:
         check_apart(raw, prepared)
     spec = image_spec(params, source, raw)

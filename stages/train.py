@@ -1,6 +1,6 @@
 """Train: the Net, with the loss, optimizer and schedule that params.yaml names; the best epoch by validation is kept.
 
-    python -m stages.train data/prepared data/weights models/net.safetensors metrics/train.csv
+    python -m stages.train data/prepared models/net.safetensors metrics/train.csv
 
 writes the weights (with what rebuilds the Net) and one row an epoch. The training is a run in MLflow. Of the
 training, 30 epochs of digits take 0.5 s and 6 of Fashion-MNIST 25 s, on two cores of an x86-64 server; the start 4 s.
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.files import replacing, rounded, write_csv
-from stages.base.params import TrainParams, load_params
+from stages.base.params import WEIGHTS, TrainParams, load_params
 from stages.base.registry import check_names
 from stages.batches import transforms
 from stages.batches.loader import Loader
@@ -41,7 +41,6 @@ def main() -> None:
         "stages.train",
         __doc__,
         prepared="folder that prepare wrote, e.g. data/prepared",
-        pretrained="folder with the file that train.init_from names, e.g. data/weights",
         weights="file to write, e.g. models/net.safetensors",
         history="file to write, e.g. metrics/train.csv",
     )
@@ -49,9 +48,7 @@ def main() -> None:
     train(params.train, **arguments, tracker=Tracker.from_environment(params))
 
 
-def train(
-    params: TrainParams, prepared: Path, pretrained: Path, weights: Path, history: Path, tracker: Tracker
-) -> None:
+def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tracker: Tracker) -> None:
     """Write `weights` and `history`. Raises InputError for params that do not fit, and if the loss diverges."""
     device = determinism.set_up(params.device, params.threads)
     data = Prepared(prepared)
@@ -68,7 +65,7 @@ def train(
     # Net: its input and output sizes follow from the data; its weights from the seed, or from earlier ones.
     plan = describe(params, data, channels, side, losses.output(params.loss.name))
     net = plan.untrained()
-    load_pretrained(net, plan.net, pretrained, params.init_from, params.new_head)
+    load_pretrained(net, plan.net, WEIGHTS, params.init_from, params.new_head)
     check_batch(net, plan.net, len(training.labels) % params.batch_size or params.batch_size)
     net = net.to(device)
 

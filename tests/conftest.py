@@ -36,7 +36,6 @@ from tests.scheduling import Scheduling
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
-PRETRAINED = ROOT / "data/weights"
 YAML_READER = YAML(typ="safe", pure=True)
 
 
@@ -77,7 +76,7 @@ def no_store() -> Iterator[None]:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that prepare makes of the embedded digits."""
     folder = tmp_path_factory.mktemp("digits") / "prepared"
-    prepare(params_with({}).prepare, raw=folder / "none", prepared=folder)
+    prepare(params_with({}).prepare, folder)
     return folder
 
 
@@ -213,7 +212,7 @@ def compared(digits: Path, make_project: Callable[[], Project]) -> Project:
             folder = project.root / name
             environment = {"DVC_ROOT": str(project.root), "DVC_EXP_NAME": name}
             weights, history = folder / "net", folder / "train.csv"
-            train(params.train, prepared, PRETRAINED, weights, history, Tracker.from_environment(params, environment))
+            train(params.train, prepared, weights, history, Tracker.from_environment(params, environment))
             tracker = Tracker.from_environment(params, environment)
             evaluate(params, weights, prepared, history, folder / "evaluate.json", folder / "plots", tracker)
     return project

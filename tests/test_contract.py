@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from stages.base.params import Params
+from stages.base.params import NOTHING, RANDOM, WEIGHTS, Params
 from stages.evaluate import evaluate
 from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import PRETRAINED, ROOT, YAML_READER, clean_environment, params_with, write_image
+from tests.conftest import ROOT, YAML_READER, clean_environment, params_with, write_image
 
 PIPELINE = YAML_READER.load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = ["prepare", "train", "evaluate"]
@@ -111,12 +111,23 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_command_names_inputs_and_outputs(stage: str) -> None:
     entry = PIPELINE[stage]
-    program, arguments = entry["cmd"].replace('"', "").split()[:3], entry["cmd"].replace('"', "").split()[3:]
+    program, arguments = entry["cmd"].split()[:3], entry["cmd"].split()[3:]
     assert program == ["python", "-m", f"stages.{stage}"]
-    data = [dep for dep in entry["deps"] if not dep.startswith("stages/")]
+    # A shell would expand what a user writes.
+    data = [dep for dep in entry["deps"] if not dep.startswith("stages/") and "${" not in dep]
     assert sorted(arguments) == sorted(
         data + names_of([*entry.get("outs", []), *entry.get("metrics", []), *entry.get("plots", [])])
     )
+
+
+def test_a_stage_depends_on_the_files_that_params_name_and_no_others() -> None:
+    named = {stage: [dep for dep in entry["deps"] if "${" in dep] for stage, entry in PIPELINE.items()}
+    assert named == {"prepare": ["${prepare.path}"], "train": [f"{WEIGHTS}/${{train.init_from}}"], "evaluate": []}
+    defaults = params_with({})
+    assert (defaults.prepare.path, defaults.train.init_from) == (str(NOTHING), RANDOM)
+    tracked = ["git", "ls-files", "--error-unmatch", str(NOTHING), str(WEIGHTS / RANDOM)]
+    subprocess.run(tracked, cwd=ROOT, env=clean_environment(), check=True)
+    assert [(ROOT / name).read_bytes() for name in (NOTHING, WEIGHTS / RANDOM)] == [b"", b""]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -202,21 +213,19 @@ def table_of_images(folder: Path) -> Path:
 def test_each_stage_lists_the_params_that_it_reads(tmp_path: Path) -> None:
     params, read = params_with({"train.epochs": 1}), {stage: set[str]() for stage in STAGES}
     folder, weights, history = tmp_path / "prepared", tmp_path / "net", tmp_path / "train.csv"
-    prepare(Read(params, "", read["prepare"]).prepare, tmp_path, folder)
-    own = {"source": "csv", "image_size": 8, "on_bad": "skip"}
+    prepare(Read(params, "", read["prepare"]).prepare, folder)
+    own = {"source": "csv", "path": str(table_of_images(tmp_path / "own")), "image_size": 8, "on_bad": "skip"}
     prepare(
         Read(params_with({f"prepare.{name}": value for name, value in own.items()}), "", read["prepare"]).prepare,
-        table_of_images(tmp_path / "own"),
         tmp_path / "prepared_own",
     )
-    train(Read(params, "", read["train"]).train, folder, PRETRAINED, weights, history, Tracker.off())
+    train(Read(params, "", read["train"]).train, folder, weights, history, Tracker.off())
     everything: Any = Read(params, "", read["evaluate"])
     evaluate(everything, weights, folder, history, tmp_path / "evaluate.json", tmp_path / "plots", Tracker.off())
     for stage in STAGES:
         listed = tuple(PIPELINE[stage]["params"])
         covered = {leaf for leaf in leaves(Params) if leaf in listed or leaf.startswith(tuple(f"{p}." for p in listed))}
-        # The place of the data is an argument of its command.
-        assert read[stage] == covered - {"prepare.path"}
+        assert read[stage] == covered
 
 
 def test_metrics_have_the_promised_names() -> None:

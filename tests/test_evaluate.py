@@ -12,18 +12,19 @@ import torch
 from sklearn import metrics
 
 from stages.base.errors import InputError
+from stages.base.params import WEIGHTS
 from stages.evaluate import evaluate
 from stages.nets.build import initial_net, net_spec
 from stages.nets.weights import load_weights, save_weights
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import PRETRAINED, Project, params_with
+from tests.conftest import Project, params_with
 
 
 def results(digits: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate, and return the metrics."""
     params = params_with(changes)
-    train(params.train, digits, PRETRAINED, folder / "net.safetensors", folder / "train.csv", Tracker.off())
+    train(params.train, digits, folder / "net.safetensors", folder / "train.csv", Tracker.off())
     return evaluated(digits, folder, changes)
 
 
@@ -198,12 +199,15 @@ def test_a_batch_of_one_that_batch_norm_cannot_take_is_said_before_training(colo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_training_from_earlier_weights_with_a_new_head(colours: Path, digits: Path, tmp_path: Path) -> None:
-    earlier = tmp_path / "earlier"
+def test_training_from_earlier_weights_with_a_new_head(
+    colours: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    earlier = tmp_path / WEIGHTS
     params = params_with({"train.epochs": 1, "train.batch_size": 10})
-    train(params.train, colours, PRETRAINED, earlier / "colours", tmp_path / "train.csv", Tracker.off())
+    train(params.train, colours, earlier / "colours", tmp_path / "train.csv", Tracker.off())
     further = params.train.model_copy(update={"init_from": "colours"})
-    train(further, colours, earlier, tmp_path / "further", tmp_path / "further.csv", Tracker.off())
+    train(further, colours, tmp_path / "further", tmp_path / "further.csv", Tracker.off())
     one, two = (pd.read_csv(tmp_path / name)["train/loss"].item() for name in ("train.csv", "further.csv"))
     assert two < one
 
@@ -217,17 +221,17 @@ def test_training_from_earlier_weights_with_a_new_head(colours: Path, digits: Pa
     with pytest.raises(
         InputError, match=r"(?s)fc1\.bias: the net has .*With train\.new_head: true, the last layer need"
     ):
-        train(further, fewer, earlier, tmp_path / "other", tmp_path / "other.csv", Tracker.off())
+        train(further, fewer, tmp_path / "other", tmp_path / "other.csv", Tracker.off())
     slow = params_with({"train.epochs": 1, "train.batch_size": 10, "train.optimizer.lr": 1e-9}).train
     new_head = slow.model_copy(update={"init_from": "colours", "new_head": True})
-    train(new_head, fewer, earlier, tmp_path / "headed", tmp_path / "headed.csv", Tracker.off())
+    train(new_head, fewer, tmp_path / "headed", tmp_path / "headed.csv", Tracker.off())
     old, new = (load_weights(path)[0].state_dict() for path in (earlier / "colours", tmp_path / "headed"))
     assert torch.allclose(new["conv1.weight"], old["conv1.weight"], atol=1e-6)
     assert new["fc1.weight"].shape[0] == gone
     assert not torch.allclose(new["fc1.weight"], old["fc1.weight"][:gone], atol=1e-3)
 
     with pytest.raises(InputError, match=r"(?s)conv1\.weight: the net has \(32, 1, 5, 5\), the file \(32, 3, 5, 5\)"):
-        train(further, digits, earlier, tmp_path / "other", tmp_path / "other.csv", Tracker.off())
+        train(further, digits, tmp_path / "other", tmp_path / "other.csv", Tracker.off())
     assert not (tmp_path / "other").exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project
+from tests.conftest import Project, write_image
 
 
 def stages_run(output: str) -> list[str]:
@@ -77,6 +77,43 @@ def test_a_change_reaches_the_stages_that_read_it(
         reproduced("git", "checkout", "-q", file)
 
 
+def test_files_that_no_param_names_change_nothing(reproduced: Project) -> None:
+    for name in ("data/raw/own/a/1.png", "data/weights/start.pt", "data/note"):
+        (reproduced.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (reproduced.root / name).write_bytes(b"new")
+    assert json.loads(reproduced("dvc", "status", "--json")) == {}
+    reproduced.edit("params.yaml", "init_from: none ", "init_from: start.pt ")
+    assert "data/weights/start.pt" in str(json.loads(reproduced("dvc", "status", "--json"))["train"])
+    reproduced("git", "checkout", "-q", "params.yaml")
+    reproduced("git", "clean", "-qfd", "data")
+
+
+# What a shell, DVC, git or argparse could take for something else.
+ODD = [
+    "-x",
+    "$(touch ran)",
+    "$5 bills",
+    "`touch ran`",
+    'it\'s "a" b',
+    "; touch ran",
+    "${prepare.seed}",
+    "#é [x]*?",
+    "a\\b",
+]
+
+
+def test_paths_of_any_name_are_read_as_they_are(project: Project) -> None:
+    path = "/".join(["data/raw", *ODD])
+    for seed in range(40):
+        write_image(project.root / path / "ab"[seed % 2] / f"{seed}.png", seed)
+    project.edit("params.yaml", "source: digits ", "source: folder ")
+    project.edit("params.yaml", "path: data/none ", f"path: {json.dumps(path)} ")
+    assert stages_run(project("dvc", "repro", "prepare")) == ["prepare"]
+    assert json.loads((project.root / "data/prepared/dataset.json").read_text())["classes"] == ["a", "b"]
+    assert stages_run(project("dvc", "repro", "prepare")) == []
+    assert not list(project.root.rglob("ran"))
+
+
 def test_changed_seed_reruns_train_and_evaluate(reproduced: Project) -> None:
     reproduced.edit("params.yaml", "train:\n  seed: 0 ", "train:\n  seed: 1 ")
     assert stages_run(reproduced("dvc", "repro")) == ["train", "evaluate"]
@@ -107,7 +144,7 @@ def test_wrong_params_end_in_one_screen(
     project: Project, digits: Path, old: str, new: str, stage: str, message: str
 ) -> None:
     project.edit("params.yaml", old, new)
-    arguments = {"prepare": ["data/raw", "out"], "train": [str(digits), "data/weights", "out", "out.csv"]}[stage]
+    arguments = {"prepare": ["out"], "train": [str(digits), "out", "out.csv"]}[stage]
     output = project("python", "-m", f"stages.{stage}", *arguments, fails=True)
     assert message in output
     assert output.startswith("error: ")

@@ -37,7 +37,7 @@ def test_prepared_digits(digits: Path) -> None:
 
 
 def test_twice_gives_the_same_bytes(digits: Path, tmp_path: Path) -> None:
-    prepare(params_with({}).prepare, tmp_path / "none", tmp_path / "again")
+    prepare(params_with({}).prepare, tmp_path / "again")
     names = sorted(path.name for path in digits.iterdir())
     assert names == ["dataset.json", "images.npy", "manifest.csv"]
     for name in names:
@@ -48,7 +48,7 @@ def test_an_earlier_folder_is_replaced_whole(tmp_path: Path) -> None:
     folder = tmp_path / "prepared"
     folder.mkdir()
     (folder / "old.txt").touch()
-    prepare(params_with({}).prepare, tmp_path / "none", folder)
+    prepare(params_with({}).prepare, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "images.npy", "manifest.csv"]
 
 
@@ -61,13 +61,13 @@ def test_an_earlier_folder_is_replaced_whole(tmp_path: Path) -> None:
 )
 def test_fractions_that_leave_a_split_empty(tmp_path: Path, changes: dict[str, float], counts: str) -> None:
     with pytest.raises(InputError, match=rf"(?s)prepare\.valid_fraction 0.* too few:\n  zero: {counts}\n  one: "):
-        prepare(params_with(changes).prepare, tmp_path, tmp_path / "prepared")
+        prepare(params_with(changes).prepare, tmp_path / "prepared")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_built_in_images_in_another_size_and_in_colour(digits: Path, tmp_path: Path) -> None:
     params = params_with({"prepare.channels": 3, "prepare.image_size": 16}).prepare
-    prepare(params, tmp_path, tmp_path / "prepared")
+    prepare(params, tmp_path / "prepared")
     small, large = np.load(digits / "images.npy"), np.load(tmp_path / "prepared/images.npy")
     assert large.shape == (1797, 3, 16, 16)
     assert (large[:, 0] == large[:, 2]).all()
@@ -76,11 +76,11 @@ def test_built_in_images_in_another_size_and_in_colour(digits: Path, tmp_path: P
     assert (facts["channels"], facts["image_size"], len(facts["mean"]), len(facts["std"])) == (3, 16, 3, 3)
 
 
-def prepare_params(source: str, **changes: Any) -> PrepareParams:
-    """Return the section prepare with another source and changes; csv__file stands for prepare.csv.file."""
+def prepare_params(source: str, path: Path, **changes: Any) -> PrepareParams:
+    """Return the section prepare for the images at `path`, with changes; csv__file stands for prepare.csv.file."""
     given = {f"prepare.{name.replace('__', '.')}": value for name, value in changes.items()}
     fractions = {"prepare.valid_fraction": 0.25, "prepare.test_fraction": 0.25}
-    return params_with(fractions | {"prepare.source": source} | given).prepare
+    return params_with(fractions | {"prepare.source": source, "prepare.path": str(path)} | given).prepare
 
 
 def forty_images(root: Path, changes: dict[str, str]) -> Path:
@@ -96,11 +96,11 @@ def forty_images(root: Path, changes: dict[str, str]) -> Path:
 def test_processes_and_one_process_do_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = forty_images(tmp_path / "set", {})
     (root / "a/cut.png").write_bytes((root / "a/00.png").read_bytes()[:-30])
-    prepare(prepare_params("folder", on_bad="skip"), root, tmp_path / "one")
+    prepare(prepare_params("folder", root, on_bad="skip"), tmp_path / "one")
     monkeypatch.setattr(decoding, "WORTH_A_PROCESS", 10)
     monkeypatch.setattr(decoding, "CHUNK", 3)
     monkeypatch.setattr(decoding, "cores", lambda: 3)
-    prepare(prepare_params("folder", on_bad="skip"), root, tmp_path / "three")
+    prepare(prepare_params("folder", root, on_bad="skip"), tmp_path / "three")
     for file in ("images.npy", "manifest.csv", "dataset.json", "rejected.csv"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "three" / file).read_bytes()
 
@@ -109,7 +109,7 @@ def test_what_is_skipped_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture
     # 00 again in its class; 01 in another, too; one that is no image.
     root = forty_images(tmp_path / "set", {"a/40.png": "a/00.png", "a/41.png": "b/01.png"})
     (root / "a/notes.txt").write_text("roses")
-    prepare(prepare_params("folder", on_bad="skip"), root, tmp_path / "prepared")
+    prepare(prepare_params("folder", root, on_bad="skip"), tmp_path / "prepared")
     rejected = pd.read_csv(tmp_path / "prepared/rejected.csv", keep_default_na=False)
     assert rejected.to_dict("list") == {
         "source": ["b/01.png", "a/40.png", "a/41.png", "a/notes.txt"],
@@ -138,7 +138,7 @@ def test_an_unusable_image_is_equal_to_none(tmp_path: Path) -> None:
     Image.new("L", (12, 12)).save(root / "a/black.png")  # all zeros, as an unusable image is in images.npy
     for name in ("a/broken1.png", "b/broken2.png"):
         (root / name).touch()
-    prepare(prepare_params("folder", on_bad="skip"), root, tmp_path / "prepared")
+    prepare(prepare_params("folder", root, on_bad="skip"), tmp_path / "prepared")
     facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
     assert facts["rejected"] == {"not an image": 2}
     assert "a/black.png" in pd.read_csv(tmp_path / "prepared/manifest.csv")["source"].tolist()
@@ -153,7 +153,7 @@ def test_of_equal_images_that_of_the_test_split_stays(tmp_path: Path, copies: li
         write_image(tmp_path / "set" / ("train", "valid", "test")[i % 3] / "ab"[i // 3 % 2] / f"{i}.png", i)
     for i, split in enumerate(copies):
         write_image(tmp_path / "set" / split / "a" / f"copy{i}.png", 99)
-    prepare(prepare_params("folder", on_bad="skip"), tmp_path / "set", tmp_path / "prepared")
+    prepare(prepare_params("folder", tmp_path / "set", on_bad="skip"), tmp_path / "prepared")
     manifest = pd.read_csv(tmp_path / "prepared/manifest.csv")
     kept = manifest[manifest["source"].str.contains("copy")]
     assert kept["split"].tolist() == [stays]
@@ -182,7 +182,7 @@ def test_a_split_of_which_nothing_can_be_used_is_made_here(
     if source == "folder":
         (root / "labels.csv").unlink()
     changes = {"csv__split": "split"} if source == "csv" else {}
-    prepare(prepare_params(source, on_bad="skip", **changes), root, tmp_path / "prepared")
+    prepare(prepare_params(source, root, on_bad="skip", **changes), tmp_path / "prepared")
     facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
     assert facts["sizes"] == {"train": 20, "valid": 10, "test": 10}
     assert sum(facts["rejected"].values()) == 5
@@ -200,11 +200,11 @@ def test_a_training_split_of_which_nothing_can_be_used_is_an_error(tmp_path: Pat
     with pytest.raises(
         InputError, match=r"(?s)4 of 12 images .*not an image.*  a: train 0, valid 2, test 2\n  b: train 0"
     ):
-        prepare(prepare_params("folder", on_bad="skip"), tmp_path / "set", tmp_path / "prepared")
+        prepare(prepare_params("folder", tmp_path / "set", on_bad="skip"), tmp_path / "prepared")
 
 
 def test_a_clean_set_has_no_list_of_the_rejected(tmp_path: Path) -> None:
-    prepare(prepare_params("folder"), forty_images(tmp_path / "set", {}), tmp_path / "prepared")
+    prepare(prepare_params("folder", forty_images(tmp_path / "set", {})), tmp_path / "prepared")
     assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == [
         "dataset.json",
         "images.npy",
@@ -224,9 +224,9 @@ def check_the_same(published: Path, root: Path, tmp_path: Path) -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[row]).save(root / path)
         lines.append(f"{path},{classes[label]},{split}")
-    prepare(prepare_params("folder", classes=classes), root, tmp_path / "of_folder")
+    prepare(prepare_params("folder", root, classes=classes), tmp_path / "of_folder")
     (root / "labels.csv").write_text("\n".join(lines))
-    prepare(prepare_params("csv", classes=classes, csv__split="split"), root, tmp_path / "of_csv")
+    prepare(prepare_params("csv", root, classes=classes, csv__split="split"), tmp_path / "of_csv")
     for folder in (tmp_path / "of_folder", tmp_path / "of_csv"):
         assert (folder / "images.npy").read_bytes() == (published / "images.npy").read_bytes()
         again = pd.read_csv(folder / "manifest.csv")
@@ -242,5 +242,5 @@ def test_digits_as_files_are_the_digits(digits: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fashion_mnist_as_70_000_files_is_fashion_mnist(tmp_path: Path) -> None:
-    prepare(params_with({"prepare.source": "fashion_mnist"}).prepare, tmp_path / "none", tmp_path / "published")
+    prepare(params_with({"prepare.source": "fashion_mnist"}).prepare, tmp_path / "published")
     check_the_same(tmp_path / "published", tmp_path / "files", tmp_path)

@@ -10,6 +10,9 @@ from ruamel.yaml.error import YAMLError
 from stages.base.errors import InputError, lines, unknown
 
 SEED = "train.seed"  # the parameter in which repetitions of a training differ
+NOTHING = Path("data/none")  # prepare.path where nothing of the user's is read: an empty file, for DVC to depend on
+WEIGHTS = Path("data/weights")  # the folder of train.init_from
+RANDOM = "none"  # train.init_from where the first weights are random: an empty file there
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(gt=0)]
@@ -82,7 +85,7 @@ class TrainParams(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Positive
     workers: Annotated[int, Field(ge=0)]
-    init_from: str | None
+    init_from: Annotated[str, Field(min_length=1)]
     new_head: bool
     net: NamedParams
     loss: NamedParams

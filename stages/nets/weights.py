@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stages.base.errors import InputError, lines, listed
 from stages.base.files import replacing
-from stages.base.params import TrainParams
+from stages.base.params import RANDOM, TrainParams
 from stages.batches import transforms
 from stages.batches.normalise import Normalise
 from stages.batches.prepared import DatasetInfo
@@ -147,13 +147,13 @@ def rebuild(path: Path, weights: Weights, description: Description) -> nn.Module
     return net.eval()
 
 
-def load_pretrained(net: nn.Module, spec: dict[str, Any], folder: Path, name: str | None, new_head: bool) -> None:
-    """Give `net`, made by build_net(**spec), the weights in the file `name` of `folder`; where that is None, none.
+def load_pretrained(net: nn.Module, spec: dict[str, Any], folder: Path, name: str, new_head: bool) -> None:
+    """Give `net`, made by build_net(**spec), the weights in the file `name` of `folder`; where that is "none", none.
 
     With `new_head`, the last layer keeps its own. Raises InputError if the file leaves the folder, cannot be read, or
     has other tensors, each of which it names with both shapes.
     """
-    if name is None:
+    if name == RANDOM:
         return
     path = folder / name
     try:

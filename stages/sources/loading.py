@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.base.errors import InputError, lines
-from stages.base.params import PrepareParams
+from stages.base.params import NOTHING, PrepareParams
 from stages.sources import folders, published, tables
 from stages.sources.rejections import Kind, Rejection
 from stages.sources.source import Row, Source, table
@@ -22,15 +22,19 @@ USER_SOURCES: dict[str, Callable[[PrepareParams, Path], list[Row]]] = {
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 
 
-def load_source(params: PrepareParams, raw: Path) -> Source:
-    """Return the source that `prepare.source` names; `raw` is the folder with what the user brought.
+def load_source(params: PrepareParams) -> Source:
+    """Return the source that `prepare.source` names, of what the user brought to `prepare.path`.
 
     Raises InputError for a set that cannot be used as a whole. Images that cannot be used are in its `rejections`.
     """
-    classes = params.classes
+    classes, raw = params.classes, Path(params.path)
     if classes is not None and (len(set(classes)) < len(classes) or len(classes) < 2):
         raise InputError(f"prepare.classes: {classes}, should be two or more different names")
     if params.source not in PUBLISHED:
+        if raw == NOTHING:
+            raise InputError(
+                f"prepare.path: '{NOTHING}', should be the folder of your images for prepare.source: {params.source}"
+            )
         return _user_source(USER_SOURCES[params.source](params, raw), classes, raw)
     source = PUBLISHED[params.source](raw)
     if classes not in (None, source.classes):

@@ -10,14 +10,20 @@ import numpy.typing as npt
 import pandas as pd
 
 from stages.base.errors import InputError
+from stages.base.params import NOTHING
 from stages.sources.source import Source
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOADS = Path("~/.cache/repronet")
 
 
-def digits(_raw: Path) -> Source:
-    """Return scikit-learn's digits, 1,797 images of 8x8 without a split of their own."""
+def digits(raw: Path) -> Source:
+    """Return scikit-learn's digits, 1,797 images of 8x8 without a split of their own. InputError if `raw` is given."""
+    if raw != NOTHING:
+        raise InputError(
+            f"prepare.path: {str(raw)!r}, should be {NOTHING} for digits, which are embedded.\n"
+            "To use your own images, set prepare.source: folder or csv."
+        )
     from sklearn.datasets import load_digits  # 1 s to import, and only this source needs it
 
     bunch = load_digits()
@@ -42,10 +48,10 @@ FASHION_MNIST = {
 def fashion_mnist(raw: Path) -> Source:
     """Return Fashion-MNIST, 70,000 images of 28x28, of which the last 10,000 are its test split.
 
-    Its files come from `raw`/fashion_mnist, Debian's package or a download. Raises InputError if they are wrong or
-    cannot be had.
+    Its files come from the folder `raw`, or where that is NOTHING from Debian's package or a download. Raises
+    InputError if they are wrong or cannot be had.
     """
-    folder = _fashion_mnist_folder(raw / "fashion_mnist")
+    folder = _published_folder() if raw == NOTHING else raw
     train_images, train_labels, test_images, test_labels = (
         _read_idx(folder, name, expected, shape) for name, (expected, shape) in FASHION_MNIST.items()
     )
@@ -71,10 +77,8 @@ def _published(
     return Source(pd.DataFrame({"source": names, "label": label, "split": splits}), {}, classes, images)
 
 
-def _fashion_mnist_folder(brought: Path) -> Path:
-    """Return the first folder that exists: the user's, Debian's package, or a download, which is made if need be."""
-    if brought.exists():
-        return brought
+def _published_folder() -> Path:
+    """Return the first folder that exists: Debian's package, or a download, which is made if need be."""
     if DEBIAN.exists():
         return DEBIAN
     downloads = DOWNLOADS.expanduser()
@@ -82,14 +86,14 @@ def _fashion_mnist_folder(brought: Path) -> Path:
     if not all((folder / name).exists() for name in FASHION_MNIST):
         from torchvision.datasets import FashionMNIST  # 3 s to import, and only a first download needs it
 
-        print(f"fashion_mnist: neither {brought} nor {DEBIAN} exists; downloading to {folder}", file=sys.stderr)
+        print(f"fashion_mnist: there is no {DEBIAN}; downloading to {folder}", file=sys.stderr)
         try:
             FashionMNIST(str(downloads), download=True)
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"prepare.source: 'fashion_mnist' is not here and cannot be downloaded: {error}\n"
-                f"Put its four files, gzipped or not, into {brought} ({', '.join(FASHION_MNIST)}),\n"
-                "or install Debian's package dataset-fashion-mnist."
+                f"Put its four files, gzipped or not ({', '.join(FASHION_MNIST)}), into a folder\n"
+                "that prepare.path names, or install Debian's package dataset-fashion-mnist."
             ) from error
     return folder
 
@@ -98,7 +102,10 @@ def _read_idx(folder: Path, name: str, expected: str, shape: tuple[int, ...]) ->
     """Return the array of an IDX file, gzipped or not. Raises InputError if it is not the expected one."""
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
     if path is None:
-        raise InputError(f"{folder / name}: no such file, nor {name}.gz. {folder} must hold all four, or not exist.")
+        raise InputError(
+            f"{folder / name}: no such file, nor {name}.gz. {folder} should hold Fashion-MNIST's four files;"
+            f" with prepare.path: {NOTHING} they come from Debian's package or a download."
+        )
     content = path.read_bytes()
     if path.suffix == ".gz":
         try:
@@ -113,7 +120,7 @@ def _read_idx(folder: Path, name: str, expected: str, shape: tuple[int, ...]) ->
             + (
                 "Reinstall Debian's package dataset-fashion-mnist."
                 if folder == DEBIAN
-                else f"Fetch the file again, or remove {folder} to use Debian's package or a download."
+                else f"Fetch the file again, or set prepare.path: {NOTHING} to use Debian's package or a download."
             )
         )
     header = 4 + 4 * len(shape)  # a magic number, then each dimension, as 32-bit integers

@@ -20,7 +20,7 @@ from stages.batches.loader import Loader
 from stages.batches.prepared import Split
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import PRETRAINED, ROOT, Project, clean_environment, params_with
+from tests.conftest import ROOT, Project, clean_environment, params_with
 
 
 def split_of(n: int) -> Split:
@@ -140,7 +140,7 @@ def test_a_worker_that_dies_is_an_error() -> None:
 def test_a_stopped_training_leaves_no_worker_and_no_traceback(project: Project, digits: Path, number: int) -> None:
     project.edit("params.yaml", "  epochs: 30 ", "  epochs: 100000 ")
     project.edit("params.yaml", "  workers: 0 ", "  workers: 2 ")
-    process = project.start("python", "-m", "stages.train", str(digits), "data/weights", "net.safetensors", "train.csv")
+    process = project.start("python", "-m", "stages.train", str(digits), "net.safetensors", "train.csv")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("epoch 1/100000: train loss")
     workers = children(psutil.Process(process.pid))
@@ -176,14 +176,13 @@ def test_workers_change_no_bit_of_the_weights(digits: Path, tmp_path: Path) -> N
     for workers in (0, 1, 2, 4):
         folder = tmp_path / str(workers)
         params = params_with(RICH | {"train.workers": workers}).train
-        train(params, digits, PRETRAINED, folder / "net.safetensors", folder / "train.csv", Tracker.off())
+        train(params, digits, folder / "net.safetensors", folder / "train.csv", Tracker.off())
         made.append(((folder / "net.safetensors").read_bytes(), (folder / "train.csv").read_bytes()))
     assert made == made[:1] * 4
     other = tmp_path / "other"
     train(
         params_with(RICH | {"train.seed": 1}).train,
         digits,
-        PRETRAINED,
         other / "net",
         other / "train.csv",
         Tracker.off(),

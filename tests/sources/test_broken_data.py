@@ -50,12 +50,12 @@ def table(root: Path, *rows: str, header: str = "image,label") -> None:
 
 def check(root: Path, message: str, **params: Any) -> str:
     """Prepare the folder, which must end with this message and nothing else; return all that it says."""
-    values = {"source": "folder", "valid_fraction": 0.2, "test_fraction": 0.2} | params
+    values = {"source": "folder", "path": str(root), "valid_fraction": 0.2, "test_fraction": 0.2} | params
     out = root.parent / "out"
     out.mkdir()
     target = params_with({f"prepare.{name.replace('__', '.')}": value for name, value in values.items()}).prepare
     with pytest.raises(InputError, match=f"(?s){message}") as raised:
-        prepare(target, root, out / "prepared")
+        prepare(target, out / "prepared")
     assert list(out.iterdir()) == []
     return str(raised.value)
 
@@ -545,8 +545,8 @@ def test_table(tmp_path: Path, case: str) -> None:
     ("old", "new", "message"),
     [
         ("source: digits", "source: folders", r"prepare\.source: 'folders', should be .*'folder'"),
-        ("path: data/raw", "path: 7", r"prepare\.path: 7, should be a valid string"),
-        ("path: data/raw", "path: ''", r"prepare\.path: '', should"),
+        ("path: data/none", "path: 7", r"prepare\.path: 7, should be a valid string"),
+        ("path: data/none", "path: ''", r"prepare\.path: '', should"),
         ("file: labels.csv", "files: labels.csv", r"prepare\.csv\.files: unknown key \(did you mean file\?\)"),
         ("image: image", "image: null", r"prepare\.csv\.image: None, should be a valid string"),
         ("classes: null", "classes: a", r"prepare\.classes: 'a', should be a valid list"),
@@ -571,5 +571,5 @@ def test_the_prepared_folder_is_apart_from_the_data(tmp_path: Path) -> None:
     root = good(tmp_path / "set")
     for prepared in (root, root / "prepared", tmp_path):
         with pytest.raises(InputError, match=r"prepare\.path: .* should not contain each other"):
-            prepare(params_with({"prepare.source": "folder"}).prepare, root, prepared)
+            prepare(params_with({"prepare.source": "folder", "prepare.path": str(root)}).prepare, prepared)
     assert len(list(root.rglob("*.png"))) == 20

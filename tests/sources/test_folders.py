@@ -13,7 +13,7 @@ from tests.test_prepare import prepare_params
 
 
 def names(root: Path, **changes: Any) -> list[tuple[str, str, str]]:
-    source = load_source(prepare_params("folder", **changes), root)
+    source = load_source(prepare_params("folder", root, **changes))
     assert not source.rejections
     return list(source.rows[["source", "label", "split"]].itertuples(index=False, name=None))
 
@@ -40,9 +40,9 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     long = tmp_path / ("x" * 300)
     with pytest.raises(InputError, match=r"^prepare\.path: '.*xxx': File name too long$"):
-        load_source(prepare_params("folder"), long)
+        load_source(prepare_params("folder", long))
     with pytest.raises(InputError, match=r"^prepare\.csv\.file: '.*xxx': File name too long$"):
-        load_source(prepare_params("csv", csv__file=long.name), tmp_path)
+        load_source(prepare_params("csv", tmp_path, csv__file=long.name))
     for folder, reason in ((tmp_path / "file", "Not a directory"), (long, "File name too long")):
         with pytest.raises(InputError, match=f"{folder}: {reason}$"):
             folders._entries(folder)
@@ -89,7 +89,7 @@ def test_links_that_stay_inside(tmp_path: Path) -> None:
         write_image(tmp_path / name / "1.png", ord(name))
         (tmp_path / name / "2.png").symlink_to("1.png")
     (tmp_path / "again").symlink_to(".")
-    source = load_source(prepare_params("folder"), tmp_path)
+    source = load_source(prepare_params("folder", tmp_path))
     assert source.rows["source"][source.usable].tolist() == ["a/1.png", "b/1.png", "a/2.png", "b/2.png"]
     # That one would go round in circles.
     reasons = [str(rejection) for rejection in source.rejections.values()]

@@ -17,8 +17,8 @@ from tests.test_prepare import forty_images, prepare_params
 def test_the_order_of_classes_is_given(tmp_path: Path) -> None:
     for name in "abc":
         write_image(tmp_path / name / "1.png", 0)
-    assert load_source(prepare_params("folder"), tmp_path).classes == ["a", "b", "c"]
-    assert load_source(prepare_params("folder", classes=["c", "a", "b"]), tmp_path).classes == ["c", "a", "b"]
+    assert load_source(prepare_params("folder", tmp_path)).classes == ["a", "b", "c"]
+    assert load_source(prepare_params("folder", tmp_path, classes=["c", "a", "b"])).classes == ["c", "a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_labels_that_are_numbers(tmp_path: Path) -> None:
     for number in range(36):
         write_image(tmp_path / "set" / str(number % 12) / f"{number}.png", number)
     fractions = {"valid_fraction": 0.33, "test_fraction": 0.33}
-    prepare(prepare_params("folder", **fractions), tmp_path / "set", tmp_path / "prepared")
+    prepare(prepare_params("folder", tmp_path / "set", **fractions), tmp_path / "prepared")
     facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
     assert facts["classes"] == [str(number) for number in range(12)]
     manifest = pd.read_csv(tmp_path / "prepared/manifest.csv")
@@ -60,13 +60,13 @@ def test_classes_that_look_alike(tmp_path: Path, classes: list[str], listed: str
     for name in classes:
         write_image(tmp_path / name / "1.png", 0)
     with pytest.raises(InputError, match=f"Unicode form:\n{listed}Merge them, or list them in prepare.classes"):
-        load_source(prepare_params("folder"), tmp_path)
-    assert load_source(prepare_params("folder", classes=classes), tmp_path).classes == classes
+        load_source(prepare_params("folder", tmp_path))
+    assert load_source(prepare_params("folder", tmp_path, classes=classes)).classes == classes
 
 
 def test_a_carriage_return_is_refused_and_the_tables_stay_whole(tmp_path: Path) -> None:
     root = forty_images(tmp_path / "set", {"a/x\ry.png": "a/00.png", "b/x\ny.png": "b/01.png"})
-    prepare(prepare_params("folder", on_bad="skip"), root, tmp_path / "prepared")
+    prepare(prepare_params("folder", root, on_bad="skip"), tmp_path / "prepared")
     rejected = pd.read_csv(tmp_path / "prepared/rejected.csv", keep_default_na=False)
     assert rejected[["source", "reason"]].to_numpy().tolist() == [
         ["b/x\ny.png", "duplicate: equal to b/01.png"],
@@ -74,8 +74,28 @@ def test_a_carriage_return_is_refused_and_the_tables_stay_whole(tmp_path: Path) 
     ]
 
 
-def test_prepare_classes_may_be_those_of_a_built_in_source_alone(tmp_path: Path) -> None:
-    names = load_source(params_with({}).prepare, tmp_path).classes
-    assert load_source(params_with({"prepare.classes": names}).prepare, tmp_path).classes == names
+def test_prepare_classes_may_be_those_of_a_built_in_source_alone() -> None:
+    names = load_source(params_with({}).prepare).classes
+    assert load_source(params_with({"prepare.classes": names}).prepare).classes == names
     with pytest.raises(InputError, match=r"prepare\.classes: \['one', 'two'\], should be null for digits"):
-        load_source(params_with({"prepare.classes": ["one", "two"]}).prepare, tmp_path)
+        load_source(params_with({"prepare.classes": ["one", "two"]}).prepare)
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "message"),
+    [
+        ("digits", "data/rawx", r"prepare\.path: 'data/rawx', should be data/none for digits, which are embedded"),
+        ("digits", "data/raw", r"prepare\.path: 'data/raw', should be data/none .*prepare\.source: folder or csv"),
+        (
+            "fashion_mnist",
+            "data/rawx",
+            r"data/rawx/train-images-idx3-ubyte: no such file, .* with prepare\.path: data/none",
+        ),
+        ("folder", "data/none", r"prepare\.path: 'data/none', should be the folder of your images .*source: folder"),
+        ("csv", "data/./none", r"prepare\.path: 'data/none', should be the folder of your images .*source: csv"),
+        ("folder", "data/rawx", r"prepare\.path: 'data/rawx' is no folder"),
+    ],
+)
+def test_a_path_that_the_source_does_not_read(source: str, path: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        load_source(params_with({"prepare.source": source, "prepare.path": path}).prepare)

@@ -14,6 +14,7 @@ import pytest
 from torchvision.datasets import FashionMNIST
 
 from stages.base.errors import InputError
+from stages.base.params import NOTHING
 from stages.prepare import prepare
 from stages.sources import published
 from stages.sources.loading import load_source
@@ -23,20 +24,19 @@ from tests.conftest import params_with
 NAMES = list(published.FASHION_MNIST)
 
 
-def fashion_mnist(raw: Path) -> Source:
-    return load_source(params_with({"prepare.source": "fashion_mnist"}).prepare, raw)
+def fashion_mnist(path: Path = NOTHING) -> Source:
+    return load_source(params_with({"prepare.source": "fashion_mnist", "prepare.path": str(path)}).prepare)
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """A data/raw whose fashion_mnist holds the package's files."""
+    """A folder that holds the package's files."""
     assert published.DEBIAN.exists(), "these tests need Debian's package dataset-fashion-mnist"
-    shutil.copytree(published.DEBIAN, tmp_path / "fashion_mnist")
-    return tmp_path
+    return shutil.copytree(published.DEBIAN, tmp_path / "brought")
 
 
-def test_from_debian_s_package(tmp_path: Path) -> None:
-    source = fashion_mnist(tmp_path)
+def test_from_debian_s_package() -> None:
+    source = fashion_mnist()
     assert source.images is not None
     assert source.images.shape == (70_000, 28, 28)
     assert source.images.dtype == np.uint8
@@ -49,7 +49,7 @@ def test_from_debian_s_package(tmp_path: Path) -> None:
 
 def test_from_the_user_s_files_gzipped_or_not(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(published, "DEBIAN", raw / "none")
-    packed = raw / "fashion_mnist" / f"{NAMES[0]}.gz"
+    packed = raw / f"{NAMES[0]}.gz"
     packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
     assert len(fashion_mnist(raw).rows) == 70_000
@@ -73,10 +73,10 @@ def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("mirror")
-def test_from_a_download_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = fashion_mnist(tmp_path).images
+def test_from_a_download_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fashion_mnist().images
     monkeypatch.setattr(FashionMNIST, "mirrors", [])
-    again = fashion_mnist(tmp_path).images
+    again = fashion_mnist().images
     assert first is not None
     assert again is not None
     assert np.array_equal(again, first)
@@ -87,15 +87,15 @@ def test_absent_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(published, "DOWNLOADS", tmp_path / "downloads")
     monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody listens there
     with pytest.raises(
-        InputError, match=r"(?s)'fashion_mnist' is not here .*Put its four files.*dataset-fashion-mnist"
+        InputError, match=r"(?s)'fashion_mnist' is not here .*Put its four files.*prepare\.path.*dataset-fashion-mnist"
     ):
-        prepare(params_with({"prepare.source": "fashion_mnist"}).prepare, tmp_path, tmp_path / "prepared")
+        prepare(params_with({"prepare.source": "fashion_mnist"}).prepare, tmp_path / "prepared")
     assert not (tmp_path / "prepared").exists()
 
 
 @pytest.mark.parametrize("cut", [0, 5, 100_000, -100])
 def test_a_cut_packed_file(raw: Path, cut: int) -> None:
-    file = raw / "fashion_mnist" / f"{NAMES[2]}.gz"
+    file = raw / f"{NAMES[2]}.gz"
     file.write_bytes(file.read_bytes()[:cut])
     expected, _ = published.FASHION_MNIST[NAMES[2]]
     message = rf"(?s)t10k-images-idx3-ubyte\.gz is not .*, or cut .*found +\w{{64}}\n.*expected {expected}\nFetch"
@@ -104,7 +104,7 @@ def test_a_cut_packed_file(raw: Path, cut: int) -> None:
 
 
 def test_a_cut_unpacked_file_names_both_sums(raw: Path) -> None:
-    file = raw / "fashion_mnist" / NAMES[3]
+    file = raw / NAMES[3]
     content = gzip.decompress(file.with_suffix(".gz").read_bytes())[:-1]
     file.write_bytes(content)
     found = hashlib.sha256(content).hexdigest()
@@ -113,6 +113,6 @@ def test_a_cut_unpacked_file_names_both_sums(raw: Path) -> None:
 
 
 def test_a_missing_file(raw: Path) -> None:
-    (raw / "fashion_mnist" / f"{NAMES[1]}.gz").unlink()
+    (raw / f"{NAMES[1]}.gz").unlink()
     with pytest.raises(InputError, match=r"train-labels-idx1-ubyte: no such file, nor .*\.gz"):
         fashion_mnist(raw)

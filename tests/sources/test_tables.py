@@ -18,15 +18,15 @@ from tests.test_prepare import prepare_params
 @pytest.mark.parametrize("suffix", ["zip", "xz", "zst", "gz", "bz2", "tar"])
 def test_a_table_s_name_does_not_have_it_decompressed(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"t.{suffix}").write_text("image,label\n1.png,a\n2.png,b\n")
-    assert load_source(prepare_params("csv", csv__file=f"t.{suffix}"), tmp_path).classes == ["a", "b"]
+    assert load_source(prepare_params("csv", tmp_path, csv__file=f"t.{suffix}")).classes == ["a", "b"]
     (tmp_path / f"t.{suffix}").write_bytes(gzip.compress(b"image,label\n1.png,a\n2.png,b\n"))
     with pytest.raises(InputError, match="is not UTF-8"):
-        load_source(prepare_params("csv", csv__file=f"t.{suffix}"), tmp_path)
+        load_source(prepare_params("csv", tmp_path, csv__file=f"t.{suffix}"))
 
 
 def test_spaces_around_a_table_s_paths(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,label\n 1.png ,a\n2.png\t,b\n")
-    rows = load_source(prepare_params("csv"), tmp_path).rows
+    rows = load_source(prepare_params("csv", tmp_path)).rows
     assert rows["source"].tolist() == ["1.png", "2.png"]
 
 
@@ -38,7 +38,7 @@ def test_a_table(tmp_path: Path) -> None:
         write_image(tmp_path / "set" / f"{i}.png", i)
     for header, content in (("image,label,split", TABLE), ("\ufeffimage, label, split", TABLE.replace(",", ", "))):
         (tmp_path / "set/labels.csv").write_text(f"{header}\n{content}\n", encoding="utf-8")
-        prepare(prepare_params("csv", csv__split="split"), tmp_path / "set", tmp_path / "prepared")
+        prepare(prepare_params("csv", tmp_path / "set", csv__split="split"), tmp_path / "prepared")
         manifest = pd.read_csv(tmp_path / "prepared/manifest.csv")
         assert manifest["source"].tolist() == [f"{i}.png" for i in range(16)]
         assert manifest["label"].tolist() == [0, 1] * 8
@@ -49,14 +49,14 @@ def test_a_table(tmp_path: Path) -> None:
 
 def test_labels_are_text(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("file,class\n" + "".join(f"{n}.png,{n}\n" for n in ("NA", "007", "1.0", "null")))
-    rows = load_source(prepare_params("csv", csv__file="t.csv", csv__image="file", csv__label="class"), tmp_path).rows
+    rows = load_source(prepare_params("csv", tmp_path, csv__file="t.csv", csv__image="file", csv__label="class")).rows
     assert rows["label"].tolist() == ["NA", "007", "1.0", "null"]
 
 
 def test_a_caption_may_have_several_lines(tmp_path: Path) -> None:
     content = 'text,image,label\n"a ""rose"",\r\n, is a\nrose",1.png,a\n\n,2.png,b\n"c\n3.png,c,d",4.png,\n,,b\n'
     (tmp_path / "labels.csv").write_text(content, newline="")
-    source = load_source(prepare_params("csv"), tmp_path)
+    source = load_source(prepare_params("csv", tmp_path))
     assert source.rows["source"].tolist() == ["1.png", "2.png", "4.png", "line 9"]
     assert {row: str(rejection) for row, rejection in source.rejections.items()} == {2: "no label", 3: "no path"}
 
@@ -64,7 +64,7 @@ def test_a_caption_may_have_several_lines(tmp_path: Path) -> None:
 def test_the_names_of_splits(tmp_path: Path) -> None:
     rows = [f"{row}.png,{'ab'[row % 2]},{split}\n" for row, split in enumerate(["Training", "TRAINING", "dev", "eval"])]
     (tmp_path / "labels.csv").write_text("".join(["image,label,split\n", *rows]))
-    assert load_source(prepare_params("csv", csv__split="split"), tmp_path).rows["split"].tolist() == [
+    assert load_source(prepare_params("csv", tmp_path, csv__split="split")).rows["split"].tolist() == [
         "train",
         "train",
         "valid",

@@ -22,7 +22,7 @@ from stages.tracking.store import Store
 from stages.tracking.tracker import Tracker
 from stages.tracking.writer import RunWriter
 from stages.train import train
-from tests.conftest import PRETRAINED, Project, free_port, runs, served
+from tests.conftest import Project, free_port, runs, served
 from tools import recorded
 from tools.recorded import RecordedResult
 from tools.sync import Sync, main, read_params
@@ -210,7 +210,7 @@ def test_a_run_that_was_not_evaluated_is_completed(
         "DVC_EXP_BASELINE_REV": rows[0]["ties"]["dvc.baseline_rev"],
     }
     tracker = Tracker.from_environment(params, environment)
-    train(params.train, Path("data/prepared"), PRETRAINED, tmp_path / "net", tmp_path / "train.csv", tracker)
+    train(params.train, Path("data/prepared"), tmp_path / "net", tmp_path / "train.csv", tracker)
     [trained] = runs(uri)
     before = trained.to_dictionary()
     planned = synced(clone, uri, ("seed-1",), dry_run=True)

@@ -8,7 +8,7 @@ import pytest
 from stages.evaluate import evaluate
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import PRETRAINED, ROOT, params_with, runs
+from tests.conftest import ROOT, params_with, runs
 
 SHORT = {"train.epochs": 2}
 
@@ -20,7 +20,7 @@ def run_stages(
     params = params_with(SHORT | changes)
     weights, history = folder / "net.safetensors", folder / "train.csv"
     if only != "evaluate":
-        train(params.train, digits, PRETRAINED, weights, history, Tracker.from_environment(params, environment))
+        train(params.train, digits, weights, history, Tracker.from_environment(params, environment))
     if only != "train":
         tracker = Tracker.from_environment(params, environment)
         evaluate(params, weights, digits, history, folder / "evaluate.json", folder / "plots", tracker)

@@ -9,7 +9,7 @@ import pytest
 from stages.evaluate import evaluate
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import PRETRAINED, params_with, runs
+from tests.conftest import params_with, runs
 from tests.tracking.conftest import SHORT, only_run, outputs, run_stages
 
 
@@ -107,7 +107,7 @@ def test_no_output_depends_on_when_the_store_fails(
 def test_no_output_depends_on_tracking(digits: Path, tmp_path: Path, store: Path) -> None:
     params = params_with(SHORT)
     weights, history, results = (tmp_path / name for name in ("net.safetensors", "train.csv", "evaluate.json"))
-    train(params.train, digits, PRETRAINED, weights, history, Tracker.off())
+    train(params.train, digits, weights, history, Tracker.off())
     evaluate(params, weights, digits, history, results, tmp_path / "plots", Tracker.off())
     assert outputs(tmp_path) == outputs(store)
     assert {path.name for path in tmp_path.iterdir()} == {weights.name, history.name, results.name, "plots"}

@@ -158,8 +158,8 @@ def test_the_list_of_rejected_images_is_logged(tmp_path: Path) -> None:
     for seed in range(20):
         write_image(tmp_path / "set" / "ab"[seed % 2] / f"{seed}.png", seed)
     (tmp_path / "set/a/notes.txt").touch()
-    params = params_with({"prepare.source": "folder", "prepare.on_bad": "skip"})
-    prepare(params.prepare, tmp_path / "set", tmp_path / "prepared")
+    params = params_with({"prepare.source": "folder", "prepare.path": str(tmp_path / "set"), "prepare.on_bad": "skip"})
+    prepare(params.prepare, tmp_path / "prepared")
     tracker = Tracker.from_environment(params, {"DVC_ROOT": str(tmp_path)})
     with tracker.training(DatasetInfo(tmp_path / "prepared"), torch.device("cpu")):
         pass
