@@ -36,9 +36,7 @@ from stages.report import pictures
 from stages.tracking.result import ResultFiles
 from stages.tracking.tracker import Tracker
 from stages.training import determinism, losses, metrics
-
-# Of the test images: labels and predicted classes, int64 (n,), and probabilities, float (n, n_classes), on the CPU.
-Answers = tuple[Tensor, Tensor, Tensor]
+from stages.training.metrics import Answers
 
 
 def main() -> None:
@@ -80,28 +78,26 @@ def evaluate(
 
     # Predictions.
     scores = predict(classifier.to(device), test).cpu()
-    labels, predicted, probabilities = answers = test.labels.cpu(), scores.argmax(1), scores.softmax(1)
+    answers = Answers(test.labels.cpu(), scores.argmax(1), scores.softmax(1), params.evaluate.calibration_bins)
     untrained_predicted = predict(untrained.to(device), test).cpu().argmax(1)
 
     # Metrics.
     criterion = losses.criterion(**params.train.loss.model_dump(), n_classes=len(data.classes), device=scores.device)
-    confusion = metrics.confusion(predicted, labels, len(data.classes))
-    per_class = metrics.per_class(confusion)
+    per_class = answers.per_class
     never_predicted = [name for name, count in zip(data.classes, per_class.predicted, strict=True) if count == 0]
-    values = {
-        "accuracy": metrics.accuracy(predicted, labels),
-        "accuracy_untrained": metrics.accuracy(untrained_predicted, labels),
-        "ece": metrics.expected_calibration_error(probabilities, labels, params.evaluate.calibration_bins),
-        "loss": criterion(scores, labels).item(),
-        "macro_f1": per_class.f1.mean().item(),
-    }
-    values = {name: rounded(value) for name, value in values.items()} | {"never_predicted": len(never_predicted)}
-    if not math.isfinite(values["loss"]):
-        raise InputError(f"{weights}: the loss on the test images is {values['loss']}, which is no result")
+    own = {
+        "accuracy_untrained": metrics.accuracy(untrained_predicted, answers.labels),
+        "loss": criterion(scores, answers.labels).item(),
+        "never_predicted": len(never_predicted),
+    } | ({"valid_accuracy": description.valid_accuracy} if described else {})
+    if not math.isfinite(own["loss"]):
+        raise InputError(f"{weights}: the loss on the test images is {own['loss']}, which is no result")
+    values = metrics.measured(answers, taken=own) | own
+    values = {name: rounded(value) if isinstance(value, float) else value for name, value in values.items()}
 
     # Outputs.
     with replacing(results) as partial:
-        write_json(partial, values | ({"valid_accuracy": description.valid_accuracy} if described else {}))
+        write_json(partial, values)
     with replacing(plots) as partial:
         (partial / "pictures").mkdir(parents=True)
         classes = pd.DataFrame({"class": data.classes} | vars(per_class))
@@ -110,7 +106,7 @@ def evaluate(
         if history:
             path = partial / "pictures/learning_curves.png"
             pictures.learning_curves(path, pd.read_csv(history), description.epoch)
-        pictures.confusion(partial / "pictures/confusion.png", confusion, data.classes)
+        pictures.confusion(partial / "pictures/confusion.png", answers.confusion, data.classes)
         pictures.classes(partial / "pictures/classes.png", classes)
         draw_images(partial / "pictures", data, test, answers)
         draw_net(partial / "pictures", net.cpu(), classifier.cpu()[:-1], test.read(slice(1)))
@@ -124,8 +120,8 @@ def evaluate(
 
 def predictions(rows: Tensor, answers: Answers, classes: list[str]) -> pd.DataFrame:
     """Return one row a test image: its row in images.npy, label, predicted class, probability of each class."""
-    labels, predicted, probabilities = answers
-    table = pd.DataFrame(probabilities.numpy(), columns=classes)
+    labels, predicted = answers.labels, answers.predicted
+    table = pd.DataFrame(answers.probabilities.numpy(), columns=classes)
     # A class may have the name of one of these columns.
     table.insert(0, "index", rows.numpy(), allow_duplicates=True)
     table.insert(1, "label", [classes[label] for label in labels], allow_duplicates=True)
@@ -135,7 +131,7 @@ def predictions(rows: Tensor, answers: Answers, classes: list[str]) -> pd.DataFr
 
 def draw_images(folder: Path, data: Prepared, test: Split, answers: Answers) -> None:
     """Draw mistakes and examples. Of the splits, which may be larger than memory, only these images are read."""
-    labels, predicted, probabilities = answers
+    labels, predicted, probabilities = answers.labels, answers.predicted, answers.probabilities
     wrong = pictures.most_confident(labels, predicted, probabilities)
     mistakes, count = (labels[wrong], predicted[wrong], probabilities[wrong]), int((predicted != labels).sum())
     pictures.mistakes(folder / "mistakes.png", test.read(wrong), *mistakes, data.classes, count)

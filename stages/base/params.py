@@ -42,7 +42,7 @@ class CsvParams(Section):
 class PrepareParams(Section):
     """Where images come from, and what they are made into. `image_size` is in pixels; fractions are of each class."""
 
-    source: Literal["digits", "fashion_mnist", "folder", "csv"]
+    source: str
     path: Annotated[str, Field(min_length=1)]
     csv: CsvParams
     classes: list[str] | None

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 from stages.base.errors import InputError, unknown
@@ -36,6 +37,18 @@ def check_table(place: str, table: Mapping[str, object], by_name: bool = True) -
                 f"{place}: {name!r} is {own}, should be what is called {name};"
                 f" partial(…) makes {own} with other defaults one of its own name"
             )
+
+
+def class_of(section: str, name: str, module: ModuleType, own: type | None = None) -> type:
+    """Return the class that a table's line of this name stands for: `own`, by default the one of torch's `module`.
+
+    Raises InputError if there is none, or if it has another name.
+    """
+    found = own or getattr(module, name, None)
+    if not isinstance(found, type) or found.__name__ != name:
+        what = f"is {found.__name__}" if isinstance(found, type) else f"is no class of {module.__name__}"
+        raise InputError(f"{section}: the table's line {name!r} {what}; a class of your own stands in its line")
+    return found
 
 
 def build(

@@ -6,7 +6,7 @@ import torch
 
 from stages.base.errors import InputError, unknown
 from stages.base.params import TransformList
-from stages.base.registry import build
+from stages.base.registry import build, class_of
 
 # These draw nothing, so evaluation may use them too.
 FIXED = ("CenterCrop", "ConvertImageDtype", "Grayscale", "Identity", "Pad", "RGB", "Resize", "ToDtype")
@@ -89,7 +89,7 @@ def built(section: str, name: str, arguments: dict[str, Any], derived: dict[str,
     name = ALIASES.get(name, name)
     given = DEFAULTS.get(name, {}) | arguments
     made = {key: _value(f"{section}.{name}.{key}", key, value) for key, value in given.items()}
-    return build(section, getattr(v2, name), (), derived or {}, made, where=f"{section}.{name}")
+    return build(section, class_of(section, name, v2), (), derived or {}, made, where=f"{section}.{name}")
 
 
 def _value(where: str, argument: str, value: Any) -> Any:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.base.errors import InputError, lines
+from stages.base.errors import InputError, lines, unknown
 from stages.base.params import NOTHING, PrepareParams
+from stages.base.registry import check_table
 from stages.sources import folders, published, tables
 from stages.sources.rejections import Kind, Rejection
 from stages.sources.source import Row, Source, table
@@ -27,6 +28,7 @@ def load_source(params: PrepareParams) -> Source:
 
     Raises InputError for a set that cannot be used as a whole. Images that cannot be used are in its `rejections`.
     """
+    check_name(params.source)
     classes, raw = params.classes, Path(params.path)
     if classes is not None and (len(set(classes)) < len(classes) or len(classes) < 2):
         raise InputError(f"prepare.classes: {classes}, should be two or more different names")
@@ -42,6 +44,13 @@ def load_source(params: PrepareParams) -> Source:
             f"prepare.classes: {classes}, should be null for {params.source}, whose own are {source.classes}"
         )
     return source
+
+
+def check_name(name: str) -> None:
+    """Raise InputError unless there is a source of this name, made by a function."""
+    check_table("the sources in stages/sources/loading.py", {**PUBLISHED, **USER_SOURCES}, by_name=False)
+    if name not in PUBLISHED and name not in USER_SOURCES:
+        raise InputError(f"prepare.source: {name!r} is unknown{unknown(name, [*PUBLISHED, *USER_SOURCES])}")
 
 
 def _user_source(found: list[Row], accepted: list[str] | None, raw: Path) -> Source:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.base.errors import InputError
-from stages.base.registry import build, check_names
+from stages.base.registry import build, check_names, class_of
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,10 +36,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Loss:
-    """How a class of torch.nn is used as a classifier's loss."""
+    """How a class of torch.nn, or your `own`, is used as a classifier's loss."""
 
     input: Input
     target: Target
+    own: type[nn.Module] | None = None
 
 
 def _index(targets: Tensor, _n_classes: int) -> Tensor:
@@ -125,7 +126,8 @@ def criterion(
     Raises InputError for an unknown name, an unknown argument or a value that the class refuses.
     """
     check_names("train.loss", name, arguments, LOSSES, REFUSED)
-    cls, loss = getattr(nn, name), LOSSES[name]
+    loss = LOSSES[name]
+    cls = class_of("train.loss", name, nn, loss.own)
     if mixed and not loss.target.can_be_shares:
         able = sorted(LOSSES, key=lambda other: (other != "CrossEntropyLoss", other))
         raise InputError(
@@ -159,4 +161,6 @@ def criterion(
 
 def _value(loss: Loss, n_classes: int, built: nn.Module, scores: Tensor, targets: Tensor) -> Tensor:
     value: Tensor = built(loss.input.layer(scores), loss.target.encode(targets, n_classes))
+    if value.ndim:
+        raise ValueError(f"it gives {tuple(value.shape)} numbers, should be one")
     return value if loss.target.is_one_class else value / len(scores)

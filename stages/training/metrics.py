@@ -1,10 +1,16 @@
-"""What is measured of a classifier: pure functions of tensors."""
+"""What is measured of a classifier: pure functions of tensors. METRICS lists those of the test images."""
 
+import math
 from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from stages.base.errors import InputError
+from stages.base.registry import check_table
 
 
 class EpochTotals:
@@ -92,3 +98,44 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_of, surplus)
     return (gaps.abs().sum() / len(labels)).item()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier says of n images, on the CPU."""
+
+    labels: Tensor  # int64 (n,)
+    predicted: Tensor  # int64 (n,)
+    probabilities: Tensor  # float (n, n_classes)
+    bins: int  # of the calibration error
+
+    @cached_property
+    def confusion(self) -> Tensor:
+        """How many images of the row's class were predicted as the column's, int64 (n_classes, n_classes)."""
+        return confusion(self.predicted, self.labels, self.probabilities.shape[1])
+
+    @cached_property
+    def per_class(self) -> PerClass:
+        """Precision, recall, F1 and counts of each class."""
+        return per_class(self.confusion)
+
+
+# Of the test images, by the name in evaluate.json; MLflow has it as test/NAME.
+METRICS: dict[str, Callable[[Answers], float]] = {
+    "accuracy": lambda answers: accuracy(answers.predicted, answers.labels),
+    "ece": lambda answers: expected_calibration_error(answers.probabilities, answers.labels, answers.bins),
+    "macro_f1": lambda answers: answers.per_class.f1.mean().item(),
+}
+
+
+def measured(answers: Answers, taken: Collection[str] = ()) -> dict[str, float]:
+    """Return the figure of each of METRICS. Raises InputError for what is no metric, or whose name is `taken`."""
+    place = "METRICS in stages/training/metrics.py"
+    check_table(place, METRICS, by_name=False)
+    figures = {name: metric(answers) for name, metric in METRICS.items()}
+    for name, figure in figures.items():
+        if name in taken:
+            raise InputError(f"{place}: {name!r} is what evaluate calls another figure; take another name")
+        if not isinstance(figure, int | float) or not math.isfinite(figure):
+            raise InputError(f"{place}: {name!r} gives {figure!r}, should be a finite number")
+    return figures

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from stages.base.errors import InputError
-from stages.base.registry import build, check_names
+from stages.base.registry import build, check_names, class_of
 
 # Class name: defaults. The learning rates are peaks for OneCycleLR with batches of 64.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ def _built(
     given = defaults | arguments.get(name, {})
     # Some arguments are looked at only when a step is taken.
     matrix = nn.Parameter(torch.ones(2, 2, device=parameters[0].device))
-    cls = getattr(optim, name)
+    cls = class_of("train.optimizer", name, optim)
     built: optim.Optimizer = build(
         "train.optimizer", cls, [parameters], derived, given, trial=lambda make: _two_steps(make([matrix]))
     )

@@ -12,7 +12,7 @@ import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
-from stages.base.registry import build, check_names
+from stages.base.registry import build, check_names, class_of
 
 
 def defaults(n: int, peaks: list[float]) -> dict[str, dict[str, Any]]:
@@ -83,7 +83,7 @@ def schedule(
     given = {key: value for key, value in ours.items() if key not in DERIVED} | arguments.get(name, {})
     # Some arguments are looked at only when it advances.
     stand_in = optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": peak} for peak in peaks], momentum=0.5)
-    cls = getattr(lr_scheduler, name)
+    cls = class_of("train.schedule", name, lr_scheduler)
     built = build("train.schedule", cls, [optimizer], derived, given, trial=lambda make: _advance(make(stand_in)))
     if name in AFTER_BATCHES:
         return Schedule(built.step, lambda _loss: None)

@@ -9,6 +9,7 @@ import pytest
 
 from stages.base.errors import InputError
 from stages.prepare import prepare
+from stages.sources import loading
 from stages.sources.loading import in_order, load_source
 from tests.conftest import params_with, write_image
 from tests.test_prepare import forty_images, prepare_params
@@ -99,3 +100,22 @@ def test_prepare_classes_may_be_those_of_a_built_in_source_alone() -> None:
 def test_a_path_that_the_source_does_not_read(source: str, path: str, message: str) -> None:
     with pytest.raises(InputError, match=f"(?s){message}"):
         load_source(params_with({"prepare.source": source, "prepare.path": path}).prepare)
+
+
+def test_a_function_in_the_table_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(f"{number}.png", "ab"[number % 2], "", None) for number in range(6)]
+    monkeypatch.setitem(loading.USER_SOURCES, "mine", lambda _params, _raw: rows)
+    source = load_source(prepare_params("mine", path=str(tmp_path)))
+    assert source.rows["source"].tolist() == [row[0] for row in rows]
+    assert source.classes == ["a", "b"]
+
+
+def test_names_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = (
+        r"prepare\.source: 'folders' is unknown \(did you mean folder\?\); accepted: digits, fashion_mnist, folder, csv"
+    )
+    with pytest.raises(InputError, match=expected):
+        load_source(prepare_params("folders", path=str(tmp_path)))
+    monkeypatch.setitem(loading.PUBLISHED, "mine", {})
+    with pytest.raises(InputError, match=r"sources/loading\.py: 'mine' is \{\}, should be a class or function"):
+        load_source(prepare_params("mine", path=str(tmp_path)))

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.base.errors import InputError
 from stages.training import losses
-from stages.training.losses import LOSSES, REFUSED, criterion
+from stages.training.losses import INDEX, LOG_PROBABILITIES, LOSSES, REFUSED, Loss, criterion
 
 CPU = torch.device("cpu")
 SCORES = torch.tensor([[2.0, 0.0], [0.0, 0.5]])
@@ -137,3 +137,52 @@ def test_wrong_choices_are_named(name: str, arguments: dict[str, Any], message: 
     given = arguments if any(isinstance(value, dict) for value in arguments.values()) else {name: arguments}
     with pytest.raises(InputError, match=message):
         criterion(name, given if arguments else {}, 2, CPU)
+
+
+class PowerLoss(nn.Module):
+    """A loss of the user's own: the mean of 1 - p, to a power."""
+
+    def __init__(self, power: float = 1.0) -> None:
+        super().__init__()
+        self.power = power
+
+    def forward(self, log_probabilities: Tensor, labels: Tensor) -> Tensor:
+        return ((1 - log_probabilities.gather(1, labels[:, None]).exp()) ** self.power).mean()
+
+
+class EachLoss(nn.Module):
+    """One number for each image."""
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+        return scores.gather(1, labels[:, None]).flatten()
+
+
+def test_a_class_in_the_table_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "PowerLoss", Loss(LOG_PROBABILITIES, INDEX, PowerLoss))
+    wrong = [1 / (1 + math.exp(2)), 1 / (1 + math.exp(0.5))]
+    assert criterion("PowerLoss", {}, 2, CPU)(SCORES, LABELS).item() == pytest.approx(sum(wrong) / 2)
+    squared = criterion("PowerLoss", {"PowerLoss": {"power": 2}}, 2, CPU)(SCORES, LABELS)
+    assert squared.item() == pytest.approx((wrong[0] ** 2 + wrong[1] ** 2) / 2)
+    with pytest.raises(InputError, match=r"PowerLoss\.powr: not an .* mean power\?\)"):
+        criterion("PowerLoss", {"PowerLoss": {"powr": 2}}, 2, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "message"),
+    [
+        (
+            "MyLoss",
+            Loss(losses.SCORES, INDEX),
+            r"line 'MyLoss' is no class of torch\.nn; a class of your own stands in",
+        ),
+        ("MyLoss", Loss(losses.SCORES, INDEX, PowerLoss), r"line 'MyLoss' is PowerLoss"),
+        ("functional", Loss(losses.SCORES, INDEX), r"line 'functional' is no class of torch\.nn"),
+        ("EachLoss", Loss(losses.SCORES, INDEX, EachLoss), r"it gives \(1,\) numbers, should be one"),
+    ],
+)
+def test_an_entry_that_is_not_what_it_says(
+    name: str, entry: Loss, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOSSES, name, entry)
+    with pytest.raises(InputError, match=message):
+        criterion(name, {}, 2, CPU)

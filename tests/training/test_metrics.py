@@ -1,9 +1,12 @@
 """Metrics against numbers worked out by hand, and against scikit-learn on random ones."""
 
+from typing import Any
+
 import pytest
 import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from stages.base.errors import InputError
 from stages.training import metrics
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
@@ -58,3 +61,36 @@ def test_calibration_error() -> None:
 
 def test_calibration_error_of_sure_and_right_is_zero() -> None:
     assert metrics.expected_calibration_error(torch.eye(3), torch.arange(3), 15) == 0
+
+
+ANSWERS = metrics.Answers(
+    labels=torch.tensor([0, 0, 1]),
+    predicted=torch.tensor([0, 1, 1]),
+    probabilities=torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]]),
+    bins=15,
+)
+
+
+def test_a_function_in_the_table_is_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = metrics.measured(ANSWERS)
+    assert before.keys() == {"accuracy", "ece", "macro_f1"}
+    assert before["accuracy"] == pytest.approx(2 / 3)
+    monkeypatch.setitem(metrics.METRICS, "lowest_recall", lambda answers: answers.per_class.recall.min().item())
+    assert metrics.measured(ANSWERS) == before | {"lowest_recall": 0.5}
+    with pytest.raises(InputError, match=r"'lowest_recall' is what evaluate calls another figure"):
+        metrics.measured(ANSWERS, taken=["lowest_recall"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (0.5, "'mine' is 0.5, should be a class or function"),
+        (lambda answers: answers.per_class.recall, r"'mine' gives tensor\(.*, should be a finite number"),
+        (lambda _answers: float("nan"), "'mine' gives nan, should be a finite number"),
+        (lambda _answers: None, "'mine' gives None, should be a finite number"),
+    ],
+)
+def test_what_is_no_metric(entry: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(metrics.METRICS, "mine", entry)
+    with pytest.raises(InputError, match=r"METRICS in stages/training/metrics\.py: " + message):
+        metrics.measured(ANSWERS)

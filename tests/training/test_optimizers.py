@@ -133,3 +133,9 @@ def test_lbfgs_finds_the_foot_of_a_parabola_at_once() -> None:
 def test_wrong_choices_are_named(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         optimizer(name, None, {name: arguments} if arguments else {}, [nn.Parameter(torch.ones(2, 2))])
+
+
+def test_a_line_of_the_table_that_is_no_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIMIZERS, "MyOptimizer", {"lr": 0.1})
+    with pytest.raises(InputError, match=r"the table's line 'MyOptimizer' is no class of torch\.optim"):
+        optimizer("MyOptimizer", None, {}, [parameter()])

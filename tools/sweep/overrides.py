@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSw
 
 from stages.base.errors import InputError
 from stages.base.params import Params, load_params
+from stages.sources import loading
 from stages.train import check_params
 
 GRAMMAR = "VALUE | VALUE,VALUE,… | range(START,STOP) | interval(LOW,HIGH) | int(…) and tag(log,…) around an interval"
@@ -104,5 +105,6 @@ def check(overrides: Sequence[str], text: str | None = None) -> Params:
             raise InputError(f"{given}: {reason} (a key that params.yaml lacks is added with +KEY=VALUE)") from error
         except InputError as error:
             raise InputError(str(error).replace(str(changed), f"params.yaml with {given}")) from error
+    loading.check_name(params.prepare.source)
     check_params(params.train, params.prepare.channels, torch.device("cpu"))
     return params
