@@ -105,7 +105,7 @@ def test_a_path_that_the_source_does_not_read(source: str, path: str, message: s
 def test_a_function_in_the_table_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [(f"{number}.png", "ab"[number % 2], "", None) for number in range(6)]
     monkeypatch.setitem(loading.USER_SOURCES, "mine", lambda _params, _raw: rows)
-    source = load_source(prepare_params("mine", path=str(tmp_path)))
+    source = load_source(prepare_params("mine", path=tmp_path))
     assert source.rows["source"].tolist() == [row[0] for row in rows]
     assert source.classes == ["a", "b"]
 
@@ -115,7 +115,7 @@ def test_names_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         r"prepare\.source: 'folders' is unknown \(did you mean folder\?\); accepted: digits, fashion_mnist, folder, csv"
     )
     with pytest.raises(InputError, match=expected):
-        load_source(prepare_params("folders", path=str(tmp_path)))
+        load_source(prepare_params("folders", path=tmp_path))
     monkeypatch.setitem(loading.PUBLISHED, "mine", {})
     with pytest.raises(InputError, match=r"sources/loading\.py: 'mine' is \{\}, should be a class or function"):
-        load_source(prepare_params("mine", path=str(tmp_path)))
+        load_source(prepare_params("mine", path=tmp_path))
