@@ -45,14 +45,14 @@ class Runs:
     def __init__(self) -> None:
         """Connect to the store. Raises InputError if it cannot be reached, or does not exist yet."""
         store = Store.from_environment()
-        self.uri = store.uri
+        self.uri, self.name = store.uri, store.name
         if store.database and not store.database.exists():
             raise InputError(f"there are no runs yet, since there is no {store.database}: make repro comes first")
         try:
             self.client = store.client()
         except Exception as error:
-            raise InputError(f"MLflow at {self.uri} cannot be read: {type(error).__name__}: {error}") from error
-        self.experiment_id = store.experiment_id
+            raise InputError(f"MLflow at {self.name} cannot be read: {store.why(error)}") from error
+        self.store, self.experiment_id = store, store.experiment_id
 
     def model_version(self, name: str, alias: str) -> "ModelVersion | None":
         """Return the registered model's version with this alias, None if there is none.
@@ -66,13 +66,13 @@ class Runs:
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
-            raise InputError(f"the registry in {self.uri} cannot be read: {error}") from error
+            raise InputError(f"the registry in {self.name} cannot be read: {self.store.why(error)}") from error
 
     def of_model(self, name: str) -> EvaluatedRun:
         """Return the run of a model of the registry, MODEL@ALIAS. Raises InputError if there is none."""
         version = self.model_version(*name.split("@", 1))
         if version is None or not version.run_id:
-            raise InputError(f"the registry in {self.uri} has no model {name}{' of a run' if version else ''}")
+            raise InputError(f"the registry in {self.name} has no model {name}{' of a run' if version else ''}")
         return self.find(version.run_id)
 
     def weights(self, run: EvaluatedRun, folder: Path) -> Path:
@@ -85,7 +85,7 @@ class Runs:
             raise InputError(f"the run {run.name} was logged without its weights; python -m tools.sync adds them")
         path = Path(self.client.download_artifacts(run.id, files[0].path, str(folder)))
         if sha256(path) != run.tags[WEIGHTS_TAG]:
-            raise InputError(f"the run {run.name} has other weights in {self.uri} than it was evaluated with")
+            raise InputError(f"the run {run.name} has other weights in {self.name} than it was evaluated with")
         return path
 
     def find(self, name: str) -> EvaluatedRun:
@@ -94,9 +94,7 @@ class Runs:
         "best" is the best by validation of those that were validated on the same images as the latest run. Raises
         InputError if there is none, naming those that there are.
         """
-        evaluated = self.client.search_runs(
-            [self.experiment_id], f"tags.`{EVALUATION_TAG}` != ''", max_results=50_000, order_by=["start_time DESC"]
-        )
+        evaluated = self.store.search(having=[EVALUATION_TAG])
         if name == "best" and evaluated:
             images = _data(evaluated[0])["validation"]
             return self._read(max((run for run in evaluated if _data(run)["validation"] == images), key=_rank))
@@ -104,7 +102,7 @@ class Runs:
             if name in (run.info.run_id, run.info.run_name):
                 return self._read(run)
         known = listed(["best", *dict.fromkeys(run.info.run_name for run in evaluated)])
-        raise InputError(f"no evaluated run is called {name!r} in {self.uri}; there are: {known}")
+        raise InputError(f"no evaluated run is called {name!r} in {self.name}; there are: {known}")
 
     def _read(self, run: "MlflowRun") -> EvaluatedRun:
         from mlflow.artifacts import load_text

@@ -116,7 +116,7 @@ def reaching(store: Store) -> Iterator[None]:
         yield
     except Exception as error:
         raise InputError(
-            f"MLflow at {store.uri} cannot be used: {type(error).__name__}: {error}\n"
+            f"MLflow at {store.name} cannot be used: {store.why(error)}\n"
             "Run this again once it can be; what has its run by now will be left as it is."
         ) from error
 

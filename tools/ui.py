@@ -29,6 +29,7 @@ from urllib.parse import quote
 from stages.base import cli
 from stages.base.errors import InputError, unknown
 from stages.base.params import load_params
+from stages.tracking.search import equals
 from tools.runs import Runs
 from tools.serve import HOST, check_port
 
@@ -52,7 +53,7 @@ def main() -> None:
         shown_by = version("mlflow")
     path = prepare(store, arguments.sweep, shown_by)
     if remote:
-        announce(re.sub("//[^/]*@", "//", store.uri).rstrip("/") + path)  # without a password
+        announce(store.name.replace("***@", "").rstrip("/") + path)
         return
     with serving(store.uri, arguments.port) as server:
         announce(f"http://{HOST}:{arguments.port}{path}")
@@ -82,15 +83,15 @@ def prepare(store: Runs, sweep: str | None, shown_by: str) -> str:
     For an unknown version the path is that of the page of the runs as it comes, and a warning says what is missing.
     Raises InputError if there are no runs to show.
     """
-    runs = list(store.client.search_runs([store.experiment_id], max_results=50_000))
+    runs = store.store.search()
     if not runs:
-        raise InputError(f"there are no runs in {store.uri} yet: make repro comes first")
+        raise InputError(f"there are no runs in {store.name} yet: make repro comes first")
     if sweep is not None:
         sweeps = sorted({run.data.tags["sweep"] for run in runs if run.data.tags.get("sweep")})
         if sweep not in sweeps:
             raise InputError(f"unknown sweep {sweep!r}{unknown(sweep, sweeps)}" if sweeps else "no run is of a sweep")
         runs = [run for run in runs if run.data.tags.get("sweep") == sweep]
-    search = f"tags.sweep = '{sweep}'" if sweep else ""
+    search = equals("sweep", sweep) if sweep else ""
     page = f"/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
     if not shown_by.startswith(f"{KNOWN}."):
         print(
@@ -153,11 +154,12 @@ def packed(name: str, state: dict[str, Any]) -> str:
 @contextmanager
 def serving(uri: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
     """Yield MLflow's server of this store once it listens; it ends with the block, and its children with it."""
-    backend = ["--backend-store-uri", uri, "--uvicorn-opts", "--log-level warning", "--workers", "1"]
+    options = ["--uvicorn-opts", "--log-level warning", "--workers", "1"]
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), *backend],
-        # Jobs are for judging language models, and MLflow starts more processes for them.
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), *options],
+        # Jobs are for judging language models, and MLflow starts more processes for them. The address stands in no
+        # command line, which all users can see: it may hold a password.
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri},
         start_new_session=True,  # Ctrl-C comes to us alone
     )
     try:

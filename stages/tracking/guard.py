@@ -4,14 +4,16 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+from stages.tracking.store import Store
+
 T = TypeVar("T")
 
 
 class Guard:
-    """Tries what may fail with the store at `uri`. It warns of the first error, and tries nothing from then on."""
+    """Tries what may fail with a store. It warns of the first error, and tries nothing from then on."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri, self.has_failed = uri, False
+    def __init__(self, store: Store) -> None:
+        self._store, self.has_failed = store, False
 
     def attempt(self, action: Callable[[], T], otherwise: T) -> T:
         """Return what `action` returns, and `otherwise` if it fails or something has failed before."""
@@ -22,9 +24,9 @@ class Guard:
         except Exception as error:
             self.has_failed = True
             print(
-                f"warning: MLflow at {self.uri} failed, so this run is missing or incomplete there; the results are not"
-                " affected, and python -m tools.sync brings them there once it is back."
-                f" {type(error).__name__}: {error}",
+                f"warning: MLflow at {self._store.name} failed, so this run is missing or incomplete there; the results"
+                f" are not affected, and python -m tools.sync brings them there once it is back."
+                f" {self._store.why(error)}",
                 file=sys.stderr,
             )
             return otherwise

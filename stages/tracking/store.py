@@ -3,23 +3,26 @@
 import json
 import logging
 import os
+import shlex
 import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import torch
-from filelock import FileLock
 
-from stages.base.files import replacing
+from stages.base.errors import InputError
+from stages.base.text import shown_url
 from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import Description
+from stages.tracking import sqlite
+from stages.tracking.search import search
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput
+    from mlflow.entities import DatasetInput, Experiment, Run
 
 EXPERIMENT = "repronet"
 
@@ -48,26 +51,49 @@ class Store:
         DVC runs experiments in other directories, and deletes those; DVC_ROOT always names the main repository.
         """
         root = Path(environment.get("DVC_ROOT", ".")).resolve()
-        uri = environment.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-        if uri.startswith("sqlite:///"):
-            uri = f"sqlite:///{root / uri.removeprefix('sqlite:///')}"
+        given = environment.get("MLFLOW_TRACKING_URI")
+        uri = sqlite.absolute(given, root) if given else sqlite.address(root / "mlflow.db")
         return cls(uri, environment.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
 
     @property
     def database(self) -> Path | None:
         """The file that a SQLite store is."""
-        return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
+        return sqlite.database_of(self.uri)
+
+    @property
+    def name(self) -> str:
+        """What a message calls it: its URI, without what is secret in it."""
+        return shown_url(self.uri)
+
+    def why(self, error: Exception) -> str:
+        """Return what is wrong with the store in one line, without what is secret.
+
+        It is what the database or the connection said, where that is known: around it stand SQL and advice for others.
+        """
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, (InputError, OSError, sqlite3.Error)):
+            cause = cause.__cause__ or cause.__context__
+        cause = cause or error
+        text = str(cause).strip()
+        if password := urlsplit(self.uri).password:
+            text = text.replace(password, "***")
+        line = shown_url(text).split("\n", 1)[0]
+        return line if isinstance(cause, InputError) else f"{type(cause).__name__}: {line}"
 
     def exists(self) -> bool:
         """Return whether the experiment is there, and create nothing. Raises whatever is wrong with the store."""
         if self.database is not None:
             if not self.database.exists():
                 return False
-            check_sqlite(self.database)
+            sqlite.check(self.database)
+            sqlite.follow(self.database, self.experiment)
         set_up_mlflow(self.uri)
         from mlflow import MlflowClient
 
-        return MlflowClient(self.uri).get_experiment_by_name(self.experiment) is not None
+        found = MlflowClient(self.uri).get_experiment_by_name(self.experiment)
+        if found is not None:
+            self._check(found)
+        return found is not None
 
     def client(self) -> "MlflowClient":
         """Return the store's client, connecting first, which creates what is missing. Raises whatever is wrong."""
@@ -79,25 +105,21 @@ class Store:
             self.connection = MlflowClient(self.uri)
         return self.connection
 
-    def _open(self) -> str:
-        """Return the id of the experiment; it and the store are created where they are missing.
+    def search(self, **conditions: Any) -> "list[Run]":
+        """Return runs of the experiment, see search.py. Raises whatever is wrong with the store."""
+        return search(self.client(), self.experiment_id, **conditions)
 
-        Processes that meet a SQLite store which does not exist yet would race each other through its migrations and
-        break it. Here the first one makes it, under a lock and another name, while the others wait.
-        """
+    def _open(self) -> str:
+        """Return the id of the experiment; it and the store are created where they are missing."""
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
         location = None  # a server chooses where its artifacts are
         if database := self.database:
-            location = str(database.parent / "mlartifacts")
-            if not database.exists():
-                database.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{database}.lock", timeout=60):
-                    if not database.exists():
-                        with replacing(database) as partial:
-                            MlflowClient(f"sqlite:///{partial}").create_experiment(self.experiment, location)
-            check_sqlite(database)
+            location = sqlite.place(sqlite.artifacts_of(database))
+            sqlite.create(database, lambda uri: MlflowClient(uri).create_experiment(self.experiment, location))
+            sqlite.check(database)
+            sqlite.follow(database, self.experiment)
 
         client = MlflowClient(self.uri)
         found = client.get_experiment_by_name(self.experiment)
@@ -108,7 +130,17 @@ class Store:
                 found = client.get_experiment_by_name(self.experiment)
                 if found is None:
                     raise
+        self._check(found)
         return str(found.experiment_id)
+
+    def _check(self, experiment: "Experiment") -> None:
+        """Raise InputError, with what mends it, if the experiment was deleted: nothing can be read or written then."""
+        if experiment.lifecycle_stage == "deleted":
+            command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            raise InputError(
+                f"the experiment {self.experiment!r} in {self.name} was deleted; this brings it back, with its runs:"
+                f" MLFLOW_TRACKING_URI={shlex.quote(self.name)} {command}"
+            )
 
 
 def set_up_mlflow(uri: str) -> None:
@@ -117,15 +149,10 @@ def set_up_mlflow(uri: str) -> None:
         os.environ.setdefault(name, value)
     import mlflow  # 1 s, which --help and wrong input need not wait for
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # What fails is raised as well, and said by us, once: they would print it with a traceback, and SQL.
+    for name in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(uri)
-
-
-def check_sqlite(database: Path) -> None:
-    """Raise at once if the file is no database, where MLflow would try for minutes."""
-    with closing(sqlite3.connect(database)) as connection:
-        connection.execute("select 1 from sqlite_master")
 
 
 def dataset(data: DatasetInfo, split: str) -> "DatasetInput":

@@ -26,7 +26,7 @@ class Tracker:
     """What a stage tells of its run. An error of the store costs a warning, and the rest of the run there."""
 
     def __init__(self, writer: RunWriter | NoWriter) -> None:
-        self._writer, self._guard = writer, Guard(writer.uri)
+        self._writer, self._guard = writer, Guard(writer.store)
 
     @classmethod
     def from_environment(cls, params: Params, environment: Mapping[str, str] = os.environ) -> "Tracker":

@@ -22,7 +22,7 @@ class RunWriter:
     """Writes runs of the same params and the same provenance to a store. Its methods raise what goes wrong there."""
 
     def __init__(self, store: Store, params: dict[str, Any], provenance: Provenance) -> None:
-        self.uri, self._store, self.provenance = store.uri, store, provenance
+        self.store, self.provenance = store, provenance
         # As MLflow keeps them: text as it is, the rest as JSON, and of either its beginning.
         self.params = {
             key: (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST]
@@ -31,12 +31,12 @@ class RunWriter:
 
     def start(self, data: DatasetInfo, tags: dict[str, str]) -> "ActiveRun":
         """Create a run with its params, its datasets, and what changed since the commit."""
-        client = self._store.client()  # before anything else of mlflow, which reads its settings when it is imported
+        client = self.store.client()  # before anything else of mlflow, which reads its settings when it is imported
         from mlflow.entities import Param
 
         tags = self.provenance.tags | tags
         name = tags.get("dvc.exp_name") or tags.get("mlflow.source.git.commit", "no commit")[:9]
-        created = client.create_run(self._store.experiment_id, self.provenance.time, tags=tags, run_name=name)
+        created = client.create_run(self.store.experiment_id, self.provenance.time, tags=tags, run_name=name)
         run = ActiveRun(client, created.info.run_id, self.provenance.time)
         with run.abandoned_on_error():
             client.log_batch(run.id, params=[Param(key, value) for key, value in self.params.items()])
@@ -68,9 +68,7 @@ class RunWriter:
 
     def found(self, digests: dict[str, str]) -> list["Run"]:
         """Return the runs of the weights with this digest and of the same params, the latest first."""
-        runs = self._store.client().search_runs(
-            [self._store.experiment_id], f"tags.`{WEIGHTS_TAG}` = '{digests[WEIGHTS_TAG]}'"
-        )
+        runs = self.store.search(tags={WEIGHTS_TAG: digests[WEIGHTS_TAG]})
         return [run for run in runs if run.data.params == self.params]
 
     def complete(self, files: ResultFiles, run_id: str = "") -> str:
@@ -81,7 +79,7 @@ class RunWriter:
         digests, data = files.digests, DatasetInfo(files.prepared)
         net, description = load_weights(files.weights)
         metrics, epochs, lock = files.metrics(description), files.epochs(), files.lock()
-        client = self._store.client()
+        client = self.store.client()
         if run_id:
             run = ActiveRun(client, run_id, self.provenance.time, status_on_error="FINISHED")
         else:
@@ -104,17 +102,17 @@ class RunWriter:
 
     def has_weights(self, run_id: str) -> bool:
         """Return whether a run holds its weights, which earlier versions did not log."""
-        return bool(self._store.client().list_artifacts(run_id, WEIGHTS))
+        return bool(self.store.client().list_artifacts(run_id, WEIGHTS))
 
     def log_weights(self, files: ResultFiles, run_id: str) -> None:
         """Add the weights to a run: what our own tools load, where MLflow's model could bring code along."""
-        self._store.client().log_artifact(run_id, str(files.weights), WEIGHTS)
+        self.store.client().log_artifact(run_id, str(files.weights), WEIGHTS)
 
 
 class NoWriter:
     """Does nothing of what a RunWriter does."""
 
-    uri = ""
+    store = Store("", "")
 
     def start(self, _data: DatasetInfo, _tags: dict[str, str]) -> NoRun:
         return NoRun()

@@ -1,5 +1,6 @@
 """What a broken store may cost: one warning, and the run there, but not a byte of the results."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from stages.evaluate import evaluate
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import params_with, runs
+from tests.conftest import ROOT, Project, params_with, runs
 from tests.tracking.conftest import SHORT, only_run, outputs, run_stages
 
 
@@ -102,6 +103,37 @@ def test_no_output_depends_on_when_the_store_fails(
     assert len(calls) > writes
     assert outputs(tmp_path) == outputs(store)
     assert "plots/pictures/learning_curves.png" in outputs(store)
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith(("epoch ", "kept ", "test accuracy"))]
+
+
+def test_a_read_only_store_costs_one_line(
+    digits: Path, tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a process of its own nothing else is said, such as a traceback of SQLAlchemy's."""
+    shutil.copy(store / "mlflow.db", tmp_path / "mlflow.db")
+    uri = f"sqlite:///file:{tmp_path}/mlflow.db?mode=ro&uri=true"
+    run_stages(digits, tmp_path, {"MLFLOW_TRACKING_URI": uri}, {}, only="train")
+    [line] = lines(capfd.readouterr().err)
+    assert line.startswith(f"warning: MLflow at {uri} failed")
+    assert line.endswith("OperationalError: attempt to write a readonly database")
+
+
+@pytest.mark.parametrize("when", ["create", pytest.param("log", marks=pytest.mark.slow)])
+def test_a_full_disk_costs_one_line(project: Project, digits: Path, when: str) -> None:
+    shutil.copytree(digits, project.root / "data/prepared")
+    command = next(line for line in (ROOT / "dvc.yaml").read_text().splitlines() if "stages.train" in line)
+    command = command.split("cmd: ")[1].strip()
+    if when == "log":
+        project("python", "-c", "from stages.tracking.store import Store; Store.from_environment().client()")
+    # No file can become larger than this many blocks of 1,024 bytes; the empty store has 900.
+    kilobytes = (project.root / "mlflow.db").stat().st_size // 1024 if when == "log" else 300
+    output = project("bash", "-c", f"ulimit -f {kilobytes}; {command}")
+    [line] = [line for line in output.splitlines() if not line.startswith(("epoch ", "kept "))]
+    assert line.startswith(f"warning: MLflow at sqlite:///{project.root}/mlflow.db failed")
+    assert line.endswith("OperationalError: disk I/O error")
 
 
 def test_no_output_depends_on_tracking(digits: Path, tmp_path: Path, store: Path) -> None:

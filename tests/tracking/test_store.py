@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
+from stages.base.errors import InputError
 from stages.batches.prepared import DatasetInfo
 from stages.nets.build import initial_net, net_spec
 from stages.nets.weights import Description
@@ -65,6 +66,23 @@ def test_the_model_s_file_holds_tensors_and_json_only(store: Path) -> None:
 )
 def test_where_the_store_is(environment: dict[str, str], uri: str) -> None:
     assert Store.from_environment(environment).uri == uri
+
+
+def test_a_deleted_experiment_names_what_brings_it_back(
+    digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "it's deleted"
+    environment = {"DVC_ROOT": str(folder)}
+    client = Store.from_environment(environment).client()
+    client.delete_experiment("1")
+    for opened in (Store.client, Store.exists):
+        with pytest.raises(InputError, match=r"'repronet' in sqlite:///.* was deleted; this brings it back") as error:
+            opened(Store.from_environment(environment))
+    run_stages(digits, folder, environment, {}, only="train")
+    [warning] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert warning.endswith(str(error.value))
+    Project.at(tmp_path)("bash", "-c", str(error.value).split("with its runs: ")[1])
+    assert Store.from_environment(environment).search() == []
 
 
 def test_telemetry_is_off_from_the_first_import(project: Project, digits: Path) -> None:

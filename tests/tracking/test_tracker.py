@@ -71,7 +71,7 @@ def test_artifacts(store: Path) -> None:
     run = only_run(store)
     client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert names - {"git.patch"} == {"dvc.lock", "dvc.yaml", "evaluate.json", "params.yaml", "plots"}
+    assert names - {"git.patch"} == {"dvc.lock", "dvc.yaml", "evaluate.json", "params.yaml", "plots", "weights"}
     for folder in ("plots", "plots/pictures"):
         logged = {
             file.path: file.file_size for file in client.list_artifacts(run.info.run_id, folder) if not file.is_dir

@@ -67,7 +67,7 @@ def register(best: str, model: str, sweep: SweepRuns) -> str:
     runs = Runs()
     run_id = sweep.evaluated().get(best)
     if run_id is None:
-        raise InputError(f"{best} has no run in MLflow at {runs.uri}, so it cannot be registered")
+        raise InputError(f"{best} has no run in MLflow at {runs.name}, so it cannot be registered")
     return challenge(runs, model, runs.find(run_id))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -53,28 +53,28 @@ class SweepRuns:
     def __init__(self, sweep: str, baseline: str, copies: Path) -> None:
         self._sweep, self._baseline, self._store = sweep, baseline, Store.from_environment()
         self.uri = self._store.uri
-        self._guard = Guard(self.uri)
+        self._guard = Guard(self._store)
         # Others may have a sweep of the same name in the same store.
-        self._ours = f"tags.sweep = '{sweep}' and tags.`dvc.baseline_rev` = '{baseline}'"
-        self._running = f"tags.directory LIKE '{copies.resolve()}/%' and attributes.status = 'RUNNING'"
+        self._ours = {"sweep": sweep, "dvc.baseline_rev": baseline}
+        self._copies = copies.resolve()
         self._guard.attempt(self._store.client, None)  # makes the store, before many processes want it at once
 
     def close_running(self, name: str = "") -> None:
         """Mark runs as KILLED that say they are running, of the experiment `name` or of all; none of them is."""
-        for run in self._find(self._running, name):
+        for run in self._running(name):
             self._guard.attempt(partial(self._store.client().set_terminated, run.info.run_id, "KILLED"), None)
 
     def epochs(self, name: str) -> list[tuple[int, float]]:
         """Return each epoch so far of the running experiment `name`, and its validation accuracy."""
         metrics: list[Metric] = []
-        for run in self._find(self._running, name):
+        for run in self._running(name):
             read = partial(self._store.client().get_metric_history, run.info.run_id, "valid/accuracy")
             metrics += self._guard.attempt(read, [])
         return [(metric.step, metric.value) for metric in metrics]
 
     def evaluated(self) -> dict[str, str]:
         """Return the ids of the evaluated runs by the names of their experiments."""
-        runs = self._find(f"{self._ours} and tags.`{EVALUATION_TAG}` != ''")
+        runs = self._find(tags=self._ours, having=[EVALUATION_TAG])
         return {run.data.tags.get("dvc.exp_name", ""): run.info.run_id for run in runs}
 
     def add_missing(self, names: set[str]) -> Iterator[str]:
@@ -92,10 +92,9 @@ class SweepRuns:
         except InputError as error:
             yield f"warning: {error}"
 
-    def _find(self, condition: str, name: str = "") -> "list[Run]":
-        if name:
-            condition += f" and tags.`dvc.exp_name` = '{name}'"
-        store = self._store
-        return self._guard.attempt(
-            lambda: list(store.client().search_runs([store.experiment_id], condition, max_results=50_000)), []
-        )
+    def _running(self, name: str) -> "list[Run]":
+        tags = {"dvc.exp_name": name} if name else {}
+        return self._find(tags=tags, prefixes={"directory": f"{self._copies}/"}, status="RUNNING")
+
+    def _find(self, **conditions: Any) -> "list[Run]":
+        return self._guard.attempt(lambda: self._store.search(**conditions), [])
