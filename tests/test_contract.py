@@ -159,6 +159,8 @@ def test_nothing_that_a_file_holds_is_run() -> None:
             elif isinstance(node, ast.Call):
                 used = {ast.unparse(node.func)} | {ast.unparse(keyword) for keyword in node.keywords}
                 assert ast.unparse(node.func) != "torch.load" or "weights_only=True" in used, path
+                # One reader knows what is too large; result.py writes dvc.lock as it read it.
+                assert "YAML" not in used or path.name in ("yaml.py", "result.py") or "bench" in path.parts, path
             wrong = used & {*RUNS_CODE, "torch.export.load", "torch.jit.load", "allow_pickle=True", "typ='unsafe'"}
             assert not wrong, f"{path}:{getattr(node, 'lineno', 0)}: {wrong}"
 

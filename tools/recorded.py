@@ -14,10 +14,8 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from stages.base.errors import InputError, listed, unknown
+from stages.base.yaml import read_yaml
 from stages.tracking import provenance
 from stages.tracking.git import GitError, git, git_bytes
 from stages.tracking.provenance import Provenance
@@ -127,8 +125,8 @@ def experiments() -> list[RecordedResult]:
 def as_yaml(content: bytes) -> dict[str, Any]:
     """Return the mapping that YAML holds, {} if it holds none."""
     try:
-        values = YAML(typ="safe", pure=True).load(content)
-    except YAMLError:  # such as the marks of a merge
+        values = read_yaml(content, "")
+    except InputError:  # such as the marks of a merge
         values = None
     return values if isinstance(values, dict) else {}
 

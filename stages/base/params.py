@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from stages.base.errors import InputError, lines, unknown
+from stages.base.yaml import read_yaml
 
 SEED = "train.seed"  # the parameter in which repetitions of a training differ
 NOTHING = Path("data/none")  # prepare.path where nothing of the user's is read: an empty file, for DVC to depend on
@@ -127,12 +126,10 @@ def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read params.yaml. Raises InputError that names every unknown, missing, mistyped or out-of-range key."""
     try:
-        # The parser of YAML 1.2, which DVC uses too: PyYAML would read 1e-3 as a string.
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
+    values = read_yaml(content, str(path))
     return validated(Params, values, "", str(path))
 
 

@@ -51,7 +51,7 @@ def _complete(folder: Path) -> Iterator[None]:
     """Raise InputError in place of what a missing, cut or foreign file raises."""
     try:
         yield
-    except (OSError, EOFError, ValueError, LookupError) as error:
+    except (OSError, EOFError, ValueError, LookupError, RecursionError) as error:
         raise InputError(
             f"{folder} is not a prepared set: {type(error).__name__}: {error}. Make it with dvc repro prepare."
         ) from error

@@ -125,7 +125,7 @@ def read_weights(path: Path) -> tuple[Weights, Description | None]:
         return weights, None
     try:
         return weights, Description(**json.loads(metadata[KEY]))
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, RecursionError, json.JSONDecodeError) as error:
         raise InputError(
             f"{path} does not say what its weights are in a way that this version reads: {error}.\n"
             "If an earlier version wrote it, train it again with dvc repro."

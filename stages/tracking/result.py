@@ -10,6 +10,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from stages.base.files import sha256
+from stages.base.yaml import read_yaml
 from stages.nets.weights import Description
 
 # Tags that tie a run to the files of its result, by which it is found again.
@@ -56,7 +57,8 @@ class ResultFiles:
         path = self.root / "dvc.lock"
         if not path.exists():
             return ""
-        yaml = YAML()
+        read_yaml(path.read_bytes(), str(path))
+        yaml = YAML()  # keeps the order, and all else as it stands
         lock = yaml.load(path.read_text(encoding="utf-8"))
         lock["stages"].pop("evaluate", None)
         text = io.StringIO()

@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSw
 
 from stages.base.errors import InputError
 from stages.base.params import Params, load_params
+from stages.base.yaml import read_yaml
 from stages.sources import loading
 from stages.train import check_params
 
@@ -94,9 +95,11 @@ def check(overrides: Sequence[str], text: str | None = None) -> Params:
     from dvc.utils.hydra import apply_overrides
 
     given = " ".join(f"-S {override}" for override in overrides)
+    content = Path("params.yaml").read_bytes() if text is None else text.encode()
+    read_yaml(content, "params.yaml")  # which DVC would read without a limit
     with TemporaryDirectory() as folder:
         changed = Path(folder) / "params.yaml"
-        changed.write_text(Path("params.yaml").read_text(encoding="utf-8") if text is None else text, encoding="utf-8")
+        changed.write_bytes(content)
         try:
             apply_overrides(changed, list(overrides))
             params = load_params(changed)
