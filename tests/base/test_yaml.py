@@ -75,8 +75,7 @@ def test_what_is_within_the_limits_is_read(content: bytes, value: object) -> Non
     [
         ("params.yaml", load_params),
         ("params.yaml", lambda path: check(["train.seed=1"], path.read_text())),
-        ("dvc.lock", lambda path: ResultFiles(*[path] * 5, root=path.parent).lock()),
-        ("dvc.lock", lambda path: {}["refused" if as_yaml(path.read_bytes()) == {} else "read"]),
+        ("dvc.lock", lambda path: ResultFiles(path, path, path, path, path, path.parent).lock()),
     ],
 )
 def test_every_reader_has_the_limits(name: str, read: Callable[[Path], object], tmp_path: Path) -> None:
@@ -85,5 +84,6 @@ def test_every_reader_has_the_limits(name: str, read: Callable[[Path], object], 
     assert text.count(arguments) == 1
     levels = bomb("[1, 1, 1]", "[%s]").decode().replace("\n", ", ")
     (tmp_path / name).write_text(text.replace(arguments, f"    arguments: {{CrossEntropyLoss: {{{levels}}}}}  # {{"))
-    with pytest.raises((InputError, KeyError), match="is too large; accepted: up to 100,000 values|refused"):
+    with pytest.raises(InputError, match=r"is too large; accepted: up to 100,000 values"):
         read(tmp_path / name)
+    assert as_yaml((tmp_path / name).read_bytes()) == {}, "of a commit, which then has no result"
