@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Grayscale, PILToTensor
 
-from stages import prepare
 from stages.base import cli
 from stages.base.params import load_params
 from stages.base.processes import cores
 from stages.sources import decoding, folders
 from stages.sources.images import ImageSpec
 from stages.sources.loading import load_source
+from stages.sources.pixels import new_array
 from stages.sources.source import table
 
 MAX_PIXELS = 50_000_000
@@ -82,7 +82,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 def by_prepare(folder: Path, target: Path) -> None:
     """Find all images and decode them into `target`."""
     rows, _ = table(folders.from_folder(load_params().prepare, folder))
-    array = prepare.new_array(target, (len(rows), 28, 28))
+    array = new_array(target, (len(rows), 28, 28))
     read = decoding.file_reader(rows["source"], folder, ImageSpec(1, 28, None, MAX_PIXELS))
     _, rejections = decoding.decode(array, read, np.arange(len(rows)), MAX_PIXELS)
     assert not rejections

@@ -7,14 +7,12 @@ reads what `prepare.path` in params.yaml names, and writes, for the source named
     images.npy      uint8 (n, h, w), or (n, 3, h, w) for three channels, in the source's order; zeros where rejected
     manifest.csv    one row an image: index in images.npy, split (train, valid or test), label, source
     dataset.json    class names, image size, mean and standard deviation of the training split, digest of each split
-    rejected.csv    source, label, split and reason of what `prepare.on_bad: skip` left out, if anything
+    rejected.csv    source, label, split and reason of what `prepare.on_bad: skip` left out, if anything; where it ends
+                    prepare instead, this file alone, beside the folder
 
 Digits take 2 s, Fashion-MNIST 2 s, on two cores of an x86-64 server. Memory does not grow with the pixels.
 """
 
-import dataclasses
-import math
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,12 +27,12 @@ from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.files import replacing, rounded, write_csv, write_json
 from stages.base.params import PrepareParams, load_params
-from stages.sources.decoding import decode, file_reader
-from stages.sources.images import ImageSpec, to_array
+from stages.sources.images import ImageSpec, to_picture
 from stages.sources.loading import load_source
-from stages.sources.pixels import digest, mean_and_std
-from stages.sources.rejections import Kind, Rejection, counts, equal_images, rejected_rows, summary
-from stages.sources.sizes import image_spec, sizes_differ
+from stages.sources.own import write_own
+from stages.sources.pixels import digest, mean_and_std, new_array
+from stages.sources.rejections import counts, rejected_rows, summary
+from stages.sources.sizes import image_spec
 from stages.sources.source import Source
 from stages.sources.splits import SPLITS, assign_splits, incomplete_classes
 
@@ -46,20 +44,25 @@ def main() -> None:
 
 
 def prepare(params: PrepareParams, prepared: Path) -> None:
-    """Write the folder `prepared`. Raises InputError, and writes nothing, if raw files are missing or wrong."""
+    """Write the folder `prepared`.
+
+    Raises InputError if raw files are missing or wrong, and writes nothing but their list, rejected.csv, beside it.
+    """
+    listing = prepared.with_name("rejected.csv")
+    listing.unlink(missing_ok=True)
     source, raw = load_source(params), Path(params.path)
     if source.images is None:
         check_apart(raw, prepared)
     spec = image_spec(params, source, raw)
     with replacing(prepared) as folder:
         folder.mkdir()
-        array = new_array(folder / "images.npy", (len(source.rows), *spec.shape))
         if source.images is None:
-            unusable = decode_files(array, source, raw, spec)
-            source = dataclasses.replace(source, rejections=source.rejections | unusable)
-            array[list(source.rejections)] = 0
+            array, spec, source, remarks = write_own(folder / "images.npy", source, raw, spec, params)
         else:
-            write_published(source.images, spec, array)
+            array, remarks = write_published(folder / "images.npy", source.images, spec), []
+
+        for remark in remarks:
+            print(remark, file=sys.stderr)
 
         # Splits that the source has are kept.
         fractions = {"valid": params.valid_fraction, "test": params.test_fraction}
@@ -75,7 +78,12 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         ]
         incomplete = incomplete_classes(manifest, source.classes, shares)
         hint = ["Correct them, or leave them out: prepare.on_bad=skip"] if rejected and params.on_bad == "error" else []
+        table = rejected_rows(source.rows, source.rejections)
         if incomplete or hint:
+            if rejected:
+                with replacing(listing) as file:
+                    write_csv(file, table)
+                rejected.append(f"All of them are listed in {listing}")
             raise InputError("\n".join([*rejected, *incomplete, *hint]))
 
         facts = pixel_facts(array, manifest) | {
@@ -86,7 +94,7 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         }
         if rejected:
             facts["rejected"] = counts(source.rejections)
-            write_csv(folder / "rejected.csv", rejected_rows(source.rows, source.rejections))
+            write_csv(folder / "rejected.csv", table)
         write_json(folder / "dataset.json", facts)
         write_csv(folder / "manifest.csv", manifest)
     if rejected:
@@ -102,38 +110,15 @@ def check_apart(raw: Path, prepared: Path) -> None:
         raise InputError(f"prepare.path: {str(raw)!r} and {prepared}, which is written, should not contain each other")
 
 
-def new_array(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Return the memory-mapped array of a new file, zeros. Raises InputError if the disk has no room for it."""
-    n_bytes, free = math.prod(shape), shutil.disk_usage(file.parent).free
-    if n_bytes > free:
-        raise InputError(
-            f"the prepared images, {' x '.join(map(str, shape))}, take {n_bytes:,} bytes,"
-            f" and {file.parent} has {free:,} free; prepare.image_size is their side"
-        )
-    array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-    return array
-
-
-def decode_files(array: npt.NDArray[np.uint8], source: Source, raw: Path, spec: ImageSpec) -> dict[int, Rejection]:
-    """Write the images in the source's files into the array, (n, *spec.shape), and return which are unusable, by row.
-
-    Raises InputError for images of several sizes where the spec does not say how to make them equal.
-    """
-    rows, usable = source.rows, source.usable
-    digests, rejections = decode(array, file_reader(rows["source"], raw, spec), usable, spec.max_pixels)
-    if odd := [row for row, rejection in rejections.items() if rejection.kind is Kind.ANOTHER_SIZE]:
-        raise sizes_differ(source, raw, spec.max_pixels, rows["source"][min(odd)])
-    decoded = ~np.isin(usable, list(rejections))
-    return rejections | equal_images(rows, usable[decoded], digests[decoded])
-
-
-def write_published(published: npt.NDArray[np.uint8], spec: ImageSpec, array: npt.NDArray[np.uint8]) -> None:
-    """Write the images of a published set, (n, h, w), into the array, (n, *spec.shape)."""
+def write_published(file: Path, published: npt.NDArray[np.uint8], spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """Write the images of a published set, (n, h, w), into the new array `file`; return it, (n, *spec.shape)."""
+    array = new_array(file, (len(published), *spec.shape))
     if published.shape == array.shape:
         array[:] = published
     else:
         for row, image in enumerate(tqdm(published, unit=" images", desc="resizing", disable=None, leave=False)):
-            array[row] = to_array(Image.fromarray(image), spec)
+            array[row] = to_picture(Image.fromarray(image), spec).pixels
+    return array
 
 
 def split_images(source: Source, shares: dict[str, float], seed: int) -> pd.DataFrame:

@@ -203,6 +203,23 @@ def test_a_training_split_of_which_nothing_can_be_used_is_an_error(tmp_path: Pat
         prepare(prepare_params("folder", tmp_path / "set", on_bad="skip"), tmp_path / "prepared")
 
 
+def test_the_whole_list_of_an_error_is_beside_and_goes_with_the_next_one(tmp_path: Path) -> None:
+    root, listing = forty_images(tmp_path / "set", {}), tmp_path / "data/rejected.csv"
+    for i in range(30):
+        (root / f"a/broken{i:02}.png").touch()
+    with pytest.raises(InputError, match=rf"and 10 more\nAll of them are listed in {listing}\nCorrect them"):
+        prepare(prepare_params("folder", root), tmp_path / "data/prepared")
+    assert pd.read_csv(listing)["source"].tolist() == [f"a/broken{i:02}.png" for i in range(30)]
+    for i in range(29):
+        (root / f"a/broken{i:02}.png").unlink()
+    with pytest.raises(InputError, match="1 of 41 images"):
+        prepare(prepare_params("folder", root), tmp_path / "data/prepared")
+    assert len(pd.read_csv(listing)) == 1
+    assert [path.name for path in listing.parent.iterdir()] == ["rejected.csv"]
+    prepare(prepare_params("folder", root, on_bad="skip"), tmp_path / "data/prepared")
+    assert [path.name for path in listing.parent.iterdir()] == ["prepared"]
+
+
 def test_a_clean_set_has_no_list_of_the_rejected(tmp_path: Path) -> None:
     prepare(prepare_params("folder", forty_images(tmp_path / "set", {})), tmp_path / "prepared")
     assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == [

@@ -45,7 +45,8 @@ class PrepareParams(Section):
     path: Annotated[str, Field(min_length=1)]
     csv: CsvParams
     classes: list[str] | None
-    channels: Literal[1, 3]
+    channels: Literal[1, 3] | None
+    sixteen_bits: Annotated[int, Field(ge=1, le=16)] | None
     image_size: Positive | None
     fit: Literal["crop", "pad", "stretch"]
     max_pixels: Positive

@@ -3,10 +3,12 @@
 The processes are forked, so they write into the array that this one has mapped.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +16,22 @@ from tqdm import tqdm
 
 from stages.base.processes import cores
 from stages.base.workers import Workers
-from stages.sources.images import ImageSpec, from_file, pixel_limit
+from stages.sources.decoders import decoders
+from stages.sources.images import ImageSpec, Picture, from_file, original_digest
 from stages.sources.rejections import Rejection, UnusableError
 
 CHUNK = 64  # images at most that a process decodes before it reports
 WORTH_A_PROCESS = 50  # images; for fewer, starting it costs more than it saves
 KILLED = "one of the processes that decode images was killed, perhaps because memory or the disk is full"
+# What is kept of each image: 128 bits of blake2b, its largest value of 16 bits, whether it shows colour that the array
+# has no channels for, and whether it is of one colour. Of an unusable image, the zeros that stand for it.
+FACTS = np.dtype([("digest", np.uint64, 2), ("largest", np.uint16), ("colour", np.bool_), ("constant", np.bool_)])
 
+Result = TypeVar("Result")
 Rows = npt.NDArray[np.int64]
-Reader = Callable[[int], npt.NDArray[np.uint8]]  # the pixels of an image by its row; raises UnusableError, InputError
-Decoded = tuple[bytes, dict[int, Rejection]]  # of a chunk: the digests, one after the other, and what is unusable
+Facts = npt.NDArray[np.void]  # of the type FACTS
+Reader = Callable[[int], Picture]  # the image of a row, prepared; raises UnusableError, InputError
+Decoded = tuple[bytes, dict[int, Rejection]]  # of a chunk: the facts, one after the other, and what is unusable
 
 
 def file_reader(names: Iterable[str], folder: Path, spec: ImageSpec) -> Reader:
@@ -33,29 +41,31 @@ def file_reader(names: Iterable[str], folder: Path, spec: ImageSpec) -> Reader:
 
 
 def decode(
-    images: npt.NDArray[np.uint8], read: Reader, rows: Rows, max_pixels: int
-) -> tuple[npt.NDArray[np.uint64], dict[int, Rejection]]:
+    images: npt.NDArray[np.uint8], read: Reader, rows: Rows, max_pixels: int, until_colour: bool = False
+) -> tuple[Facts, dict[int, Rejection]]:
     """Write the images of `rows` to their places in the memory-mapped array `images`, (n, h, w) or (n, 3, h, w).
 
-    Return (len(rows), 2): 128 bits of blake2b of each image, and the rejections of the unusable ones, by row. Memory
-    does not grow with the images. Raises InputError if a process is killed or memory is full.
+    Return the facts of each image, (len(rows),), and the rejections of the unusable ones, by row; with `until_colour`
+    only of the first ones, up to some that show colour. Memory does not grow with the images. Raises InputError if a
+    process is killed or memory is full.
     """
-    size = chunk_size(len(rows))
-    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     # As a plain array: indexing a memmap object makes another one, which takes longer than to decode a small image.
     decode_chunk = partial(_decode_chunk, np.asarray(images), read, max_pixels)
-    n_processes = min(cores(), len(rows) // WORTH_A_PROCESS)
-    workers = Workers(decode_chunk, n_processes if n_processes > 1 else 0, KILLED)
-    digests, rejections = bytearray(), {}
-    try:
-        with tqdm(total=len(rows), unit=" images", desc="decoding", disable=None, leave=False) as bar:
-            for chunk, (of_chunk, unusable) in zip(chunks, workers.map(chunks), strict=True):
-                digests += of_chunk
-                rejections.update(unusable)
-                bar.update(len(chunk))
-    finally:
-        workers.end()
-    return np.frombuffer(digests, np.uint64).reshape(-1, 2), rejections
+    found, rejections = bytearray(), dict[int, Rejection]()
+    with closing(_chunks(decode_chunk, rows, "decoding")) as chunks:
+        for of_chunk, unusable in chunks:
+            found += of_chunk
+            rejections.update(unusable)
+            if until_colour and np.frombuffer(of_chunk, FACTS)["colour"].any():
+                break
+    return np.frombuffer(bytes(found), FACTS).copy(), rejections
+
+
+def originals(names: Iterable[str], folder: Path, rows: Rows, max_pixels: int) -> npt.NDArray[np.uint64]:
+    """Return a digest of the pixels of each image before it is prepared, (len(rows), 2). Otherwise as `decode`."""
+    files = [f"{folder}/{name}" for name in names]
+    digests = b"".join(_chunks(partial(_original_chunk, files, max_pixels), rows, "comparing"))
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
 def chunk_size(n_images: int) -> int:
@@ -63,13 +73,41 @@ def chunk_size(n_images: int) -> int:
     return min(CHUNK, max(1, n_images // 50))
 
 
+def _chunks(function: Callable[[Rows], Result], rows: Rows, what: str) -> Generator[Result, None, None]:
+    """Yield what the function makes of the rows, a chunk of them at a time. Raises InputError as `decode` does."""
+    size = chunk_size(len(rows))
+    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    n_processes = min(cores(), len(rows) // WORTH_A_PROCESS)
+    workers = Workers(function, n_processes if n_processes > 1 else 0, KILLED)
+    try:
+        with tqdm(total=len(rows), unit=" images", desc=what, disable=None, leave=False) as bar:
+            for chunk, result in zip(chunks, workers.map(chunks), strict=True):
+                yield result
+                bar.update(len(chunk))
+    finally:
+        workers.end()
+
+
 def _decode_chunk(images: npt.NDArray[np.uint8], read: Reader, max_pixels: int, rows: Rows) -> Decoded:
-    digests, rejections = bytearray(), {}
-    with pixel_limit(max_pixels):
+    facts, rejections = np.zeros(len(rows), FACTS), dict[int, Rejection]()
+    with decoders(max_pixels) as said:
+        for fact, row in zip(facts, rows.tolist(), strict=True):
+            try:
+                images[row], fact["colour"], fact["largest"] = read(row)
+                fact["constant"] = (images[row] == images[row, ..., :1, :1]).all()
+                said()
+            except UnusableError as error:
+                rejections[row] = error.rejection.in_words(said())
+            fact["digest"] = np.frombuffer(blake2b(images[row], digest_size=16).digest(), np.uint64)
+    return facts.tobytes(), rejections
+
+
+def _original_chunk(files: list[str], max_pixels: int, rows: Rows) -> bytes:
+    digests = bytearray()
+    with decoders(max_pixels):
         for row in rows.tolist():
             try:
-                images[row] = read(row)
-            except UnusableError as error:
-                rejections[row] = error.rejection
-            digests += blake2b(images[row], digest_size=16).digest()
-    return bytes(digests), rejections
+                digests += original_digest(files[row], max_pixels)
+            except UnusableError:  # which it was not before, so it is equal to none
+                digests += int(row).to_bytes(16)
+    return bytes(digests)

@@ -4,22 +4,24 @@ import io
 import os
 import re
 import stat
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from hashlib import blake2b
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from stages.base.errors import InputError
+from stages.sources.decoders import plain, without_metadata
+from stages.sources.levels import SIXTEEN_BITS, WHITE, eight_bits, low_bytes, tag
 from stages.sources.rejections import Kind, UnusableError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+GRAY = ("1", "L", "LA", "La")
 LARGEST_FILE = 256 << 20  # bytes; a file is read into memory as a whole
 SMALL_FILE = 1 << 20  # bytes; the header of a larger one is checked before the file is read
 # What an EXIF orientation asks for.
@@ -33,7 +35,10 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # Tags of TIFF.
-BITS, BLACK_OR_WHITE, TILE_WIDTH, TILE_HEIGHT = 258, 262, 322, 323
+TILE_WIDTH, TILE_HEIGHT = 322, 323
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class ImageSpec:
     size: int  # side, pixels
     fit: str | None  # crop | pad | stretch; None: an image of another size is rejected
     max_pixels: int  # of the image as it comes; one with more is rejected before it is decoded
+    white: int = WHITE  # the value that becomes 255 in an image of 16 bits; one with larger values is rejected
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,26 +57,59 @@ class ImageSpec:
         return (self.size, self.size) if self.channels == 1 else (self.channels, self.size, self.size)
 
 
-def from_file(path: str, spec: ImageSpec) -> npt.NDArray[np.uint8]:
-    """Return the image in a file as an array of the spec's shape. Call this within `pixel_limit`.
+class Picture(NamedTuple):
+    """One image, prepared."""
+
+    pixels: npt.NDArray[np.uint8]  # of the spec's shape
+    has_colour: bool  # that one channel, in `pixels`, does not show
+    largest: int  # of its values of 16 bits; 0 where it has 8
+
+
+def from_file(path: str, spec: ImageSpec) -> Picture:
+    """Return the image in a file, prepared. Call this within `decoders`.
 
     It is as a viewer shows it: turned by its EXIF orientation, transparent parts white, the first of several frames,
     and 16 bits scaled to 8. Raises UnusableError, and InputError where memory is full, which is no fault of the image.
     """
+    return _decoded(path, spec.max_pixels, lambda image: to_picture(image, spec))
+
+
+def original_digest(path: str, max_pixels: int) -> bytes:
+    """Return 16 bytes that tell apart images whose pixels differ before they are prepared. Otherwise as `from_file`."""
+    return _decoded(path, max_pixels, _digest)
+
+
+def _digest(image: Image.Image) -> bytes:
+    image = _upright(image)
+    if image.mode not in SIXTEEN_BITS:
+        image = _opaque(image).convert("RGB")
+    return blake2b(f"{image.mode} {image.size}".encode() + image.tobytes(), digest_size=16).digest()
+
+
+def _decoded(path: str, max_pixels: int, function: Callable[[Image.Image], Result]) -> Result:
+    """Return what the function makes of the image in a file. Raises as `from_file` does."""
     try:
-        return to_array(_read(path, spec.max_pixels), spec)
+        content = _read(path, max_pixels)
+        try:
+            return function(_open_image(io.BytesIO(content), max_pixels))
+        except UnusableError:
+            raise
+        except Exception:
+            if (pixels := without_metadata(content)) == content:
+                raise
+            return function(_open_image(io.BytesIO(pixels), max_pixels))
     except UnusableError:
         raise
     except MemoryError as error:
         raise InputError(f"{path}: there is too little memory to decode it") from error
     except Exception as error:  # a decoder may raise anything for a damaged file: KeyError, struct.error, ValueError
-        raise _unusable(error, spec.max_pixels) from error
+        raise _unusable(error, max_pixels) from error
 
 
 def size_of(path: str, max_pixels: int) -> tuple[int, int] | None:
     """Return width and height, pixels, as the file's header has them; None if there is no usable image.
 
-    Call this within `pixel_limit`.
+    Call this within `decoders`.
     """
     try:
         with _open_file(path) as (number, _):
@@ -79,7 +118,7 @@ def size_of(path: str, max_pixels: int) -> tuple[int, int] | None:
         return None
 
 
-def to_array(image: Image.Image, spec: ImageSpec) -> npt.NDArray[np.uint8]:
+def to_picture(image: Image.Image, spec: ImageSpec) -> Picture:
     """Return an opened image as `from_file` does. Raises UnusableError, or whatever Pillow raises."""
     square = (spec.size, spec.size)
     if spec.fit is None and image.size != square:  # a turned square is one too, so the header is enough
@@ -87,30 +126,16 @@ def to_array(image: Image.Image, spec: ImageSpec) -> npt.NDArray[np.uint8]:
     if image.format in ("JPEG", "MPO"):  # the second is a JPEG with another behind it, as some phones write them
         # Decodes a photograph at 1/2, 1/4 or 1/8 of its size where that is at least twice the prepared size.
         image.draft(None, (2 * spec.size, 2 * spec.size))
-    image, mode = _opaque(_upright(image)), "L" if spec.channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-    if image.size != square:
-        image = _resized(image, spec.size, spec.fit)
-    array = np.asarray(image)
-    return array if spec.channels == 1 else array.transpose(2, 0, 1)
-
-
-@contextmanager
-def pixel_limit(max_pixels: int) -> Iterator[None]:
-    """Make `max_pixels` Pillow's own limit too, which some formats reach before their size is known.
-
-    Pillow's warnings are turned off meanwhile.
-    """
-    before = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of broken EXIF and the like
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        Image.MAX_IMAGE_PIXELS = max_pixels
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+    low = low_bytes(image)
+    image, largest = eight_bits(_upright(image), None if low is None else _upright(low), spec.white)
+    image = _opaque(image)
+    if spec.channels == 3:
+        return Picture(_square(image, "RGB", spec).transpose(2, 0, 1), False, largest)
+    if image.mode not in GRAY:
+        colours = _square(image, "RGB", spec)
+        if not (colours != colours[..., :1]).any():
+            return Picture(colours[..., 0], False, largest)
+    return Picture(_square(image, "L", spec), image.mode not in GRAY, largest)
 
 
 @contextmanager
@@ -128,15 +153,14 @@ def _open_file(path: str) -> Iterator[tuple[int, int]]:
         os.close(number)
 
 
-def _read(path: str, max_pixels: int) -> Image.Image:
-    """Return the image with all of its file in memory. Raises as `_open_file` and `_open_image` do."""
+def _read(path: str, max_pixels: int) -> bytes:
+    """Return a file's content. Raises as `_open_file` and `_open_image` do."""
     with _open_file(path) as (number, n_bytes):
         if n_bytes > SMALL_FILE:
             # A large file that is no image, such as a film, is rejected without reading all of it.
             _check_header(number, max_pixels)
             os.lseek(number, 0, os.SEEK_SET)
-        content = os.read(number, n_bytes)  # at once: Pillow reads small pieces, and each would be a system call
-    return _open_image(io.BytesIO(content), max_pixels)
+        return os.read(number, n_bytes)  # at once: Pillow reads small pieces, and each would be a system call
 
 
 def _check_header(number: int, max_pixels: int) -> tuple[int, int]:
@@ -147,19 +171,18 @@ def _check_header(number: int, max_pixels: int) -> tuple[int, int]:
 
 def _open_image(file: IO[bytes], max_pixels: int) -> Image.Image:
     """Return the image with its header read. Raises UnusableError, or what Pillow raises."""
-    image = Image.open(file, formats=FORMATS)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except ValueError:  # a PNG with more text than Pillow reads
+        file.seek(0)
+        image = Image.open(io.BytesIO(without_metadata(file.read())), formats=FORMATS)
     n_pixels = image.width * image.height
     if image.format == "TIFF":
         # A tile, which is decoded as a whole, may be larger than the image.
-        n_pixels = max(n_pixels, int(_tag(image, TILE_WIDTH, 0)) * int(_tag(image, TILE_HEIGHT, 0)))
+        n_pixels = max(n_pixels, int(tag(image, TILE_WIDTH, 0)) * int(tag(image, TILE_HEIGHT, 0)))
     if n_pixels > max_pixels:
         raise _too_many(n_pixels, max_pixels)
     return image
-
-
-def _tag(image: Image.Image, number: int, default: Any) -> Any:
-    tags = getattr(image, "tag_v2", {})
-    return tags.get(number, default)
 
 
 def _unusable(error: Exception, max_pixels: int) -> UnusableError:
@@ -177,8 +200,8 @@ def _unusable(error: Exception, max_pixels: int) -> UnusableError:
         case OSError(errno=int()):
             return UnusableError(Kind.UNREADABLE, error.strerror)
         case OSError():
-            return UnusableError(Kind.DAMAGED, str(error))
-    return UnusableError(Kind.DAMAGED, type(error).__name__)
+            return UnusableError(Kind.DAMAGED, plain(str(error)))
+    return UnusableError(Kind.DAMAGED, plain(f"{type(error).__name__}: {error}"))
 
 
 def _too_many(n_pixels: int, max_pixels: int) -> UnusableError:
@@ -196,17 +219,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Return the image with 8 bits a channel, on white where it is transparent."""
-    if image.mode in SIXTEEN_BITS:
-        if _tag(image, BLACK_OR_WHITE, 1) == 0 or _tag(image, BITS, (16,)) == (12,):
-            raise UnusableError(Kind.UNSUPPORTED, "of 16 bits with 0 for white, or of 12 bits")
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise UnusableError(Kind.UNSUPPORTED, "of more than 16 bits")
-        eight = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
-        if "transparency" in image.info:  # the level of a PNG that is transparent
-            eight[values == image.info["transparency"]] = 255
-        return Image.fromarray(eight)
+    """Return an image of 8 bits a channel on white where it is transparent. Raises UnusableError for another kind."""
     if image.mode not in EIGHT_BITS:
         raise UnusableError(Kind.UNSUPPORTED, f"Pillow's mode {image.mode}")
     if not image.has_transparency_data:
@@ -214,6 +227,15 @@ def _opaque(image: Image.Image) -> Image.Image:
     canvas = Image.new("RGBA", image.size, "white")
     canvas.alpha_composite(image if image.mode == "RGBA" else image.convert("RGBA"))
     return canvas
+
+
+def _square(image: Image.Image, mode: str, spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """Return the image in this mode as an array, (size, size) or (size, size, 3)."""
+    if image.mode != mode:
+        image = image.convert(mode)
+    if image.size != (spec.size, spec.size):
+        image = _resized(image, spec.size, spec.fit)
+    return np.asarray(image)
 
 
 def _resized(image: Image.Image, size: int, fit: str | None) -> Image.Image:

@@ -1,12 +1,29 @@
-"""What is said of the prepared pixels as a whole, in memory that does not grow with them."""
+"""The array of the prepared pixels, and what is said of it as a whole, in memory that does not grow with it."""
 
 import hashlib
+import math
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from stages.base.errors import InputError
+
 BLOCK = 16 << 20  # bytes of the images that are looked at together
+
+
+def new_array(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Return the memory-mapped array of a new file, zeros. Raises InputError if the disk has no room for it."""
+    n_bytes, free = math.prod(shape), shutil.disk_usage(file.parent).free
+    if n_bytes > free:
+        raise InputError(
+            f"the prepared images, {' x '.join(map(str, shape))}, take {n_bytes:,} bytes,"
+            f" and {file.parent} has {free:,} free; prepare.image_size is their side"
+        )
+    array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    return array
 
 
 def mean_and_std(array: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> tuple[list[float], list[float]]:

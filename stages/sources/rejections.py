@@ -12,6 +12,7 @@ import pandas as pd
 
 from stages.base.errors import lines
 
+Digests = npt.NDArray[np.uint64]
 # Of equal images the copy in the first of these splits stays.
 KEPT = {"test": 0, "valid": 1, "train": 2, "": 2}
 
@@ -55,6 +56,12 @@ class Rejection:
         """Return the reason as rejected.csv has it."""
         return self.kind if self.detail is None else f"{self.kind}: {self.detail}"
 
+    def in_words(self, words: str) -> "Rejection":
+        """Return it with what the decoder said of a file that it could not decode."""
+        if not words or self.kind not in (Kind.DAMAGED, Kind.NOT_AN_IMAGE):
+            return self
+        return Rejection(self.kind, f"{self.detail}; {words}" if self.detail else words)
+
 
 class UnusableError(Exception):
     """One image cannot be used; `rejection` says why."""
@@ -65,34 +72,33 @@ class UnusableError(Exception):
 
 
 def equal_images(
-    rows: pd.DataFrame, usable: npt.NDArray[np.int64], digests: npt.NDArray[np.uint64]
+    rows: pd.DataFrame, usable: npt.NDArray[np.int64], digests: Digests, originals: Digests, size: int
 ) -> dict[int, Rejection]:
     """Return the rejection of each image that another one makes superfluous or doubtful, by its row's number.
 
-    `digests`, (len(usable), 2), are of the prepared pixels of the rows with the numbers `usable`, (n,). Of equal
-    images of one class all but one are duplicates, or a leak where the kept one is in another split. Of equal images
-    of several classes nobody knows which label is right, so none is kept.
+    `digests`, (len(usable), 2), are of the prepared pixels, of `size` a side, of the rows with the numbers `usable`,
+    (n,); `originals` of those before. Of equal images of one class all but one are duplicates, or a leak where the
+    kept one is in another split. Of equal images of several classes nobody knows which label is right, so none is kept.
     """
-    seen = pd.DataFrame(digests, index=usable)
-    seen = seen[seen.duplicated(keep=False)]
+    seen = pd.DataFrame(np.hstack([digests, originals]), index=usable)
+    seen = seen[seen.duplicated([0, 1], keep=False)]
+    original = dict(zip(seen.index, zip(seen[2], seen[3], strict=True), strict=True))
     source, label, split = (rows[column].tolist() for column in ("source", "label", "split"))
     rejections: dict[int, Rejection] = {}
     for group in seen.groupby([0, 1], sort=False).groups.values():
         first_of_class = {label[row]: row for row in reversed(group)}
-        if len(first_of_class) > 1:
-            first, second = sorted(first_of_class.values())[:2]
-            for row in group:
-                other = first if label[row] != label[first] else second
-                detail = f"equal to {source[other]}, which is {label[other]}"
-                rejections[row] = Rejection(Kind.CONTRADICTION, detail)
-            continue
+        first, second = [*sorted(first_of_class.values())[:2], None][:2]
         kept = min(group, key=lambda row: (KEPT[split[row]], row))
-        for row in group.drop(kept):
-            equal = f"equal to {source[kept]}"
-            leaks = split[row] != split[kept]
-            rejections[row] = (
-                Rejection(Kind.LEAK, f"{equal}, in {split[kept]}") if leaks else Rejection(Kind.DUPLICATE, equal)
-            )
+        for row in group:
+            other = kept if second is None else first if label[row] != label[first] else second
+            equal = "equal to" if original[row] == original[other] else f"equal at {size} pixels to"
+            equal += f" {source[other]}"
+            if second is not None:
+                rejections[row] = Rejection(Kind.CONTRADICTION, f"{equal}, which is {label[other]}")
+            elif split[row] != split[kept]:
+                rejections[row] = Rejection(Kind.LEAK, f"{equal}, in {split[kept]}")
+            elif row != kept:
+                rejections[row] = Rejection(Kind.DUPLICATE, equal)
     return rejections
 
 

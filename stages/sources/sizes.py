@@ -2,12 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from stages.base.errors import InputError, listed
 from stages.base.params import PrepareParams
-from stages.sources.images import ImageSpec, pixel_limit, size_of
+from stages.sources.decoders import decoders
+from stages.sources.images import ImageSpec, size_of
+from stages.sources.levels import WHITE
 from stages.sources.rejections import printable
 from stages.sources.source import Source
 
@@ -15,16 +18,21 @@ COUNTED = 1000  # images whose sizes a message counts
 
 
 def image_spec(params: PrepareParams, source: Source, raw: Path) -> ImageSpec:
-    """Return what the images are made into. Raises InputError if their own size is wanted and is not square."""
+    """Return what the images are made into, as far as that shows before they are decoded: grayscale, unless told.
+
+    Raises InputError if their own size is wanted and is not square.
+    """
+    white = WHITE if params.sixteen_bits is None else 2**params.sixteen_bits - 1
+    spec = partial(ImageSpec, params.channels or 1, max_pixels=params.max_pixels, white=white)
     if params.image_size is not None:
-        return ImageSpec(params.channels, params.image_size, params.fit, params.max_pixels)
+        return spec(params.image_size, params.fit)
     if source.images is not None:
-        return ImageSpec(params.channels, source.images.shape[1], None, params.max_pixels)
+        return spec(source.images.shape[1], None)
     # The first image that opens gives the size; decoding finds those of another one.
     name, (width, height) = next(_sizes(source, raw, params.max_pixels), ("", (1, 1)))
     if width != height:
         raise sizes_differ(source, raw, params.max_pixels, name)
-    return ImageSpec(params.channels, width, None, params.max_pixels)
+    return spec(width, None)
 
 
 def sizes_differ(source: Source, raw: Path, max_pixels: int, odd: str) -> InputError:
@@ -46,7 +54,8 @@ def sizes_differ(source: Source, raw: Path, max_pixels: int, odd: str) -> InputE
 
 def _sizes(source: Source, raw: Path, max_pixels: int) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield the name of each file that has an image, and its width and height."""
-    with pixel_limit(max_pixels):
-        for name in source.rows["source"].iloc[source.usable]:
-            if size := size_of(f"{raw}/{name}", max_pixels):
-                yield name, size
+    for name in source.rows["source"].iloc[source.usable]:
+        with decoders(max_pixels):
+            size = size_of(f"{raw}/{name}", max_pixels)
+        if size:
+            yield name, size

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import socket
 import struct
@@ -12,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -49,15 +51,23 @@ def table(root: Path, *rows: str, header: str = "image,label") -> None:
 
 
 def check(root: Path, message: str, **params: Any) -> str:
-    """Prepare the folder, which must end with this message and nothing else; return all that it says."""
+    """Prepare the folder, which must end with this message, and a list of the images if they are what is wrong.
+
+    Return all that it says.
+    """
     values = {"source": "folder", "path": str(root), "valid_fraction": 0.2, "test_fraction": 0.2} | params
     out = root.parent / "out"
     out.mkdir()
     target = params_with({f"prepare.{name.replace('__', '.')}": value for name, value in values.items()}).prepare
     with pytest.raises(InputError, match=f"(?s){message}") as raised:
         prepare(target, out / "prepared")
-    assert list(out.iterdir()) == []
-    return str(raised.value)
+    said = str(raised.value)
+    counted = re.match(r"(\d+) of \d+ images .* cannot be used", said)
+    assert [path.name for path in out.iterdir()] == ["rejected.csv"] * bool(counted)
+    if counted:
+        assert len(pd.read_csv(out / "rejected.csv")) == int(counted[1])
+        assert f"All of them are listed in {out}/rejected.csv" in said
+    return said
 
 
 def encoded(format_: str, side: int = 8, mode: str = "L", **options: Any) -> bytes:
@@ -544,14 +554,14 @@ def test_table(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("source: digits", "source: folders", r"prepare\.source: 'folders', should be .*'folder'"),
         ("path: data/none", "path: 7", r"prepare\.path: 7, should be a valid string"),
         ("path: data/none", "path: ''", r"prepare\.path: '', should"),
         ("file: labels.csv", "files: labels.csv", r"prepare\.csv\.files: unknown key \(did you mean file\?\)"),
         ("image: image", "image: null", r"prepare\.csv\.image: None, should be a valid string"),
         ("classes: null", "classes: a", r"prepare\.classes: 'a', should be a valid list"),
         ("classes: null", "classes: [1, 2]", r"prepare\.classes\.0: 1, should be a valid string"),
-        ("channels: 1", "channels: 2", r"prepare\.channels: 2, should be 1 or 3"),
+        ("channels: null", "channels: 2", r"prepare\.channels: 2, should be 1 or 3"),
+        ("sixteen_bits: null", "sixteen_bits: 17", r"prepare\.sixteen_bits: 17, should be less than or equal to 16"),
         ("image_size: null", "image_size: 0", r"prepare\.image_size: 0, should be greater than 0"),
         ("fit: crop", "fit: squeeze", r"prepare\.fit: 'squeeze', should be 'crop', 'pad' or 'stretch'"),
         ("max_pixels: 50000000", "max_pixels: -1", r"prepare\.max_pixels: -1, should be greater than 0"),

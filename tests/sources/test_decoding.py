@@ -10,25 +10,25 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 import pytest
 
 from stages.base.errors import InputError
 from stages.base.processes import cores
-from stages.prepare import new_array
 from stages.sources import decoding
+from stages.sources.images import Picture
+from stages.sources.pixels import new_array
 from stages.sources.rejections import Kind, Rejection, UnusableError
 from tests.conftest import ROOT, clean_environment
 
 
-def numbered(row: int) -> npt.NDArray[np.uint8]:
+def numbered(row: int) -> Picture:
     if row % 10 == 3:
         raise UnusableError(Kind.DAMAGED, "a three")
-    return np.full((2, 2), row % 251, np.uint8)
+    return Picture(np.full((2, 2), row % 251, np.uint8), has_colour=False, largest=row % 7)
 
 
-def in_company(folder: Path, n_processes: int, row: int) -> npt.NDArray[np.uint8]:
+def in_company(folder: Path, n_processes: int, row: int) -> Picture:
     """Wait until as many processes have begun."""
     (folder / str(os.getpid())).touch()
     deadline = time.monotonic() + 20
@@ -37,13 +37,13 @@ def in_company(folder: Path, n_processes: int, row: int) -> npt.NDArray[np.uint8
     return numbered(row)
 
 
-def without_memory(row: int) -> npt.NDArray[np.uint8]:
+def without_memory(row: int) -> Picture:
     if row == 2500:
         raise InputError("a.png: there is too little memory to decode it")
     return numbered(row)
 
 
-def deadly(number: int, row: int) -> npt.NDArray[np.uint8]:
+def deadly(number: int, row: int) -> Picture:
     if row == 2500:
         os.kill(os.getpid(), number)
         time.sleep(60)
@@ -59,12 +59,12 @@ def test_every_row_has_its_place_digest_and_rejection(
     rows = np.arange(1, 5000, 2)
     (tmp_path / "processes").mkdir()
     read = partial(in_company, tmp_path / "processes", n_processes)
-    digests, rejections = decoding.decode(array, read, rows, 100)
+    facts, rejections = decoding.decode(array, read, rows, 100)
     assert len(list((tmp_path / "processes").iterdir())) == n_processes
     assert rejections == dict.fromkeys(range(3, 5000, 10), Rejection(Kind.DAMAGED, "a three"))
     assert (array[:, 0, 0] == [row % 251 if row % 2 and row % 10 != 3 else 0 for row in range(5000)]).all()
     # Those of the unusable are of zeros, which row 251 is made of, too.
-    same = (digests == digests[rows == 251]).all(axis=1)
+    same = (facts["digest"] == facts["digest"][rows == 251]).all(axis=1)
     assert rows[same].tolist() == [row for row in rows if not array[row].any()]
 
 
@@ -104,11 +104,12 @@ from pathlib import Path
 from stages.base import cli
 from stages.sources import decoding
 from stages.base.files import replacing
-from stages.prepare import new_array
+from stages.sources.images import Picture
+from stages.sources.pixels import new_array
 
 def slow(row):
     time.sleep(0.05)
-    return np.zeros((2, 2), np.uint8)
+    return Picture(np.zeros((2, 2), np.uint8), False, 0)
 
 def main():
     with replacing(Path({str(tmp_path)!r}) / "out") as partial:

@@ -12,14 +12,15 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from stages.sources.images import ImageSpec, from_file, pixel_limit, size_of
+from stages.sources.decoders import decoders
+from stages.sources.images import ImageSpec, from_file, size_of
 from stages.sources.rejections import UnusableError
 from tests.conftest import ROOT, write_image
 
 
 def read(path: Path, channels: int = 1, size: int = 8, fit: str | None = None) -> np.ndarray:
-    with pixel_limit(10_000):
-        return from_file(str(path), ImageSpec(channels, size, fit, 10_000))
+    with decoders(10_000):
+        return from_file(str(path), ImageSpec(channels, size, fit, 10_000)).pixels
 
 
 GRAY = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
@@ -202,7 +203,7 @@ def test_the_size_is_read_from_the_header_alone(tmp_path: Path) -> None:
         file.write(content)
         file.truncate(200 << 20)  # takes no room on the disk
     tracemalloc.start()
-    with pixel_limit(10_000):
+    with decoders(10_000):
         assert size_of(str(tmp_path / "a.png"), 10_000) == (90, 90)
         assert size_of(str(tmp_path), 10_000) is None
     _, peak = tracemalloc.get_traced_memory()
@@ -228,12 +229,13 @@ def test_full_memory_is_no_fault_of_the_image(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 from stages.base.errors import InputError
-from stages.sources.images import ImageSpec, from_file, pixel_limit
+from stages.sources.decoders import decoders
+from stages.sources.images import ImageSpec, from_file
 from_file({str(tmp_path / "b.png")!r}, ImageSpec(1, 8, "crop", 100))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20),) * 2)
 try:
-    with pixel_limit(50_000_000):
+    with decoders(50_000_000):
         from_file({str(tmp_path / "a.png")!r}, ImageSpec(1, 8, "crop", 50_000_000))
 except InputError as error:
     print(error)

@@ -15,7 +15,7 @@ def rows(label: list[str], split: list[str] | None = None) -> pd.DataFrame:
 def reasons(table: pd.DataFrame, pixels: list[int]) -> list[str]:
     """Return the reason for each of the rows, whose images have these pixels; "" for one that is kept."""
     digests = np.array([[pixel, 0] for pixel in pixels], np.uint64)
-    rejections = equal_images(table, np.arange(len(pixels)), digests)
+    rejections = equal_images(table, np.arange(len(pixels)), digests, digests, 8)
     return [str(rejections.get(row, "")) for row in range(len(pixels))]
 
 
@@ -48,7 +48,7 @@ def test_leaks_name_the_pair() -> None:
 
 def test_rows_that_were_not_decoded_are_equal_to_none() -> None:
     digests = np.array([[1, 0], [1, 0]], np.uint64)
-    assert equal_images(rows(list("aaaa")), np.array([1, 3]), digests).keys() == {3}
+    assert equal_images(rows(list("aaaa")), np.array([1, 3]), digests, digests, 8).keys() == {3}
 
 
 def test_twenty_are_listed_and_all_are_counted() -> None:

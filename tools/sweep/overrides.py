@@ -109,5 +109,5 @@ def check(overrides: Sequence[str], text: str | None = None) -> Params:
         except InputError as error:
             raise InputError(str(error).replace(str(changed), f"params.yaml with {given}")) from error
     loading.check_name(params.prepare.source)
-    check_params(params.train, params.prepare.channels, torch.device("cpu"))
+    check_params(params.train, params.prepare.channels or 1, torch.device("cpu"))
     return params
