@@ -29,9 +29,10 @@ from stages.base.files import replacing, rounded, write_csv, write_json
 from stages.base.params import PrepareParams, load_params
 from stages.sources.images import ImageSpec, to_picture
 from stages.sources.loading import load_source
+from stages.sources.missing import near_misses
 from stages.sources.own import write_own
 from stages.sources.pixels import digest, mean_and_std, new_array
-from stages.sources.rejections import counts, rejected_rows, summary
+from stages.sources.rejections import counts, missing_files, rejected_rows, summary
 from stages.sources.sizes import image_spec
 from stages.sources.source import Source
 from stages.sources.splits import SPLITS, assign_splits, incomplete_classes
@@ -71,6 +72,8 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
 
         # One message names all that is wrong.
         rejected = summary(source.rows, source.rejections, raw)
+        if params.source == "csv":
+            rejected += near_misses(missing_files(source.rows, source.rejections), raw, params.csv)
         rejected += [
             f"No image of the split {name} can be used: prepare.{name}_fraction takes {share:g} of each class instead"
             for name, share in shares.items()

@@ -34,6 +34,8 @@ class CsvParams(Section):
 
     file: str
     image: str
+    folder: str | None
+    suffix: str | None
     label: str
     split: str | None
 

@@ -40,7 +40,7 @@ def from_folder(params: PrepareParams, root: Path) -> list[Row]:
         )
     rows: list[Row] = []
     within: defaultdict[str, set[str]] = defaultdict(set)  # the folders in those of each class
-    for path, rejection in _files(root):
+    for path, rejection in files_in(root):
         folders = path.split("/")[:-1]
         split = splits[folders.pop(0)] if splits and folders else ""
         label = folders[0] if folders else ""
@@ -80,7 +80,7 @@ def _entries(folder: Path) -> "list[os.DirEntry[str]]":
         raise InputError(f"{folder}: {error.strerror}") from error
 
 
-def _files(root: Path) -> Iterator[tuple[str, Rejection | None]]:
+def files_in(root: Path) -> Iterator[tuple[str, Rejection | None]]:
     """Yield each file's path from `root` on, and why it cannot be used."""
     home, todo = os.path.realpath(root), [""]
     while todo:

@@ -114,6 +114,11 @@ def rejected_rows(rows: pd.DataFrame, rejections: Mapping[int, Rejection]) -> pd
     return rows.loc[numbers].assign(reason=[str(rejections[number]) for number in numbers])
 
 
+def missing_files(rows: pd.DataFrame, rejections: Mapping[int, Rejection]) -> list[str]:
+    """Return the names of the files that are not there."""
+    return [rows["source"][row] for row in sorted(rejections) if rejections[row].kind is Kind.MISSING_FILE]
+
+
 def summary(rows: pd.DataFrame, rejections: Mapping[int, Rejection], raw: Path) -> list[str]:
     """Return the lines that say how many images are rejected, and the first of them; no lines if none is."""
     if not rejections:

@@ -21,6 +21,8 @@ OPEN = "Is the quotation mark missing that ends it, or an earlier one?"
 def from_csv(params: PrepareParams, root: Path) -> list[Row]:
     """Return the images of a table, in its order. Raises InputError for one that is not as prepare.csv says."""
     check_folder(root)
+    if params.csv.folder is not None:
+        check_folder(root / params.csv.folder, "prepare.csv.folder")
     file = _table_file(params.csv, root)
     found = list(_cells(params.csv, file, root))
     if not found:
@@ -66,9 +68,9 @@ def _cells(params: CsvParams, file: Path, root: Path) -> Iterator[tuple[int, str
         cells += [""] * (len(columns) - len(cells))
         if last > first:
             used = {place: columns[place] for place in (image, label, split) if place is not None}
-            _check_line_breaks(cells, used, image, first, file, root)
+            _check_line_breaks(params, cells, used, image, first, file, root)
         given = "" if split is None else cells[split].strip().lower()
-        yield first, cells[image].strip(), cells[label].strip(), given
+        yield first, _path(params, cells[image]), cells[label].strip(), given
 
 
 def _records(file: Path) -> Iterator[tuple[int, int, list[str]]]:
@@ -104,7 +106,7 @@ def _place(params: CsvParams, key: str, columns: list[str], file: Path) -> int |
 
 
 def _check_line_breaks(
-    cells: Sequence[str], used: dict[int, str], image: int, line: int, file: Path, root: Path
+    params: CsvParams, cells: Sequence[str], used: dict[int, str], image: int, line: int, file: Path, root: Path
 ) -> None:
     """Raise InputError if a row of several lines, from `line` on, may be several rows that a quotation mark joins.
 
@@ -118,10 +120,18 @@ def _check_line_breaks(
         rests = [(first, image - place), *((other, image) for other in others)] if others else []
         for number, (text, at) in enumerate(rests, line):
             hidden = next(csv.reader([text], skipinitialspace=True), [])
-            path = hidden[at].strip() if 0 <= at < len(hidden) else ""
+            path = _path(params, hidden[at]) if 0 <= at < len(hidden) else ""
             if _is_file(root, path):
                 raise InputError(f"{file}, line {number}: the image {path} is within a cell of several lines. {OPEN}")
         line += len(others)
+
+
+def _path(params: CsvParams, cell: str) -> str:
+    """Return the path that a cell gives, from the folder of the table on; "" for an empty one."""
+    name = cell.strip()
+    if not name:
+        return ""
+    return ("" if params.folder is None else f"{params.folder.rstrip('/')}/") + name + (params.suffix or "")
 
 
 def _is_file(root: Path, path: str) -> bool:
