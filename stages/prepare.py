@@ -13,6 +13,7 @@ reads what `prepare.path` in params.yaml names, and writes, for the source named
 Digits take 2 s, Fashion-MNIST 2 s, on two cores of an x86-64 server. Memory does not grow with the pixels.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,15 @@ from stages.sources.rejections import counts, missing_files, rejected_rows, summ
 from stages.sources.sizes import image_spec
 from stages.sources.source import Source
 from stages.sources.splits import SPLITS, assign_splits, incomplete_classes
+from stages.tracking import data_in_git
 
 
 def main() -> None:
     """Prepare with the params of params.yaml into the folder on the command line."""
     arguments = cli.paths("stages.prepare", __doc__, prepared="folder to write, e.g. data/prepared")
-    prepare(load_params().prepare, **arguments)
+    params = load_params().prepare
+    data_in_git.check(Path(params.path), os.environ)
+    prepare(params, **arguments)
 
 
 def prepare(params: PrepareParams, prepared: Path) -> None:

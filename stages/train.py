@@ -7,6 +7,7 @@ training, 30 epochs of digits take 0.5 s and 6 of Fashion-MNIST 25 s, on two cor
 """
 
 import math
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -31,6 +32,7 @@ from stages.batches.prepared import Prepared
 from stages.nets.build import check_batch, net_spec
 from stages.nets.prediction import predict
 from stages.nets.weights import describe, load_pretrained, save_weights
+from stages.tracking import data_in_git
 from stages.tracking.tracker import Tracker
 from stages.training import determinism, losses, metrics, optimizers, options, schedules
 from stages.training.selection import rank_of, should_stop
@@ -45,6 +47,7 @@ def main() -> None:
         history="file to write, e.g. metrics/train.csv",
     )
     params = load_params()
+    data_in_git.check(WEIGHTS / params.train.init_from, os.environ)
     train(params.train, **arguments, tracker=Tracker.from_environment(params))
 
 

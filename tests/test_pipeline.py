@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project, write_image
+from tests.conftest import ROOT, Project, write_image
 
 
 def stages_run(output: str) -> list[str]:
@@ -164,3 +164,18 @@ def test_help_has_an_example(project: Project, stage: str) -> None:
     output = project("python", "-m", f"stages.{stage}", "--help")
     assert f"    python -m stages.{stage} " in output
     assert "usage: python -m stages." in output
+
+
+@pytest.mark.slow
+def test_several_experiments_at_once_by_hand(project: Project) -> None:
+    assert "dvc --wait-for-lock exp run --temp" in " ".join((ROOT / "README.md").read_text().split())
+    (project.root / "dvc.lock").unlink()
+    project("git", "commit", "-qam", "no results")
+    command = ["dvc", "--wait-for-lock", "exp", "run", "--temp"]
+    started = [
+        project.start(*command, "--name", f"at-once-{i}", "-S", f"prepare.seed={i}", "prepare") for i in range(8)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * 8, said
+    names = project("dvc", "exp", "list", "--name-only").split()
+    assert {f"at-once-{i}" for i in range(8)} <= set(names)

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from stages.base.errors import InputError
 
+WAY_BACK = "git checkout HEAD -- params.yaml dvc.lock metrics"
+
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 1 with one `error:` line for an InputError, 130 when interrupted.
@@ -22,10 +24,10 @@ def run(main: Callable[[], None]) -> NoReturn:
         _check_code_is_here()
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_way_back()}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted{_way_back()}", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 
@@ -46,6 +48,15 @@ def paths(program: str, doc: str | None, optional: Collection[str] = (), **names
     for name, text in names.items():
         arguments.add_argument(name, type=Path, help=text, nargs="?" if name in optional else None)
     return vars(arguments.parse_args())
+
+
+def _way_back() -> str:
+    """Return what to add to the end of a failed experiment that has changed the user's own params.yaml, else ""."""
+    environment = os.environ
+    here = Path(environment.get("DVC_ROOT", "")).resolve() == Path.cwd().resolve()
+    if "DVC_EXP_NAME" not in environment or "REPRONET_SWEEP" in environment or not here:
+        return ""
+    return "\nparams.yaml keeps this experiment's values; the commit's come back with\n  " + WAY_BACK
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -113,6 +113,11 @@ class Params(Section):
     train: TrainParams
     evaluate: EvaluateParams
 
+    @property
+    def inputs(self) -> list[Path]:
+        """What the stages read besides code: the data, and the weights to start from."""
+        return [Path(self.prepare.path), WEIGHTS / self.train.init_from]
+
     def flat(self) -> dict[str, Any]:
         """Return {"train.optimizer.name": "SGD", ...}: the keys of params.yaml, dotted."""
         return flattened(self.model_dump())

@@ -60,7 +60,7 @@ def test_exponents_are_numbers_as_in_dvc(tmp_path: Path) -> None:
         ("  device: auto ", "  device: tpu ", r"train\.device: 'tpu', should be 'auto', 'cpu', 'cuda' or 'mps'"),
         ("lr: null ", "lr: .inf ", r"train\.optimizer\.lr: inf, should be a finite number"),
         (
-            "    arguments: {}        # by class name, e.g. {SGD",
+            "    arguments: {}        # by class name, e.g. -S +train.optimizer",
             "    arguments: 3  # {SGD",
             "should be a valid dictionary",
         ),

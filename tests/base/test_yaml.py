@@ -80,7 +80,7 @@ def test_what_is_within_the_limits_is_read(content: bytes, value: object) -> Non
 )
 def test_every_reader_has_the_limits(name: str, read: Callable[[Path], object], tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text()
-    arguments = "    arguments: {}        # by class name, e.g. {CrossEntropyLoss"
+    arguments = "    arguments: {}        # by class name; to try one"
     assert text.count(arguments) == 1
     levels = bomb("[1, 1, 1]", "[%s]").decode().replace("\n", ", ")
     (tmp_path / name).write_text(text.replace(arguments, f"    arguments: {{CrossEntropyLoss: {{{levels}}}}}  # {{"))

@@ -47,7 +47,7 @@ def main() -> None:
     folder = FOLDER / plan.name
     try:
         with FileLock(folder / "lock", timeout=0):
-            runner = LocalRunner(plan.name, plan.baseline, jobs, gpus)
+            runner = LocalRunner(plan.name, plan.baseline, jobs, gpus, plan.inputs)
             sweep = Sweep(plan, runner, jobs, arguments.retries, 60 * (arguments.timeout or 0))
             end_abandoned()
             sweep.run()

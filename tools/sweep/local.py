@@ -23,22 +23,26 @@ from stages.base.errors import InputError
 from stages.tracking import provenance
 from stages.tracking.git import GitError, git, git_bytes
 from tools.sweep import overrides
+from tools.sweep.copies import DVC, copy_repository
 from tools.sweep.experiments import Description, Ending, Phase, Runner, State
 from tools.sweep.plan import FOLDER
 from tools.sweep.results import SweepRuns, commits_of, metrics_of, taken
 
 COPIES = Path(".dvc/tmp/sweeps")  # of the repository, for each sweep; DVC does not look for stages there
-DVC = [sys.executable, "-m", "dvc"]
 GRACE_SECONDS = 20.0  # what an interrupted experiment has to close its run
 
 
 class LocalRunner(Runner):
     """Runs up to `jobs` experiments of a sweep at once. What one prints is in NAME.log until it is done.
 
-    They start from the commit `baseline`. Where there are several `gpus`, each experiment sees one of them.
+    They start from the commit `baseline`, and read the `inputs`, files or folders of the user. Where there are several
+    `gpus`, each experiment sees one of them.
     """
 
-    def __init__(self, sweep: str, baseline: str, jobs: int, gpus: Sequence[str]) -> None:
+    def __init__(
+        self, sweep: str, baseline: str, jobs: int, gpus: Sequence[str], inputs: Collection[Path] = ()
+    ) -> None:
+        self._inputs = inputs
         self._copies, self._logs, self._baseline = COPIES / sweep, FOLDER / sweep, baseline
         self._template = self._copies / ".template"
         self.runs = SweepRuns(sweep, baseline, self._copies)
@@ -100,7 +104,14 @@ class LocalRunner(Runner):
         if overrides.check([], git("show", f"{commit}:params.yaml")) != expected:
             raise taken(description.name, "params")
         others = (":(exclude)params.yaml", ":(exclude)dvc.lock", ":(exclude)metrics")
-        if git("diff", "--name-only", commit, "--", ".", *others, folder=self._template):
+        changed, deleted = (
+            git(
+                "diff", "--name-only", "-z", f"--diff-filter={which}", commit, "--", ".", *others, folder=self._template
+            )
+            for which in ("d", "D")
+        )
+        # What git does not track in the copy, the experiment's commit holds, since the stages depend on it.
+        if changed or not all(self._holds(name, commit) for name in deleted.split("\0") if name):
             raise taken(description.name, "code")
 
     def clear(self) -> None:
@@ -111,10 +122,14 @@ class LocalRunner(Runner):
         shutil.rmtree(self._copies, ignore_errors=True)
         self.runs.close_running()
 
+    def _holds(self, name: str, commit: str) -> bool:
+        file = self._template / name
+        return file.is_file() and file.read_bytes() == git_bytes("show", f"{commit}:{name}")
+
     def _make_template(self, description: Description) -> None:
         """Make what every experiment gets a copy of: baseline and patch are the same for all of a sweep."""
         if not self._template.exists():
-            copy_repository(self._template, description.baseline, description.patch)
+            copy_repository(self._template, description.baseline, description.patch, self._inputs)
 
     def _fetch(self, name: str) -> str:
         """Bring the experiment from its copy, and return its commit, "" if it has none. InputError if it is another."""
@@ -197,44 +212,3 @@ def gpus_in_reach() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     return names[: torch.cuda.device_count()]
-
-
-def copy_repository(folder: Path, commit: str, patch: bytes) -> None:
-    """Make `folder` a copy of the repository at `commit` with `patch` applied, and with the same DVC cache.
-
-    Of files that git does not track it gets those of data/raw and data/weights, which the user brought: as hard links,
-    since symbolic ones would lead out of the data's folder. The user's own symbolic links stay as they are. Raises
-    InputError where git does not know who the user is.
-    """
-    git("clone", "-q", "--shared", "--no-checkout", ".", str(folder))
-    git("checkout", "-q", "--detach", commit, folder=folder)
-    if patch:
-        git_bytes("apply", "--whitespace=nowarn", folder=folder, stdin=patch)
-    for name in untracked("data/raw", "data/weights"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(name, folder / name, follow_symlinks=False)
-        except (OSError, NotImplementedError):  # on another file system, or one without links to links
-            shutil.copy(name, folder / name, follow_symlinks=False)
-    for key in ("user.name", "user.email"):  # they may stand in this clone's own settings
-        try:
-            git("config", key, git("config", key).strip(), folder=folder)
-        except GitError as error:
-            raise InputError(f"DVC commits experiments, and git has no {key}: git config --global {key} …") from error
-    with suppress(FileNotFoundError):
-        shutil.copy(".dvc/config.local", folder / ".dvc/config.local")
-    cache = Path(_dvc("cache", "dir")).resolve()
-    _dvc("cache", "dir", "--local", str(cache), folder=folder)
-
-
-def untracked(*paths: str) -> list[str]:
-    """Return the files that git neither tracks nor ignores."""
-    names = git_bytes("ls-files", "-z", "--others", "--exclude-standard", "--", *paths).split(b"\0")
-    return [os.fsdecode(name) for name in names if name]
-
-
-def _dvc(*arguments: str, folder: Path = Path()) -> str:
-    try:
-        return subprocess.run([*DVC, *arguments], cwd=folder, capture_output=True, check=True, text=True).stdout.strip()
-    except subprocess.CalledProcessError as error:
-        raise InputError(f"dvc {' '.join(arguments)} failed: {error.stderr.strip()}") from error

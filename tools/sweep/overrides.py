@@ -10,7 +10,7 @@ import torch
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
 
 from stages.base.errors import InputError
-from stages.base.params import Params, load_params
+from stages.base.params import Params, flattened, load_params
 from stages.base.yaml import read_yaml
 from stages.sources import loading
 from stages.train import check_params
@@ -86,6 +86,16 @@ def grid(axes: Sequence[Axis]) -> list[dict[str, str]]:
     ]
 
 
+def _added(text: str) -> list[str]:
+    """Return what adds the keys of an override KEY={…}, which cannot bring new ones: +KEY.NAME=VALUE for each."""
+    from dvc.utils.hydra import to_hydra_overrides
+
+    [override] = to_hydra_overrides([text])
+    value = override.value()
+    key = override.get_key_element().lstrip("+")
+    return [f"+{key}.{name}={one}" for name, one in flattened(value).items()] if isinstance(value, dict) else []
+
+
 def check(overrides: Sequence[str], text: str | None = None) -> Params:
     """Return the params of `text`, by default what params.yaml holds, with `overrides`, as DVC would change it.
 
@@ -105,7 +115,8 @@ def check(overrides: Sequence[str], text: str | None = None) -> Params:
             params = load_params(changed)
         except DvcException as error:
             reason = str(error.__cause__ or error).splitlines()[0]
-            raise InputError(f"{given}: {reason} (a key that params.yaml lacks is added with +KEY=VALUE)") from error
+            instead = " ".join(f"-S {line}" for text in overrides for line in _added(text)) or "+KEY=VALUE"
+            raise InputError(f"{given}: {reason} (a key that params.yaml lacks is added with {instead})") from error
         except InputError as error:
             raise InputError(str(error).replace(str(changed), f"params.yaml with {given}")) from error
     loading.check_name(params.prepare.source)

@@ -32,6 +32,7 @@ class Plan:
     axes: list[Axis]
     search: int | None  # number of configurations that are searched, None: all of them are run
     threads: int | None  # of each experiment, where it gets fewer than params.yaml says
+    inputs: list[Path]  # files and folders that the user brought, and an experiment reads
 
     @classmethod
     def of(cls, given: Sequence[str], search: int | None, name: str | None, jobs: int) -> "Plan":
@@ -52,6 +53,9 @@ class Plan:
         name = name or f"sweep-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:6]}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", name):
             raise InputError(f"--name {name!r}: letters, digits and hyphens are accepted")
+        # An example of each value, so that mistakes are found before anything runs.
+        examples = range(max(len(axis.values) or 2 for axis in axes))
+        checked = [overrides.check([f"{axis.key}={_example(axis, i)}" for axis in axes]) for i in examples]
         file = FOLDER / name / "plan.json"
         if file.exists():
             written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -59,14 +63,13 @@ class Plan:
             if differences := [key for key in identity if identity[key] != written.get(key)]:
                 raise InputError(f"--name {name} is a sweep with other {', '.join(differences)}; take another name")
         else:
-            # An example of each value, so that mistakes are found before anything runs.
-            for i in range(max(len(axis.values) or 2 for axis in axes)):
-                params = overrides.check([f"{axis.key}={_example(axis, i)}" for axis in axes])
             share, is_given = max(1, cores() // jobs), THREADS in [axis.name for axis in axes]
-            threads = share if params.train.threads > share and not is_given else None
+            threads = share if checked[-1].train.threads > share and not is_given else None
             with replacing(file) as partial:
                 write_json(partial, {**identity, "threads": threads})
-        return cls(name, baseline, patch, axes, search, threads)
+        return cls(
+            name, baseline, patch, axes, search, threads, sorted({path for params in checked for path in params.inputs})
+        )
 
     @property
     def searched(self) -> list[Axis]:

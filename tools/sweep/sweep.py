@@ -1,12 +1,14 @@
 """The sweep itself: which experiment starts when, and what follows from how it ended."""
 
+import os
 import signal
 import time
 from pathlib import Path
 
 from stages.base.errors import listed
+from stages.tracking.data_in_git import going_into_git
+from tools.sweep.copies import untracked
 from tools.sweep.experiments import Ending, Experiment, Phase, Runner, State
-from tools.sweep.local import untracked
 from tools.sweep.plan import FOLDER, THREADS, Plan
 from tools.sweep.progress import Progress
 from tools.sweep.results import commits_of, metrics_of
@@ -38,7 +40,11 @@ class Sweep:
         say = self._progress.say
         self._runner.clear()
         say(f"sweep {self._plan.name}: {self._progress.total} experiments, {self._jobs} at once")
-        if left_out := untracked(".", ":(exclude)data/raw", ":(exclude)data/weights"):
+        for path in self._plan.inputs:
+            if not path.is_absolute() and ".." not in path.parts and (said := going_into_git(path, os.environ)):
+                say(f"warning: {said}")
+        data = (f":(exclude,literal){path}" for path in self._plan.inputs if not path.is_absolute())
+        if left_out := untracked(".", ":(exclude)data", ":(exclude)stages", *data):
             say(f"warning: not in the experiments, since git does not track them: {listed(left_out)}")
         if self._plan.threads:
             say(f"{THREADS}={self._plan.threads} for each: it is part of their params, and their results")

@@ -4,65 +4,21 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project, write_image
+from tests.conftest import Project
 from tests.tools.sweep.conftest import experiment
 from tools.sweep import local
 from tools.sweep.experiments import Ending, Phase, State
 from tools.sweep.local import (
     LocalRunner,
-    copy_repository,
     data_are_prepared,
     end_groups,
     left_running,
     reason_of_failure,
 )
-
-
-def test_links_of_the_user_are_copied_as_links(
-    make_project: Callable[[], Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project = make_project()
-    write_image(project.root / "data/raw/own/a/1.png", 0)
-    (project.root / "data/weights/start.pt").write_bytes(b"weights")
-    links = {"again": "a", "a/2.png": "1.png", "none": "nowhere.png", "out": "/etc/hostname"}
-    for name, target in links.items():
-        (project.root / "data/raw/own" / name).symlink_to(target)
-    monkeypatch.chdir(project.root)
-    copy_repository(tmp_path / "copy", "HEAD", b"")
-    copied = tmp_path / "copy/data/raw/own"
-    assert {name: str((copied / name).readlink()) for name in links} == links
-    assert (copied / "a/1.png").samefile(project.root / "data/raw/own/a/1.png")
-    assert (tmp_path / "copy/data/weights/start.pt").read_bytes() == b"weights"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("by_dvc", [False, True])
-def test_own_images_are_in_every_experiment(make_project: Callable[[], Project], by_dvc: bool) -> None:
-    # DVC checks out what it keeps; of what nobody keeps, a sweep's copy has links, which do not lead out of the folder.
-    project = make_project()
-    for seed in range(40):
-        write_image(project.root / "data/raw/own" / "ab"[seed % 2] / f"{seed:02}.png", seed)
-    if by_dvc:
-        project("dvc", "add", "-q", "data/raw/own")
-        project("git", "add", "-A")
-        project("git", "commit", "-q", "-m", "own images")
-    own = ["prepare.source=folder", "prepare.path=data/raw/own", "train.epochs=1"]
-    options = [word for value in own for word in ("-S", value)]
-    swept = project("python", "-m", "tools.sweep", "--jobs", "1", *options, "-S", "train.seed=3")
-    assert "validation accuracy" in swept
-    if by_dvc:
-        project("dvc", "exp", "run", "--temp", *options)
-    runs = project.runs()
-    assert len(runs) == 1 + by_dvc
-    for run in runs:
-        assert run.info.status == "FINISHED"
-        assert run.data.params["prepare.path"] == "data/raw/own"
-        assert "test/accuracy" in run.data.metrics
 
 
 @pytest.fixture

@@ -79,6 +79,10 @@ def test_checked_overrides_are_applied_as_dvc_applies_them() -> None:
     ("override", "message"),
     [
         ("train.epoch=1", r"-S train\.epoch=1: Could not override 'train\.epoch'\. .* added with \+KEY=VALUE"),
+        (
+            "train.loss.arguments={CrossEntropyLoss: {label_smoothing: 0.1}}",
+            r"is added with -S \+train\.loss\.arguments\.CrossEntropyLoss\.label_smoothing=0\.1\)",
+        ),
         ("+train.epoch=1", r"train\.epoch: unknown key \(did you mean epochs\?\)"),
         ("train.epochs=x", r"params\.yaml with -S train\.epochs=x has 1 error:\n  train\.epochs: 'x', should be"),
         ("train.epochs=0", r"train\.epochs: 0, should be greater than 0"),

@@ -1,0 +1,66 @@
+"""What git has to do with the data of an experiment: its commit takes what git may track, its copies lack the rest."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from stages.base.errors import InputError
+from stages.tracking.git import git_bytes
+
+LIMIT = "REPRONET_GIT_MB"  # the environment variable that lifts the limit
+
+
+def check(path: Path, environment: Mapping[str, str]) -> None:
+    """Warn of data at `path` that go into git with the experiment of this process, if it is part of one.
+
+    Raises InputError if they are too large, and if this is a directory of `dvc exp run --temp` or of DVC's queue that
+    lacks what the repository has at `path`, since git does not hold it.
+    """
+    if "DVC_EXP_NAME" not in environment or path.is_absolute():
+        return
+    repository = Path(environment.get("DVC_ROOT", "."))
+    if repository.resolve() == Path.cwd().resolve():
+        if said := going_into_git(path, environment):
+            print(f"warning: {said}", file=sys.stderr, flush=True)
+    elif not any(Path(f"{one}.dvc").exists() for one in (path, *path.parents)):
+        lost = [name for name in others(path, repository, ignored=True) if not os.path.lexists(name)]
+        if lost := [name for name in lost if not Path(f"{name}.dvc").exists()]:
+            raise InputError(
+                f"{len(lost):,} files of {path} are not here, since git does not hold them, such as {lost[0]}.\n"
+                f"{_dvc_add(path)} and a commit of {path}.dvc bring them into experiments; so does tools.sweep."
+            )
+
+
+def going_into_git(path: Path, environment: Mapping[str, str]) -> str:
+    """Return what to say of data at the relative `path` that an experiment's commit will hold, "" if there are none.
+
+    Raises InputError if they are more than the limit, in megabytes.
+    """
+    files = others(path)
+    if not files:
+        return ""
+    size, limit = sum(os.lstat(name).st_size for name in files) / 1e6, environment.get(LIMIT, "10")
+    what = f"{len(files):,} file{'s' * (len(files) > 1)} of {path}, {size:.1f} MB,"
+    try:
+        too_large = size > float(limit)
+    except ValueError as error:
+        raise InputError(f"{LIMIT}: {limit!r}, should be a number of megabytes") from error
+    if too_large:
+        raise InputError(
+            f"{what} would go into git with the experiment's commit, and {limit} MB are allowed.\n"
+            f"{_dvc_add(path)} has DVC keep them instead; {LIMIT}={size + 1:.0f} in the environment lifts the limit."
+        )
+    return f"{what} go into git with the experiment's commit; {_dvc_add(path)} has DVC keep them instead"
+
+
+def others(path: Path, repository: Path = Path(), ignored: bool = False) -> list[str]:
+    """Return the files at `path` that git does not track, from the repository on; without those that it ignores."""
+    options = [] if ignored else ["--exclude-standard"]
+    names = git_bytes("ls-files", "-z", "--others", *options, "--", f":(literal){path}", folder=repository).split(b"\0")
+    return [os.fsdecode(name) for name in names if name]
+
+
+def _dvc_add(path: Path) -> str:
+    return f"`dvc add {shlex.quote(str(path))}`"
