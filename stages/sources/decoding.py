@@ -89,17 +89,25 @@ def _chunks(function: Callable[[Rows], Result], rows: Rows, what: str) -> Genera
 
 
 def _decode_chunk(images: npt.NDArray[np.uint8], read: Reader, max_pixels: int, rows: Rows) -> Decoded:
-    facts, rejections = np.zeros(len(rows), FACTS), dict[int, Rejection]()
+    facts, rejections, digests = np.zeros(len(rows), FACTS), dict[int, Rejection](), bytearray()
     with decoders(max_pixels) as said:
-        for fact, row in zip(facts, rows.tolist(), strict=True):
+        for place, row in enumerate(rows.tolist()):
             try:
-                images[row], fact["colour"], fact["largest"] = read(row)
-                fact["constant"] = (images[row] == images[row, ..., :1, :1]).all()
+                images[row], facts["colour"][place], facts["largest"][place] = read(row)
                 said()
             except UnusableError as error:
                 rejections[row] = error.rejection.in_words(said())
-            fact["digest"] = np.frombuffer(blake2b(images[row], digest_size=16).digest(), np.uint64)
+            content = images[row].tobytes()
+            facts["constant"][place] = _is_constant(content, images.shape[-1] ** 2)
+            digests += blake2b(content, digest_size=16).digest()
+    facts["digest"] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     return facts.tobytes(), rejections
+
+
+def _is_constant(content: bytes, n_pixels: int) -> bool:
+    """Return whether each channel of an image, one behind the other, has one value."""
+    planes = (content[start : start + n_pixels] for start in range(0, len(content), n_pixels))
+    return all(plane.count(plane[:1]) == len(plane) for plane in planes)
 
 
 def _original_chunk(files: list[str], max_pixels: int, rows: Rows) -> bytes:

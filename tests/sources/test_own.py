@@ -148,3 +148,13 @@ def test_images_of_one_colour_are_named_and_compared_as_they_came(
     assert rejected[["source", "reason"]].to_numpy().tolist() == [
         ["a/blank2.png", "duplicate: equal to a/blank.png"],
     ]
+
+
+def test_one_colour_is_told_from_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images(tmp_path / "set", "RGB")
+    flat = np.full((12, 12, 3), (200, 30, 7), np.uint8)
+    Image.fromarray(flat).save(tmp_path / "set/a/red.png")
+    flat[11, 11, 2] = 8
+    Image.fromarray(flat).save(tmp_path / "set/b/nearly.png")
+    prepared(tmp_path / "set")
+    assert capsys.readouterr().err == "1 of 42 images are of one colour at 12 pixels:\n  a/red.png\n"
