@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from stages.base.errors import InputError, listed, unknown
+from stages.base.params import WEIGHTS
 from stages.base.yaml import read_yaml
 from stages.tracking import provenance
 from stages.tracking.git import GitError, git, git_bytes
@@ -188,6 +189,8 @@ def check_commit(lock: dict[str, Any], fs: "DVCFileSystem") -> None:
             in_git = entry.get("hash") == "md5" and not Path(path).is_absolute() and not fs.isdvc(path)
             # Of folders those of code: of one with a source's images git may have a part.
             is_data = "nfiles" in entry and not fs.exists(f"{path}/__init__.py")
+            # Nor has it weights that it ignores.
+            is_data |= Path(path).is_relative_to(WEIGHTS) and not fs.exists(path)
             if in_git and not is_data and _digest(fs, path) != entry["md5"]:
                 changed[path] = None
     if changed:
