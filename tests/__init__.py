@@ -1,0 +1,1 @@
+import stages as stages  # before torch, which reads a setting that this makes

@@ -13,9 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Trainings side by side, each of two threads on the same two cores, would spend their time waiting actively for each
-# other. Results do not depend on how threads wait. The variable is read when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 
 import mlflow

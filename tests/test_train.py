@@ -4,7 +4,6 @@ import math
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 import termios
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from stages.base.errors import InputError
+from stages.base.processes import STOPPING
 from stages.batches.normalise import Normalise
 from stages.batches.prepared import Prepared
 from stages.nets.prediction import predict
@@ -195,7 +195,7 @@ def test_what_cannot_be_trained_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPPING)
 def test_interrupted_training_leaves_a_killed_run_and_no_outputs(project: Project, digits: Path, number: int) -> None:
     project.edit("params.yaml", "  epochs: 30 ", "  epochs: 100000 ")
     process = project.start("python", "-m", "stages.train", str(digits), "net.safetensors", "train.csv")
@@ -211,6 +211,23 @@ def test_interrupted_training_leaves_a_killed_run_and_no_outputs(project: Projec
     [run] = project.runs()
     assert run.info.status == "KILLED"
     assert run.data.metrics["train/loss"] > 0
+
+
+def test_a_training_whose_terminal_is_closed_closes_its_run(project: Project, digits: Path) -> None:
+    project.edit("params.yaml", "  epochs: 30 ", "  epochs: 100000 ")
+    arguments = [str(digits), "net.safetensors", "train.csv"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(project.root)
+        os.execve(sys.executable, [sys.executable, "-m", "stages.train", *arguments], clean_environment())
+    termios.tcsetwinsize(terminal, (24, 100))  # without a size, no bar is shown
+    shown = b""
+    while b"validation accuracy" not in shown:
+        shown += os.read(terminal, 65536)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    [run] = project.runs()
+    assert run.info.status == "KILLED"
 
 
 def test_a_bar_with_the_time_left_on_a_terminal(project: Project, digits: Path) -> None:

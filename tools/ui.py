@@ -29,6 +29,7 @@ from urllib.parse import quote
 from stages.base import cli
 from stages.base.errors import InputError, unknown
 from stages.base.params import load_params
+from stages.base.processes import ignore_signals
 from stages.tracking.search import equals
 from tools.runs import Runs
 from tools.serve import HOST, check_port
@@ -163,15 +164,13 @@ def serving(uri: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
         start_new_session=True,  # Ctrl-C comes to us alone
     )
     try:
-        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))  # the terminal was closed
         while server.poll() is None and not listens(port):
             time.sleep(0.1)
         if server.returncode is not None:
             raise InputError(f"MLflow's server did not start: status {server.returncode}")
         yield server
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # make passes on what it gets itself
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()  # make passes on what it gets itself
         server.terminate()
         try:
             server.wait(10)

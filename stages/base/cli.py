@@ -2,14 +2,13 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from stages.base.errors import InputError
+from stages.base.processes import interrupt_on_signals, without_git_redirects
 
 WAY_BACK = "git checkout HEAD -- params.yaml dvc.lock metrics"
 
@@ -17,9 +16,12 @@ WAY_BACK = "git checkout HEAD -- params.yaml dvc.lock metrics"
 def run(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 1 with one `error:` line for an InputError, 130 when interrupted.
 
-    SIGTERM is handled as Ctrl-C is, so that a killed stage closes its MLflow run and removes half-written files.
+    SIGTERM and SIGHUP are handled as Ctrl-C is, so that a killed stage closes its MLflow run and removes half-written
+    files. Nothing that is started from here is led to another git repository by the environment.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_signals()
+    for name in os.environ.keys() - without_git_redirects(os.environ).keys():
+        del os.environ[name]
     try:
         _check_code_is_here()
         main()
@@ -57,10 +59,6 @@ def _way_back() -> str:
     if "DVC_EXP_NAME" not in environment or "REPRONET_SWEEP" in environment or not here:
         return ""
     return "\nparams.yaml keeps this experiment's values; the commit's come back with\n  " + WAY_BACK
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _check_code_is_here() -> None:

@@ -1,11 +1,21 @@
-"""Processes: how many are worth having, and what they do with signals."""
+"""Processes: how many are worth having, what they do with signals, and what of the environment is not for them."""
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, and a terminal that was closed
+
+# What of git's variables says who the user is and how git reaches others. The rest, which git sets for its hooks, leads
+# to another repository than that of the current directory, or changes what git prints.
+_GIT_MAY_KEEP = (
+    *("GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_", "GIT_EXEC_PATH"),
+    *("GIT_ASKPASS", "GIT_HTTP_", "GIT_PROXY_", "GIT_SSH", "GIT_SSL_"),
+    *("GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM"),
+)
 
 
 def cores() -> int:
@@ -13,9 +23,34 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def without_git_redirects(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what makes git, and DVC and MLflow, look at another repository."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("GIT_") or name.startswith(_GIT_MAY_KEEP)
+    }
+
+
+def interrupt_on_signals() -> None:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does: raise KeyboardInterrupt.
+
+    A shell lets what it starts in the background ignore Ctrl-C, and nohup SIGHUP: that stays so.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _interrupt)
+
+
+def ignore_signals() -> None:
+    """Let nothing interrupt this process from now on: for an end that takes its time, but not for ever."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back, so that a process started here is not sent one before it can handle it."""
+    """Hold signals that end processes back, so that one started here is not sent one before it can handle it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -25,6 +60,22 @@ def signals_held() -> Iterator[None]:
 
 def leave_signals_to_parent() -> None:
     """Let the parent, who gets them too, end this process: called by one that was started while signals were held."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's own handling, which a fork brings along
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    if number == signal.SIGHUP:
+        _leave_closed_terminal()
+    raise KeyboardInterrupt
+
+
+def _leave_closed_terminal() -> None:
+    # To print to a terminal that is gone is an error, which would come in the way of an orderly end.
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

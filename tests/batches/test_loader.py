@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stages.base.errors import InputError
+from stages.base.processes import STOPPING
 from stages.batches.loader import Loader
 from stages.batches.prepared import Split
 from stages.tracking.tracker import Tracker
@@ -136,7 +137,7 @@ def test_a_worker_that_dies_is_an_error() -> None:
     assert time.monotonic() - started < 15
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_stopped_training_leaves_no_worker_and_no_traceback(project: Project, digits: Path, number: int) -> None:
     project.edit("params.yaml", "  epochs: 30 ", "  epochs: 100000 ")
     project.edit("params.yaml", "  workers: 0 ", "  workers: 2 ")

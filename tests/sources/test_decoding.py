@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from stages.base.errors import InputError
-from stages.base.processes import cores
+from stages.base.processes import STOPPING, cores
 from stages.sources import decoding
 from stages.sources.images import Picture
 from stages.sources.pixels import new_array
@@ -143,7 +143,7 @@ if __name__ == "__main__":
     process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPPING)
 @pytest.mark.parametrize("seconds", [0, 0.5])
 def test_an_interrupted_stage_leaves_nothing(
     busy: "subprocess.Popen[str]", tmp_path: Path, number: signal.Signals, seconds: float

@@ -10,7 +10,6 @@ mean and 95 % interval over the seeds where there are several: -S train.seed=0,1
 """
 
 import argparse
-import signal
 from functools import partial
 
 from filelock import FileLock, Timeout
@@ -40,7 +39,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.overrides:
         parser.error("give at least one -S KEY=VALUES")
-    signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))  # the terminal was closed
     gpus = gpus_in_reach()
     jobs = arguments.jobs or len(gpus) or 1
     plan = Plan.of(arguments.overrides, arguments.search, arguments.name, jobs)

@@ -52,8 +52,6 @@ class LocalRunner(Runner):
         self._free = [{"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if len(gpus) > 1 else {} for job in range(jobs)]
         self._used: dict[str, dict[str, str]] = {}
         self._environment = {"MLFLOW_TRACKING_URI": self.runs.uri}  # by default a stage takes that of its copy
-        if jobs > 1:
-            self._environment["OMP_WAIT_POLICY"] = "passive"  # threads that wait actively would take others' cores
 
     def start(self, description: Description) -> None:
         name, folder = description.name, self._copies / description.name

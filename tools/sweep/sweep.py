@@ -1,11 +1,11 @@
 """The sweep itself: which experiment starts when, and what follows from how it ended."""
 
 import os
-import signal
 import time
 from pathlib import Path
 
 from stages.base.errors import listed
+from stages.base.processes import ignore_signals
 from stages.tracking.data_in_git import going_into_git
 from tools.sweep.copies import untracked
 from tools.sweep.experiments import Ending, Experiment, Phase, Runner, State
@@ -58,9 +58,7 @@ class Sweep:
                     self._prune()
                     self._start_some()
             except BaseException as error:
-                # The end takes its time, but not for ever, so it is not to be interrupted again.
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_IGN)
+                ignore_signals()
                 say("stopping …")
                 self._runner.clear()
                 for experiment in self._in(State.RUNNING):

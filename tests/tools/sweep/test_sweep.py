@@ -183,6 +183,24 @@ def test_ctrl_c_stops_cleanly_and_a_search_goes_on(prepared: Project) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_terminal_that_is_closed_ends_a_sweep_unless_nohup_started_it(prepared: Project, ignored: bool) -> None:
+    name = f"hup{ignored:d}"
+    command = ["python", "-m", "tools.sweep", "--name", name, "-S", SHORT, "-S", "train.seed=3"]
+    process = prepared.start(*["nohup"] * ignored, *command)
+    while not (prepared.root / f".dvc/tmp/sweeps/{name}/{name}").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGHUP)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == (0 if ignored else 130), output
+    assert (name in experiments(prepared)) == ignored
+    assert "Traceback" not in output
+    assert not (prepared.root / f".dvc/tmp/sweeps/{name}").exists()
+    assert not [run for run in prepared.runs() if run.info.status == "RUNNING"]
+
+
+@pytest.mark.slow
 def test_what_dvc_has_in_its_cache_gets_its_runs_and_the_best_is_registered(prepared: Project) -> None:
     values = ["-S", "train.seed=1,2", "-S", SHORT]
     first = sweep(prepared, "--name", "one", *values, "--register", "digits")

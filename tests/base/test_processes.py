@@ -1,0 +1,74 @@
+"""What signals do to a process of ours, and what its environment passes on to git."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.base.processes import STOPPING, without_git_redirects
+from tests.conftest import ROOT, clean_environment
+
+WAITING = """
+import time
+from stages.base import cli
+def main():
+    print("waits", flush=True)
+    time.sleep(60)
+cli.run(main)
+"""
+
+
+def started(*before: str) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [*before, sys.executable, "-c", WAITING],
+        cwd=ROOT,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    return process
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_interrupts(number: signal.Signals) -> None:
+    process = started()
+    process.send_signal(number)
+    assert process.communicate(timeout=20)[1] == "interrupted\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("before", "number"), [(["nohup"], signal.SIGHUP), (["sh", "-c", 'trap "" INT; exec "$@"', "sh"], signal.SIGINT)]
+)
+def test_what_was_ignored_at_the_start_stays_ignored(before: list[str], number: signal.Signals) -> None:
+    process = started(*before)
+    process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.terminate()
+    assert process.communicate(timeout=20)[1].splitlines()[-1] == "interrupted"
+    assert process.returncode == 130
+
+
+def test_of_git_s_variables_those_stay_that_lead_to_no_other_repository() -> None:
+    # All that git itself says to be of one repository, and others that git sets for hooks or that change its answers.
+    listed = subprocess.check_output(["git", "rev-parse", "--local-env-vars"], text=True).split()
+    redirects = {name for name in listed if not name.startswith("GIT_CONFIG_")} | {"GIT_EXTERNAL_DIFF", "GIT_NAMESPACE"}
+    settings = {"GIT_AUTHOR_NAME", "GIT_CONFIG_COUNT", "GIT_CONFIG_GLOBAL", "GIT_SSH_COMMAND", "GIT_SSL_CAINFO", "PATH"}
+    assert {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY"} <= redirects
+    assert without_git_redirects(dict.fromkeys(redirects | settings, "x")).keys() == settings
+
+
+def test_what_a_tool_starts_sees_the_repository_that_it_is_in(tmp_path: Path) -> None:
+    code = (
+        "import subprocess; from stages.base import cli; cli.run(lambda: subprocess.run(['git', 'rev-parse', 'HEAD']))"
+    )
+    expected = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, env=clean_environment())
+    environment = clean_environment() | {"GIT_DIR": str(tmp_path), "GIT_INDEX_FILE": str(tmp_path / "index")}
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment) == expected
