@@ -15,7 +15,6 @@ normalised by the prepared set's own mean and deviation. Nothing of this goes to
 """
 
 import math
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +25,7 @@ from stages.base import cli
 from stages.base.errors import InputError, lines, listed
 from stages.base.files import replacing, rounded, write_csv, write_json
 from stages.base.params import Params, TrainParams, load_params
+from stages.base.text import say, warn
 from stages.batches import transforms
 from stages.batches.prepared import Prepared, Split
 from stages.nets.build import convolutions
@@ -113,9 +113,9 @@ def evaluate(
 
     if history:
         tracker.evaluated(ResultFiles(weights, prepared, history, results, plots))
-    print(f"test accuracy {values['accuracy']:.4f}, of random weights {values['accuracy_untrained']:.4f}")
+    say(f"test accuracy {values['accuracy']:.4f}, of random weights {values['accuracy_untrained']:.4f}")
     if never_predicted:
-        print(f"warning: never predicted: {listed(never_predicted)}", file=sys.stderr)
+        warn(f"warning: never predicted: {listed(never_predicted)}")
 
 
 def predictions(rows: Tensor, answers: Answers, classes: list[str]) -> pd.DataFrame:

@@ -14,7 +14,6 @@ Digits take 2 s, Fashion-MNIST 2 s, on two cores of an x86-64 server. Memory doe
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.files import replacing, rounded, write_csv, write_json
 from stages.base.params import PrepareParams, load_params
+from stages.base.text import say, warn
 from stages.sources.images import ImageSpec, to_picture
 from stages.sources.loading import load_source
 from stages.sources.missing import near_misses
@@ -67,7 +67,7 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
             array, remarks = write_published(folder / "images.npy", source.images, spec), []
 
         for remark in remarks:
-            print(remark, file=sys.stderr)
+            warn(remark)
 
         # Splits that the source has are kept.
         fractions = {"valid": params.valid_fraction, "test": params.test_fraction}
@@ -105,9 +105,9 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         write_json(folder / "dataset.json", facts)
         write_csv(folder / "manifest.csv", manifest)
     if rejected:
-        print("\n".join(rejected), file=sys.stderr)
+        warn("\n".join(rejected))
     sizes = ", ".join(f"{name} {size:,}" for name, size in facts["sizes"].items())
-    print(f"prepared {len(manifest):,} images of {params.source}: {sizes}")
+    say(f"prepared {len(manifest):,} images of {params.source}: {sizes}")
 
 
 def check_apart(raw: Path, prepared: Path) -> None:

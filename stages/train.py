@@ -25,6 +25,7 @@ from stages.base.errors import InputError
 from stages.base.files import replacing, rounded, write_csv
 from stages.base.params import WEIGHTS, TrainParams, load_params
 from stages.base.registry import check_names
+from stages.base.text import say
 from stages.batches import transforms
 from stages.batches.loader import Loader
 from stages.batches.normalise import Normalise
@@ -117,9 +118,9 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
             scores = predict(nn.Sequential(evaluation, normalise, ema.net), validation)
             row = {
                 "epoch": epoch,
-                "lr": lr,
                 "train/loss": totals.loss,
                 "train/accuracy": totals.accuracy,
+                "train/lr": lr,
                 "valid/loss": criterion(scores, validation.labels).item(),
                 "valid/accuracy": metrics.accuracy(scores.argmax(1), validation.labels),
             }
@@ -145,7 +146,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
             write_csv(partial_file, pd.DataFrame(rows).astype({"epoch": int}))
         run.log({"seconds/training": time.perf_counter() - started})
         run.trained(weights)
-    print(f"kept epoch {description.epoch}: validation accuracy {description.valid_accuracy:.4f}")
+    say(f"kept epoch {description.epoch}: validation accuracy {description.valid_accuracy:.4f}")
 
 
 def check_params(params: TrainParams, channels: int, device: torch.device) -> None:
@@ -183,10 +184,9 @@ def report(row: dict[str, float], epochs: int, progress: "tqdm[NoReturn]") -> No
     progress.set_description_str(epoch)
     progress.set_postfix_str(f"validation accuracy {row['valid/accuracy']:.4f}")
     if progress.disable:
-        print(
+        say(
             f"{epoch}: train loss {row['train/loss']:.4f} accuracy {row['train/accuracy']:.4f},"
-            f" validation loss {row['valid/loss']:.4f} accuracy {row['valid/accuracy']:.4f}",
-            flush=True,
+            f" validation loss {row['valid/loss']:.4f} accuracy {row['valid/accuracy']:.4f}"
         )
 
 

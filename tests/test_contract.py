@@ -147,6 +147,17 @@ RUNS_CODE = {"cloudpickle", "dill", "eval", "exec", "exec_module", "import_modul
 RUNS_CODE |= {"pickle", "pyfunc", "read_pickle", "shelve", "sympify", "sympy", "unsafe_load"}
 
 
+def test_what_is_printed_goes_through_one_place() -> None:
+    tools = (ROOT / "tools").rglob("*.py")
+    calls = {
+        (str(file.relative_to(ROOT)), ast.unparse(node.func))
+        for file in [*FILES, *tools]
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+    }
+    assert calls == {("stages/base/text.py", "print")}
+
+
 def test_nothing_that_a_file_holds_is_run() -> None:
     for path in [*FILES, *(ROOT / "tools").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -101,7 +101,14 @@ def test_early_stopping_ends_after_epochs_without_a_better_one(digits: Path, tmp
 def test_history_and_kept_epoch_agree_with_the_weights(digits: Path, tmp_path: Path) -> None:
     trained(digits, tmp_path, {"train.epochs": 6})
     history = pd.read_csv(tmp_path / "train.csv")
-    assert history.columns.tolist() == ["epoch", "lr", "train/loss", "train/accuracy", "valid/loss", "valid/accuracy"]
+    assert history.columns.tolist() == [
+        "epoch",
+        "train/loss",
+        "train/accuracy",
+        "train/lr",
+        "valid/loss",
+        "valid/accuracy",
+    ]
     assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
 
     net, description = load_weights(tmp_path / "net.safetensors")

@@ -18,6 +18,7 @@ import pandas as pd
 from stages.base import cli
 from stages.base.files import replacing
 from stages.base.params import SEED
+from stages.base.text import say
 from tools.runs import EvaluatedRun, Runs
 from tools.statistics import RESAMPLES, bootstrap_interval, mcnemar, mean_interval
 
@@ -39,7 +40,7 @@ def main() -> None:
     store = Runs()
     runs = [store.find(name) for name in arguments.runs]
     tables, verdicts = compare(runs)
-    print(as_text(tables, verdicts))
+    say(as_text(tables, verdicts))
     page = as_html(tables, verdicts)
     if arguments.html:
         with replacing(arguments.html) as partial:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from stages.base.errors import InputError, listed
-from stages.base.files import sha256
+from stages.base.files import read_csv, sha256
 from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG
 from stages.tracking.store import Store
 from stages.training.selection import rank
@@ -124,7 +124,7 @@ class Runs:
 
 def read_predictions(text: str) -> pd.DataFrame:
     """Return the table of a predictions.csv. Its classes are text: pandas would take NA for none, and 01 for 1."""
-    return pd.read_csv(StringIO(text), dtype={"label": str, "predicted": str}, keep_default_na=False)
+    return read_csv(StringIO(text), dtype={"label": str, "predicted": str}, keep_default_na=False)
 
 
 def _rank(run: "MlflowRun") -> tuple[float, float]:

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from stages.base import cli
 from stages.base.errors import InputError
+from stages.base.text import say
 from tools.runs import Runs
 
 HOST = "127.0.0.1"  # the server asks for no password, so nobody else may reach it
@@ -37,7 +38,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         served = Served(runs.weights(run, Path(folder)))
     accuracy = f"{run.metrics['test/accuracy']:.4f} test accuracy"
-    print(f"serving {run.name} ({accuracy}) on http://{HOST}:{arguments.port}/invocations", flush=True)
+    say(f"serving {run.name} ({accuracy}) on http://{HOST}:{arguments.port}/invocations")
     # Some requests at once, and no more: each may be large.
     uvicorn.run(
         application(served.scores),

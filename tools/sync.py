@@ -19,6 +19,7 @@ from typing import Any
 from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.params import flattened, load_params
+from stages.base.text import say
 from stages.tracking.store import Store
 from stages.tracking.writer import RunWriter, has_evaluation, lacks_evaluation
 from tools import recorded
@@ -50,9 +51,9 @@ def main() -> None:
     outcomes: Counter[Outcome] = Counter()
     for result in results:
         outcome, detail = sync.outcome(result)
-        print(f"{result.name}: {outcome}{detail}", flush=True)
+        say(f"{result.name}: {outcome}{detail}")
         outcomes[outcome] += 1
-    print("in all:", ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items()))
+    say("in all: " + ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items()))
     failed, skipped = outcomes[Outcome.FAILED], outcomes[Outcome.SKIPPED]
     # What was asked for by name is expected to be there.
     if failed or (arguments.names and skipped):

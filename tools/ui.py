@@ -30,6 +30,7 @@ from stages.base import cli
 from stages.base.errors import InputError, unknown
 from stages.base.params import load_params
 from stages.base.processes import ignore_signals
+from stages.base.text import say, warn
 from stages.tracking.search import equals
 from tools.runs import Runs
 from tools.serve import HOST, check_port
@@ -95,10 +96,9 @@ def prepare(store: Runs, sweep: str | None, shown_by: str) -> str:
     search = equals("sweep", sweep) if sweep else ""
     page = f"/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
     if not shown_by.startswith(f"{KNOWN}."):
-        print(
+        warn(
             f"warning: MLflow {shown_by} may keep views in another way than {KNOWN}, so none was prepared: the columns,"
-            " their order and the charts have to be chosen on the page",
-            file=sys.stderr,
+            " their order and the charts have to be chosen on the page"
         )
         return f"{page}&searchFilter={quote(search)}" if search else page
     name = f"Sweep {sweep}" if sweep else "Training runs"
@@ -187,7 +187,7 @@ def listens(port: int) -> bool:
 
 def announce(link: str) -> None:
     """Print the link to the runs and to their charts, and open it in a browser where there is a desktop."""
-    print(f"training runs:   {link}\nlearning curves: {link}&compareRunsMode=CHART", flush=True)
+    say(f"training runs:   {link}\nlearning curves: {link}&compareRunsMode=CHART")
     if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform in ("darwin", "win32"):
         webbrowser.open(link)
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from stages.base.errors import InputError
 from stages.base.processes import interrupt_on_signals, without_git_redirects
+from stages.base.text import warn
 
 WAY_BACK = "git checkout HEAD -- params.yaml dvc.lock metrics"
 
@@ -26,10 +27,10 @@ def run(main: Callable[[], None]) -> NoReturn:
         _check_code_is_here()
         main()
     except InputError as error:
-        print(f"error: {error}{_way_back()}", file=sys.stderr)
+        warn(f"error: {error}{_way_back()}")
         sys.exit(1)
     except KeyboardInterrupt:
-        print(f"interrupted{_way_back()}", file=sys.stderr)
+        warn(f"interrupted{_way_back()}")
         sys.exit(130)
     sys.exit(0)
 

@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from io import StringIO
+
     import pandas as pd
 
 FLOAT_FORMAT = "%.6g"
+FORMULA, NUMBER = re.compile(r"[=+\-@'\x00-\x1f]"), re.compile(r"[+-]?\d+(\.\d*)?")
 
 
 @contextmanager
@@ -52,8 +56,30 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_csv(path: Path, table: "pd.DataFrame", float_format: str = FLOAT_FORMAT) -> None:
-    """Write `table` without its index, lines ending in \\n on every platform."""
-    table.to_csv(path, index=False, float_format=float_format, lineterminator="\n")
+    """Write `table` without its index, lines ending in \\n on every platform.
+
+    A spreadsheet takes a text that begins with = + - @ or a control character for a formula. Such a text, unless it is
+    a number, gets an apostrophe before it, and so does one that begins with an apostrophe: `read_csv` takes one off.
+    """
+    safe = _with_texts(table, lambda text: f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text)
+    safe.to_csv(path, index=False, float_format=float_format, lineterminator="\n")
+
+
+def read_csv(file: "Path | StringIO", **options: Any) -> "pd.DataFrame":
+    """Return the table that `write_csv` wrote, read with these options of pandas."""
+    import pandas as pd
+
+    return _with_texts(pd.read_csv(file, **options), lambda text: text.removeprefix("'"))
+
+
+def _with_texts(table: "pd.DataFrame", change: Callable[[str], str]) -> "pd.DataFrame":
+    """Return the table with every text changed, those of its header, too."""
+    changed = table.set_axis([change(str(name)) for name in table.columns], axis="columns")
+    for place, kind in enumerate(table.dtypes):  # by their places: two columns may have one name
+        if kind.kind not in "biuf":
+            values = table.iloc[:, place]
+            changed.isetitem(place, [change(value) if isinstance(value, str) else value for value in values])
+    return changed
 
 
 def sha256(*paths: Path) -> str:

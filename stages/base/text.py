@@ -1,9 +1,33 @@
-"""What may be shown of texts that came from elsewhere."""
+"""How texts that came from elsewhere are shown: names, labels, paths, URLs, what other programs said."""
 
 import re
+import sys
 
 USER = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#@:]*:[^\s@]*@)")
 SECRET = re.compile(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|sig|cred|auth)[^=&;\s]*=)[^&;\s'\"#]+")
+
+
+def say(text: str) -> None:
+    """Print to the standard output, at once: the one way to do so."""
+    print(harmless(text), flush=True)
+
+
+def warn(text: str) -> None:
+    """Print to the standard error: the one way to do so."""
+    print(harmless(text), file=sys.stderr, flush=True)
+
+
+def harmless(text: str) -> str:
+    """Return a text with escapes for all that a terminal would obey instead of showing, but for line breaks."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def printable(text: object) -> str:
+    """Return a name as it is, or quoted with escapes where a terminal, or a line of a list, would not show it."""
+    return str(text) if str(text).isprintable() else repr(text)
 
 
 def shown_url(text: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.base.params import CsvParams
+from stages.base.text import printable
 from stages.sources.folders import files_in
-from stages.sources.rejections import printable
 
 COMPARED = 100  # missing names that are compared with those of all files; what helps these is tried with all
 

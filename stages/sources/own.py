@@ -12,11 +12,12 @@ import pandas as pd
 
 from stages.base.errors import lines
 from stages.base.params import PrepareParams
+from stages.base.text import printable
 from stages.sources.decoding import Facts, decode, file_reader, originals
 from stages.sources.images import ImageSpec
 from stages.sources.levels import WHITE
 from stages.sources.pixels import new_array
-from stages.sources.rejections import Kind, Rejection, equal_images, printable
+from stages.sources.rejections import Kind, Rejection, equal_images
 from stages.sources.sizes import sizes_differ
 from stages.sources.source import Source
 

@@ -1,7 +1,6 @@
 """Published sets: the digits that scikit-learn brings along, and Fashion-MNIST."""
 
 import hashlib
-import sys
 import zlib
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pandas as pd
 
 from stages.base.errors import InputError
 from stages.base.params import NOTHING
+from stages.base.text import warn
 from stages.sources.source import Source
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -86,7 +86,7 @@ def _published_folder() -> Path:
     if not all((folder / name).exists() for name in FASHION_MNIST):
         from torchvision.datasets import FashionMNIST  # 3 s to import, and only a first download needs it
 
-        print(f"fashion_mnist: there is no {DEBIAN}; downloading to {folder}", file=sys.stderr)
+        warn(f"fashion_mnist: there is no {DEBIAN}; downloading to {folder}")
         try:
             FashionMNIST(str(downloads), download=True)
         except (OSError, RuntimeError) as error:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from stages.base.errors import lines
+from stages.base.text import printable
 
 Digests = npt.NDArray[np.uint64]
 # Of equal images the copy in the first of these splits stays.
@@ -128,8 +129,3 @@ def summary(rows: pd.DataFrame, rejections: Mapping[int, Rejection], raw: Path) 
         f"{printable(row.source)}: {printable(row.reason)}" for row in rejected_rows(rows, rejections).itertuples()
     ]
     return [f"{len(rejections):,} of {len(rows):,} images of {raw} cannot be used ({kinds}):", *lines(reasons)]
-
-
-def printable(text: object) -> str:
-    """Return the text as it is, or with escapes where a terminal would not show it."""
-    return str(text) if str(text).isprintable() else repr(text)

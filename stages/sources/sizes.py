@@ -8,10 +8,10 @@ from pathlib import Path
 
 from stages.base.errors import InputError, listed
 from stages.base.params import PrepareParams
+from stages.base.text import printable
 from stages.sources.decoders import decoders
 from stages.sources.images import ImageSpec, size_of
 from stages.sources.levels import WHITE
-from stages.sources.rejections import printable
 from stages.sources.source import Source
 
 COUNTED = 1000  # images whose sizes a message counts

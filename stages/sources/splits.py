@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from stages.base.errors import InputError, lines
-from stages.sources.rejections import printable
+from stages.base.text import printable
 
 SPLITS = ("train", "valid", "test")
 # The usual names of splits, in lower case, in folders and tables alike.

@@ -2,11 +2,11 @@
 
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from stages.base.errors import InputError
+from stages.base.text import warn
 from stages.tracking.git import git_bytes
 
 LIMIT = "REPRONET_GIT_MB"  # the environment variable that lifts the limit
@@ -23,7 +23,7 @@ def check(path: Path, environment: Mapping[str, str]) -> None:
     repository = Path(environment.get("DVC_ROOT", "."))
     if repository.resolve() == Path.cwd().resolve():
         if said := going_into_git(path, environment):
-            print(f"warning: {said}", file=sys.stderr, flush=True)
+            warn(f"warning: {said}")
     elif not any(Path(f"{one}.dvc").exists() for one in (path, *path.parents)):
         lost = [name for name in others(path, repository, ignored=True) if not os.path.lexists(name)]
         if lost := [name for name in lost if not Path(f"{name}.dvc").exists()]:

@@ -1,9 +1,9 @@
 """Tracking never costs a training: what keeps an error of the store from the stage."""
 
-import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+from stages.base.text import warn
 from stages.tracking.store import Store
 
 T = TypeVar("T")
@@ -23,10 +23,9 @@ class Guard:
             return action()
         except Exception as error:
             self.has_failed = True
-            print(
+            warn(
                 f"warning: MLflow at {self._store.name} failed, so this run is missing or incomplete there; the results"
                 f" are not affected, and python -m tools.sync brings them there once it is back."
-                f" {self._store.why(error)}",
-                file=sys.stderr,
+                f" {self._store.why(error)}"
             )
             return otherwise

@@ -2,7 +2,6 @@
 
 import getpass
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from stages.base.text import warn
 from stages.tracking.git import GitError, git, git_bytes
 
 SWEEP = "REPRONET_SWEEP"  # the environment variable that names the sweep of which a run is part
@@ -54,7 +54,7 @@ def of_process(environment: Mapping[str, str]) -> Provenance:
         tags["git.untracked"] = ", ".join(line[3:] for line in changed if line.startswith("??"))
         changes = patch()
     except GitError as error:
-        print(f"warning: the run in MLflow will not say which code made it: {error}", file=sys.stderr)
+        warn(f"warning: the run in MLflow will not say which code made it: {error}")
     return Provenance({name: value for name, value in tags.items() if value}, changes)
 
 

@@ -39,9 +39,9 @@ class ResultFiles:
         """Return the metrics of the evaluation, and of the epoch whose weights were kept."""
         evaluated = json.loads(self.results.read_text(encoding="utf-8"))
         return {f"test/{name}": value for name, value in evaluated.items() if name != "valid_accuracy"} | {
-            "best/epoch": description.epoch,
             "best/valid_accuracy": description.valid_accuracy,
             "best/valid_loss": description.valid_loss,
+            "epoch/best": description.epoch,  # not under best/: pages of MLflow open with the first name
         }
 
     def epochs(self) -> list[dict[str, float]]:

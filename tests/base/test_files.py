@@ -3,7 +3,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages.base.files import replacing, rounded, sha256, write_csv, write_json
+from stages.base.files import read_csv, replacing, rounded, sha256, write_csv, write_json
 
 
 def test_a_file_is_there_only_once_it_is_whole(tmp_path: Path) -> None:
@@ -46,6 +46,18 @@ def test_text_is_the_same_bytes_everywhere(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_bytes() == '{\n  "a": [\n    "é",\n    1\n  ],\n  "b": 0.333333\n}\n'.encode()
     write_csv(tmp_path / "a.csv", pd.DataFrame({"x": [1, 2], "y": [1 / 3, 1e-7]}))
     assert (tmp_path / "a.csv").read_bytes() == b"x,y\n1,0.333333\n2,1e-07\n"
+
+
+def test_no_text_of_a_table_is_a_formula_in_a_spreadsheet(tmp_path: Path) -> None:
+    texts = ["=1+1", "+a", "-b", "@c", "\td", "'e", "-0.5", "+7", "f=g", "NA", "é"]
+    table = pd.DataFrame({"=name": texts, "value": [-0.5] * len(texts)})
+    table = pd.concat([table, table[["value"]]], axis="columns")  # two columns of one name, as classes may make them
+    write_csv(tmp_path / "a.csv", table)
+    cells = [line.split(",")[0] for line in (tmp_path / "a.csv").read_text().splitlines()]
+    assert cells == ["'=name", "'=1+1", "'+a", "'-b", "'@c", "'\td", "''e", "-0.5", "+7", "f=g", "NA", "é"]
+    again = read_csv(tmp_path / "a.csv", dtype={"'=name": str}, keep_default_na=False)
+    assert again["=name"].tolist() == texts
+    assert again["value"].tolist() == [-0.5] * len(texts)
 
 
 def test_nan_is_no_json(tmp_path: Path) -> None:

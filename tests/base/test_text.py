@@ -1,8 +1,8 @@
-"""What is shown of URLs."""
+"""What is shown of names and of URLs."""
 
 import pytest
 
-from stages.base.text import shown_url
+from stages.base.text import harmless, printable, say, shown_url, warn
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,26 @@ from stages.base.text import shown_url
 )
 def test_what_is_secret_in_a_url_is_not_shown(given: str, shown: str) -> None:
     assert shown_url(given) == shown
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("plain é 猫 [b] \\", "plain é 猫 [b] \\"),
+        ("two\nlines", "two\nlines"),
+        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        ("a\rb\tc\x07\x9b", r"a\rb\tc\x07\x9b"),
+        ("gpj.\u202exe", r"gpj.\u202exe"),
+        ("not UTF-8: \udcff", r"not UTF-8: \udcff"),
+    ],
+)
+def test_a_terminal_is_given_no_orders(given: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harmless(given) == shown
+    say(given)
+    warn(given)
+    assert capsys.readouterr() == (shown + "\n", shown + "\n")
+
+
+def test_names_in_lists_are_one_line() -> None:
+    assert printable("a cat.png") == "a cat.png"
+    assert printable("a\ncat.png") == r"'a\ncat.png'"

@@ -160,7 +160,7 @@ def test_pulled_results_get_the_rows_of_the_original(
     assert experiment == rows[0]
     recorded_at = int(clone("git", "log", "-1", "--format=%ct", experiment_ref(clone))) * 1000
     assert [clone.runs()[0].info.start_time, clone.runs()[0].info.end_time] == [recorded_at] * 2
-    assert len(experiment["metrics"]["lr"]) == 2
+    assert len(experiment["metrics"]["train/lr"]) == 2
     assert "git.patch" in experiment["artifacts"]
     # What the commit holds was run before there was the commit.
     assert commit["name"] == commit["ties"]["mlflow.source.git.commit"][:9] == last(clone)

@@ -32,7 +32,7 @@ def test_an_evaluation_that_could_not_be_written_is_completed_by_the_next(
         run_stages(digits, tmp_path, environment | experiment, {}, only="evaluate")
         run = runs(f"sqlite:///{tmp_path}/mlflow.db")[0]
         assert run.info.status == "FINISHED"
-        assert {"train/loss", "test/accuracy", "best/epoch"} <= run.data.metrics.keys()
+        assert {"train/loss", "test/accuracy", "epoch/best"} <= run.data.metrics.keys()
     assert not [run for run in runs(f"sqlite:///{tmp_path}/mlflow.db") if run.info.status == "RUNNING"]
 
 

@@ -47,7 +47,7 @@ def test_metrics_are_those_of_dvc(store: Path) -> None:
     run = only_run(store)
     history = pd.read_csv(store / "train.csv")
     client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
-    for name in ("lr", "train/loss", "train/accuracy", "valid/loss", "valid/accuracy"):
+    for name in ("train/lr", "train/loss", "train/accuracy", "valid/loss", "valid/accuracy"):
         logged = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
         assert logged == list(zip(history["epoch"], history[name], strict=True))
     values = json.loads((store / "evaluate.json").read_text())
@@ -111,7 +111,7 @@ def test_another_evaluation_of_the_same_weights_is_another_run(digits: Path, tmp
     assert again.to_dictionary() == first
     assert second.info.status == "FINISHED"
     assert second.data.params["evaluate.calibration_bins"] == "3"
-    for name in ("train/loss", "valid/accuracy", "test/accuracy", "best/epoch"):
+    for name in ("train/loss", "valid/accuracy", "test/accuracy", "epoch/best"):
         assert second.data.metrics[name] == again.data.metrics[name]
     assert len(second.outputs.model_outputs) == 1
 

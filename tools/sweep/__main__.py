@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from stages.base import cli
 from stages.base.errors import InputError
+from stages.base.text import say
 from tools.runs import Runs
 from tools.sweep.champion import challenge
 from tools.sweep.experiments import State
@@ -50,10 +51,10 @@ def main() -> None:
             end_abandoned()
             sweep.run()
             for line in runner.runs.add_missing({e.name for e in sweep.experiments if e.state is State.DONE}):
-                print(line)
+                say(line)
             best = report(plan.name, sweep.experiments)
             if best and arguments.register:
-                print(register(best, arguments.register, runner.runs))
+                say(register(best, arguments.register, runner.runs))
     except Timeout as error:
         raise InputError(f"the sweep {plan.name} is running already") from error
     if failed := [experiment for experiment in sweep.experiments if experiment.state is State.FAILED]:

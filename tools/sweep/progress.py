@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from stages.base.text import harmless
 from tools.statistics import mean_interval
 from tools.sweep.experiments import Experiment, Metrics, State, ranked
 
@@ -31,7 +32,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line, above the table where there is one."""
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(harmless(text)), soft_wrap=True)
 
     def summary(self) -> str:
         """Return done, running, failed, best so far and the time left in one line."""
@@ -84,12 +85,12 @@ def report(name: str, experiments: Sequence[Experiment]) -> str | None:
         (experiment, _), *_ = group = groups[number]
         valid, test = [m.valid_accuracy for _, m in group], [m.test_accuracy for _, m in group]
         cells = [*(experiment.values[key] for key in varied), str(len(group)), _mean(valid), _mean(test)]
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(harmless(cell)) for cell in cells))
     console.print(table)
     for experiment in experiments:
         if experiment.state in (State.FAILED, State.PRUNED) and experiment.ending:
             line = f"{experiment.state}: {experiment.name}  {experiment.ending.reason}"
-            console.print(Text(line), soft_wrap=True)
+            console.print(Text(harmless(line)), soft_wrap=True)
     if any(key.startswith("prepare.") for key in varied):
         console.print("\nNo best one is named: experiments with other data were validated on other images.")
         return None
