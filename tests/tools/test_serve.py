@@ -166,11 +166,11 @@ def test_a_model_of_the_registry_is_its_run(compared: Project, monkeypatch: pyte
     monkeypatch.chdir(compared.root)
     run = Runs().find("seed-0")
     client = mlflow.MlflowClient(f"sqlite:///{compared.root}/mlflow.db")
-    client.create_registered_model("digits")
-    client.create_model_version("digits", run.model, run.id)
-    client.set_registered_model_alias("digits", "champion", "1")
+    client.create_registered_model("served")
+    client.create_model_version("served", run.model, run.id)
+    client.set_registered_model_alias("served", "champion", "1")
     port = free_port()
-    with served(compared, "python", "-m", "tools.serve", "digits@champion", "--port", str(port), port=port) as process:
+    with served(compared, "python", "-m", "tools.serve", "served@champion", "--port", str(port), port=port) as process:
         assert process.stdout
         assert process.stdout.readline().startswith("serving seed-0 (0.9")
         assert Server(port).scores(np.zeros((2, 8, 8), np.uint8)).shape == (2, 10)
@@ -179,8 +179,8 @@ def test_a_model_of_the_registry_is_its_run(compared: Project, monkeypatch: pyte
 def test_what_there_is_not(compared: Project) -> None:
     output = compared("python", "-m", "tools.serve", "none", "--port", str(free_port()), fails=True)
     assert "error: no evaluated run is called 'none'" in output
-    output = compared("python", "-m", "tools.serve", "digits@nobody", "--port", str(free_port()), fails=True)
-    assert "has no model digits@nobody" in output
+    output = compared("python", "-m", "tools.serve", "served@nobody", "--port", str(free_port()), fails=True)
+    assert "has no model served@nobody" in output
     assert "Traceback" not in output
 
 
