@@ -236,7 +236,7 @@ def test_a_sweep_s_link_goes_to_the_browser_and_ctrl_c_ends_the_server(
     # The desktop's browser is a command that writes down what it is to open.
     with served(project, *command, DISPLAY=":0", BROWSER=f"sh -c 'echo \"$1\" > {opened}' sh %s") as (link, process):
         page.goto(link)
-        expect(page.get_by_placeholder("metrics.rmse")).to_have_value("tags.sweep = 'lr'")
+        expect(page.get_by_placeholder("metrics.rmse")).to_have_value("tags.`sweep` = 'lr'")
         expect(page.get_by_text("6 matching runs")).to_be_visible()
         assert opened.read_text().strip() == link
         children = psutil.Process(process.pid).children(recursive=True)
@@ -288,7 +288,7 @@ def test_the_plain_page_for_an_unknown_version(
 ) -> None:
     monkeypatch.chdir(project.root)
     page.goto(link.split("/#")[0] + prepare(Runs(), "lr", "4.0.0"))
-    expect(page.get_by_placeholder("metrics.rmse")).to_have_value("tags.sweep = 'lr'")
+    expect(page.get_by_placeholder("metrics.rmse")).to_have_value("tags.`sweep` = 'lr'")
     expect(page.get_by_text("6 matching runs")).to_be_visible()
     screenshot("plain")
 
