@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stages.base.errors import InputError
+from stages.base.experiment import SWEEP, is_experiment, main_repository
 from stages.base.processes import interrupt_on_signals, without_git_redirects
 from stages.base.text import warn
 
@@ -55,9 +56,8 @@ def paths(program: str, doc: str | None, optional: Collection[str] = (), **names
 
 def _way_back() -> str:
     """Return what to add to the end of a failed experiment that has changed the user's own params.yaml, else ""."""
-    environment = os.environ
-    here = Path(environment.get("DVC_ROOT", "")).resolve() == Path.cwd().resolve()
-    if "DVC_EXP_NAME" not in environment or "REPRONET_SWEEP" in environment or not here:
+    own = is_experiment(os.environ) and main_repository(os.environ) == Path.cwd()
+    if not own or SWEEP in os.environ:
         return ""
     return "\nparams.yaml keeps this experiment's values; the commit's come back with\n  " + WAY_BACK
 

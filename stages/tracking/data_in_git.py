@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.base.errors import InputError
+from stages.base.experiment import is_experiment, main_repository
 from stages.base.text import warn
-from stages.tracking.git import git_bytes
+from stages.tracking.git import untracked
 
 LIMIT = "REPRONET_GIT_MB"  # the environment variable that lifts the limit
 
@@ -18,14 +19,14 @@ def check(path: Path, environment: Mapping[str, str]) -> None:
     Raises InputError if they are too large, and if this is a directory of `dvc exp run --temp` or of DVC's queue that
     lacks what the repository has at `path`, since git does not hold it.
     """
-    if "DVC_EXP_NAME" not in environment or path.is_absolute():
+    if not is_experiment(environment) or not _is_inside(path):
         return
-    repository = Path(environment.get("DVC_ROOT", "."))
-    if repository.resolve() == Path.cwd().resolve():
+    repository = main_repository(environment)
+    if repository == Path.cwd():
         if said := going_into_git(path, environment):
             warn(f"warning: {said}")
     elif not any(Path(f"{one}.dvc").exists() for one in (path, *path.parents)):
-        lost = [name for name in others(path, repository, ignored=True) if not os.path.lexists(name)]
+        lost = [name for name in untracked(_only(path), folder=repository, ignored=True) if not os.path.lexists(name)]
         if lost := [name for name in lost if not Path(f"{name}.dvc").exists()]:
             raise InputError(
                 f"{len(lost):,} files of {path} are not here, since git does not hold them, such as {lost[0]}.\n"
@@ -34,12 +35,11 @@ def check(path: Path, environment: Mapping[str, str]) -> None:
 
 
 def going_into_git(path: Path, environment: Mapping[str, str]) -> str:
-    """Return what to say of data at the relative `path` that an experiment's commit will hold, "" if there are none.
+    """Return what to say of data at `path` that an experiment's commit will hold, "" if there are none.
 
     Raises InputError if they are more than the limit, in megabytes.
     """
-    files = others(path)
-    if not files:
+    if not _is_inside(path) or not (files := untracked(_only(path))):
         return ""
     size, limit = sum(os.lstat(name).st_size for name in files) / 1e6, environment.get(LIMIT, "10")
     what = f"{len(files):,} file{'s' * (len(files) > 1)} of {path}, {size:.1f} MB,"
@@ -55,12 +55,13 @@ def going_into_git(path: Path, environment: Mapping[str, str]) -> str:
     return f"{what} go into git with the experiment's commit; {_dvc_add(path)} has DVC keep them instead"
 
 
-def others(path: Path, repository: Path = Path(), ignored: bool = False) -> list[str]:
-    """Return the files at `path` that git does not track, from the repository on; without those that it ignores."""
-    options = [] if ignored else ["--exclude-standard"]
-    names = git_bytes("ls-files", "-z", "--others", *options, "--", f":(literal){path}", folder=repository).split(b"\0")
-    return [os.fsdecode(name) for name in names if name]
-
-
 def _dvc_add(path: Path) -> str:
     return f"`dvc add {shlex.quote(str(path))}`"
+
+
+def _is_inside(path: Path) -> bool:
+    return not path.is_absolute() and ".." not in path.parts  # else git, which holds the repository, fails
+
+
+def _only(path: Path) -> str:
+    return f":(literal){path}"  # whatever patterns its name may look like

@@ -1,5 +1,6 @@
 """The one place where git is run. It may print nothing; where it fails, that is a GitError."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -26,3 +27,13 @@ def git_bytes(*arguments: str, folder: Path = Path(), stdin: bytes = b"") -> byt
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip()
         raise GitError(f"git {' '.join(arguments)} failed: {said or f'status {error.returncode}'}") from error
+
+
+def untracked(*paths: str, folder: Path = Path(), ignored: bool = False) -> list[str]:
+    """Return the files at git's `paths` that it does not track, from `folder` on; with those that it ignores, or not.
+
+    Raises GitError.
+    """
+    options = [] if ignored else ["--exclude-standard"]
+    names = git_bytes("ls-files", "-z", "--others", *options, "--", *paths, folder=folder).split(b"\0")
+    return [os.fsdecode(name) for name in names if name]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from stages.base.experiment import EXPERIMENT_NAME, SWEEP
 from stages.base.text import warn
 from stages.tracking.git import GitError, git, git_bytes
 
-SWEEP = "REPRONET_SWEEP"  # the environment variable that names the sweep of which a run is part
 # What results follow from. The rest of a dirty tree is results themselves, which every run changes.
 SOURCES = (".", ":(exclude)dvc.lock", ":(exclude)metrics")
 
@@ -41,7 +41,7 @@ def of_process(environment: Mapping[str, str]) -> Provenance:
         "mlflow.user": _user(),
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "LOCAL",
-        "dvc.exp_name": environment.get("DVC_EXP_NAME", ""),
+        "dvc.exp_name": environment.get(EXPERIMENT_NAME, ""),
         "dvc.baseline_rev": environment.get("DVC_EXP_BASELINE_REV", ""),
         "sweep": environment.get(SWEEP, ""),
         "directory": str(Path.cwd()),

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import torch
 
 from stages.base.errors import InputError
+from stages.base.experiment import main_repository
 from stages.base.text import shown_url
 from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import Description
@@ -46,11 +47,8 @@ class Store:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Store":
-        """Return the store of MLFLOW_TRACKING_URI, by default mlflow.db in the main repository.
-
-        DVC runs experiments in other directories, and deletes those; DVC_ROOT always names the main repository.
-        """
-        root = Path(environment.get("DVC_ROOT", ".")).resolve()
+        """Return the store of MLFLOW_TRACKING_URI, by default mlflow.db in the main repository."""
+        root = main_repository(environment)
         given = environment.get("MLFLOW_TRACKING_URI")
         uri = sqlite.absolute(given, root) if given else sqlite.address(root / "mlflow.db")
         return cls(uri, environment.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)

@@ -47,3 +47,11 @@ def test_data_that_a_temporary_directory_lacks_stop_its_experiment(brought: Proj
     assert f"`dvc add '{OWN}'` and a commit of {OWN}.dvc bring them into experiments" in output
     assert WAY_BACK not in output, "the workspace is as it was"
     assert brought("git", "status", "--porcelain") == ""
+
+
+def test_data_beside_the_repository_do_not_go_into_git(brought: Project) -> None:
+    beside = brought.root.parent / f"{brought.root.name} data"
+    (brought.root / OWN).rename(beside)
+    output = brought(*RUN[:-1], f"prepare.path='../{beside.name}'", "--name", "beside", "prepare")
+    assert "warning: " not in output.replace("WARNING", "")
+    assert "prepared 40 images of folder" in output

@@ -41,12 +41,6 @@ def copy_repository(folder: Path, commit: str, patch: bytes, inputs: Collection[
     _dvc("cache", "dir", "--local", str(cache), folder=folder)
 
 
-def untracked(*paths: str) -> list[str]:
-    """Return the files that git neither tracks nor ignores."""
-    names = git_bytes("ls-files", "-z", "--others", "--exclude-standard", "--", *paths).split(b"\0")
-    return [os.fsdecode(name) for name in names if name]
-
-
 def _bring_inputs(folder: Path, inputs: Collection[Path]) -> None:
     """Let the copy at `folder` hold what the workspace has at the `inputs` and at the pipeline's other deps.
 

@@ -20,7 +20,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from stages.base.errors import InputError
-from stages.tracking import provenance
+from stages.base.experiment import SWEEP
 from stages.tracking.git import GitError, git, git_bytes
 from tools.sweep import overrides
 from tools.sweep.copies import DVC, copy_repository
@@ -190,7 +190,7 @@ def left_running(folder: Path) -> set[int]:
     for process, group in _living():
         with suppress(psutil.Error):  # it has ended, or is another user's
             # The user's own shell may be there, too.
-            if Path(process.cwd()).is_relative_to(folder.resolve()) and provenance.SWEEP in process.environ():
+            if Path(process.cwd()).is_relative_to(folder.resolve()) and SWEEP in process.environ():
                 groups.add(group)
     return groups - {os.getpgrp()}
 

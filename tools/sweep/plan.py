@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.base.errors import InputError
+from stages.base.experiment import SWEEP
 from stages.base.files import replacing, write_json
 from stages.base.params import SEED
 from stages.base.processes import cores
@@ -95,7 +96,7 @@ class Plan:
             name = f"{self.name}-{len(taken):03}"
         assigned = values | seed | ({THREADS: str(self.threads)} if self.threads else {})
         given = [f"{key}={value}" for key, value in assigned.items()]
-        description = Description(name, self.baseline, self.patch, given, {provenance.SWEEP: self.name})
+        description = Description(name, self.baseline, self.patch, given, {SWEEP: self.name})
         return Experiment(description, number, varied)
 
 

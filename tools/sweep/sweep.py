@@ -7,7 +7,7 @@ from pathlib import Path
 from stages.base.errors import listed
 from stages.base.processes import ignore_signals
 from stages.tracking.data_in_git import going_into_git
-from tools.sweep.copies import untracked
+from stages.tracking.git import untracked
 from tools.sweep.experiments import Ending, Experiment, Phase, Runner, State
 from tools.sweep.plan import FOLDER, THREADS, Plan
 from tools.sweep.progress import Progress
@@ -41,7 +41,7 @@ class Sweep:
         self._runner.clear()
         say(f"sweep {self._plan.name}: {self._progress.total} experiments, {self._jobs} at once")
         for path in self._plan.inputs:
-            if not path.is_absolute() and ".." not in path.parts and (said := going_into_git(path, os.environ)):
+            if said := going_into_git(path, os.environ):
                 say(f"warning: {said}")
         data = (f":(exclude,literal){path}" for path in self._plan.inputs if not path.is_absolute())
         if left_out := untracked(".", ":(exclude)data", ":(exclude)stages", *data):
