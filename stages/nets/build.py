@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from inspect import Parameter, signature
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import torch
@@ -144,4 +145,4 @@ def convolutions(net: nn.Module) -> dict[str, nn.Conv2d]:
     """Return those whose filters are worth a picture: all of the Net, of other models the one that sees the image."""
     if isinstance(net, Net):
         return {name: layer for name, layer in net.named_children() if isinstance(layer, nn.Conv2d)}
-    return dict([(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)][:1])
+    return dict(islice(vision.convolutions(net), 1))

@@ -1,7 +1,7 @@
 """torchvision's classification models by name, for any number of channels and classes."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any
@@ -90,9 +90,9 @@ def forward_on_meta(net: nn.Module, n: int, channels: int, image_size: int) -> T
     return passed
 
 
-def first_convolution(net: nn.Module) -> tuple[str, nn.Conv2d]:
-    """Return the convolution that sees the image, and its name. All of torchvision's models have one."""
-    return next((name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d))
+def convolutions(net: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Yield each convolution and its name. The first sees the image; all of torchvision's models have one."""
+    return ((name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d))
 
 
 def named_as_today(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ def named_as_today(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _adapt(net: nn.Module, channels: int) -> None:
     """Let the first convolution take `channels` instead of three, with the weights that were drawn for those."""
-    _, first = first_convolution(net)
+    _, first = next(convolutions(net))
     weight = first.weight.detach()[:, torch.arange(channels) % first.in_channels]
     first.in_channels, first.weight = channels, nn.Parameter(weight)
 

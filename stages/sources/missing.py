@@ -42,8 +42,9 @@ def near_misses(missing: Sequence[str], root: Path, params: CsvParams) -> list[s
     alike = defaultdict(list)
     for name in missing[:COMPARED]:
         alike[_stem(name)].append(name)
+    files = [file for file, _ in files_in(root)]
     found, examples = Counter[Difference](), dict[Difference, tuple[str, str]]()
-    for file, _ in files_in(root):
+    for file in files:
         for name in alike.get(_stem(file), ()):
             if difference := _difference(name, file):
                 found[difference] += 1
@@ -51,7 +52,7 @@ def near_misses(missing: Sequence[str], root: Path, params: CsvParams) -> list[s
     said = []
     for difference, _ in found.most_common(3):
         wanted = Counter(map(difference.applied, missing))
-        names = {file.lower() if difference.case else file for file, _ in files_in(root)}
+        names = {file.lower() if difference.case else file for file in files}
         count = sum(times for name, times in wanted.items() if name in names)
         file, name = map(printable, examples[difference])
         said.append(

@@ -13,7 +13,6 @@ from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from stages.prepare import prepare
-from stages.sources import decoding
 from stages.sources.decoders import decoders, plain, without_metadata
 from stages.sources.images import ImageSpec, from_file, size_of
 from tests.conftest import ROOT
@@ -88,13 +87,8 @@ def test_limits_and_warnings_are_as_before_afterwards(capfd: pytest.CaptureFixtu
     assert plain("KeyError: 0x10") == "KeyError: 0x10"
 
 
-@pytest.mark.parametrize("processes", [False, True])
-def test_libtiff_is_quiet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], processes: bool
-) -> None:
-    if processes:
-        monkeypatch.setattr(decoding, "WORTH_A_PROCESS", 10)
-        monkeypatch.setattr(decoding, "cores", lambda: 2)
+@pytest.mark.usefixtures("processes")
+def test_libtiff_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     random = np.random.default_rng(0)
     for i in range(80):
         path = tmp_path / "set" / "ab"[i % 2] / f"{i:02}.tif"

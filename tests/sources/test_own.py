@@ -11,7 +11,6 @@ from PIL import Image
 
 from stages.base.errors import InputError
 from stages.prepare import prepare
-from stages.sources import decoding
 from tests.conftest import write_image
 from tests.test_prepare import forty_images, prepare_params
 
@@ -31,13 +30,8 @@ def images(root: Path, mode: str, *names: str) -> None:
         write_image(root / name, i, side=12, mode=mode if not names or name in names else "L")
 
 
-@pytest.mark.parametrize("processes", [False, True])
-def test_colour_is_kept_if_any_image_has_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], processes: bool
-) -> None:
-    if processes:
-        monkeypatch.setattr(decoding, "WORTH_A_PROCESS", 10)
-        monkeypatch.setattr(decoding, "cores", lambda: 3)
+@pytest.mark.usefixtures("processes")
+def test_colour_is_kept_if_any_image_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images(tmp_path / "set", "RGB", "b/39.png")
     array = prepared(tmp_path / "set")
     assert array.shape == (40, 3, 12, 12)
