@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class Workers(Generic[Task, Result]):
-    """`count` processes that apply `function` to tasks; with 0, this process does it itself.
+    """At most `count` processes that apply `function` to tasks; with 0, this process does it itself.
 
     They start with the first task, and end with `end`, with this object, or with this process. Tasks and results go
     through pipes: arrays do so at once, while each tensor would need a file of shared memory, of which some machines
@@ -31,7 +31,7 @@ class Workers(Generic[Task, Result]):
 
     def map(self, tasks: Sequence[Task]) -> Iterator[Result]:
         """Yield the result of each task, in their order. Raises what `function` raises, or InputError(killed)."""
-        if self._count == 0:
+        if self._count == 0 or not tasks:
             yield from map(self._function, tasks)
             return
         self._tasks[:] = tasks
@@ -65,7 +65,9 @@ class Workers(Generic[Task, Result]):
                 applied,
                 batch_size=None,  # a task is what torch calls a batch
                 sampler=self._tasks,
-                num_workers=self._count,
+                # No more than tasks: torch's end starts a thread for a queue that never had one, while the garbage
+                # collector may be closing its pipe.
+                num_workers=min(self._count, len(self._tasks)),
                 collate_fn=lambda result: result,  # by default it would make tensors of the results
                 multiprocessing_context="fork",  # others would be sent all that the function holds
                 persistent_workers=True,

@@ -1,5 +1,6 @@
 """Processes that work ahead: order, errors, and what becomes of them when one is killed."""
 
+import gc
 import os
 import signal
 import threading
@@ -72,6 +73,24 @@ def test_the_end_ends_these_processes_and_no_others(workers: Workers[int, int]) 
     workers.end()
     assert list(other.map([3])) == [9]
     other.end()
+
+
+def test_fewer_tasks_than_processes(capfd: pytest.CaptureFixture[str]) -> None:
+    before, threads = set(psutil.Process().children()), set(threading.enumerate())
+    for _ in range(10):
+        made = Workers(square, 8, "")
+        assert list(made.map([])) == []
+        assert list(made.map([3])) == [9]
+        assert len(set(psutil.Process().children()) - before) == 1
+        assert list(made.map([4, 5, 6])) == [16, 25, 36]
+        made.end()
+        cycle: list[object] = [made]
+        cycle.append(cycle)
+        del made, cycle
+        gc.collect()  # in the midst of which torch ends what it has started
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(timeout=20)
+    assert capfd.readouterr().err == ""
 
 
 def test_without_processes_any_thread_may_work() -> None:
