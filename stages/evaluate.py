@@ -2,8 +2,8 @@
 
     python -m stages.evaluate models/net.safetensors data/prepared metrics/train.csv metrics/evaluate.json plots
 
-writes the metrics and, under plots, predictions.csv (one row a test image), classes.csv (one row a class) and
-pictures. The results complete the training's run in MLflow. Digits take 5 s, Fashion-MNIST 8 s, on two
+writes the metrics and, under plots, predictions.csv (one row a test image, with its file), classes.csv (one row a
+class) and pictures. The results complete the training's run in MLflow. Digits take 5 s, Fashion-MNIST 8 s, on two
 cores of an x86-64 server.
 
 Weights from elsewhere, safetensors or a state dict of torch.save, are scored without a history:
@@ -16,6 +16,7 @@ normalised by the prepared set's own mean and deviation. Nothing of this goes to
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -32,7 +33,7 @@ from stages.nets.build import convolutions
 from stages.nets.net import activations
 from stages.nets.prediction import predict
 from stages.nets.weights import Description, describe, read_weights, rebuild
-from stages.report import pictures
+from stages.report import fonts, layers, pictures
 from stages.tracking.result import ResultFiles
 from stages.tracking.tracker import Tracker
 from stages.training import determinism, losses, metrics
@@ -96,20 +97,24 @@ def evaluate(
     values = {name: rounded(value) if isinstance(value, float) else value for name, value in values.items()}
 
     # Outputs.
+    sources = data.sources("test")
+    wrong = pictures.most_confident(answers.labels, answers.predicted, answers.probabilities)
+    fonts.use_for([*data.classes, sources[0], *(sources[place] for place in wrong)])
     with replacing(results) as partial:
         write_json(partial, values)
     with replacing(plots) as partial:
         (partial / "pictures").mkdir(parents=True)
         classes = pd.DataFrame({"class": data.classes} | vars(per_class))
-        write_csv(partial / "predictions.csv", predictions(test.rows, answers, data.classes), float_format="%.6f")
+        table = predictions(test.rows, sources, answers, data.classes)
+        write_csv(partial / "predictions.csv", table, float_format="%.6f")
         write_csv(partial / "classes.csv", classes)
         if history:
             path = partial / "pictures/learning_curves.png"
             pictures.learning_curves(path, pd.read_csv(history), description.epoch)
         pictures.confusion(partial / "pictures/confusion.png", answers.confusion, data.classes)
         pictures.classes(partial / "pictures/classes.png", classes)
-        draw_images(partial / "pictures", data, test, answers)
-        draw_net(partial / "pictures", net.cpu(), classifier.cpu()[:-1], test.read(slice(1)))
+        draw_images(partial / "pictures", data, test, sources, answers, wrong)
+        draw_net(partial / "pictures", net.cpu(), classifier.cpu()[:-1], sources[0], test.read(slice(1)))
 
     if history:
         tracker.evaluated(ResultFiles(weights, prepared, history, results, plots))
@@ -118,34 +123,38 @@ def evaluate(
         warn(f"warning: never predicted: {listed(never_predicted)}")
 
 
-def predictions(rows: Tensor, answers: Answers, classes: list[str]) -> pd.DataFrame:
-    """Return one row a test image: its row in images.npy, label, predicted class, probability of each class."""
+def predictions(rows: Tensor, sources: list[str], answers: Answers, classes: list[str]) -> pd.DataFrame:
+    """Return one row a test image: row in images.npy, file, label, predicted class, each class's probability."""
     labels, predicted = answers.labels, answers.predicted
     table = pd.DataFrame(answers.probabilities.numpy(), columns=classes)
-    # A class may have the name of one of these columns.
-    table.insert(0, "index", rows.numpy(), allow_duplicates=True)
-    table.insert(1, "label", [classes[label] for label in labels], allow_duplicates=True)
-    table.insert(2, "predicted", [classes[label] for label in predicted], allow_duplicates=True)
+    first: dict[str, Any] = {
+        "index": rows.numpy(),
+        "source": sources,
+        "label": [classes[label] for label in labels],
+        "predicted": [classes[label] for label in predicted],
+    }
+    for place, (name, values) in enumerate(first.items()):
+        table.insert(place, name, values, allow_duplicates=True)  # a class may have the name of one of these columns
     return table
 
 
-def draw_images(folder: Path, data: Prepared, test: Split, answers: Answers) -> None:
-    """Draw mistakes and examples. Of the splits, which may be larger than memory, only these images are read."""
+def draw_images(folder: Path, data: Prepared, test: Split, sources: list[str], answers: Answers, wrong: Tensor) -> None:
+    """Draw the mistakes at the places `wrong`, int64 (m,), and examples: of the splits only these images are read."""
     labels, predicted, probabilities = answers.labels, answers.predicted, answers.probabilities
-    wrong = pictures.most_confident(labels, predicted, probabilities)
     mistakes, count = (labels[wrong], predicted[wrong], probabilities[wrong]), int((predicted != labels).sum())
-    pictures.mistakes(folder / "mistakes.png", test.read(wrong), *mistakes, data.classes, count)
+    files = [sources[place] for place in wrong]
+    pictures.mistakes(folder / "mistakes.png", test.read(wrong), *mistakes, data.classes, files, count)
     training = data.split("train", torch.device("cpu"))
     first = pictures.first_of_each(training.labels, len(data.classes))
     pictures.examples(folder / "examples.png", training.read(first), training.labels[first], data.classes)
 
 
-def draw_net(folder: Path, net: nn.Module, before: nn.Module, image: Tensor) -> None:
-    """Draw the net's filters, and its activations for one image as prepared, (1, ...), which first passes `before`."""
+def draw_net(folder: Path, net: nn.Module, before: nn.Module, file: str, image: Tensor) -> None:
+    """Draw the net's filters, and its activations for the image of a file, (1, ...), which first passes `before`."""
     for name, convolution in convolutions(net).items():
-        pictures.filters(folder / f"filters_{name}.png", name, convolution.weight.detach())
+        layers.filters(folder / f"filters_{name}.png", name, convolution.weight.detach())
     for name, maps, after, pooled in activations(net, before(image)):
-        pictures.activations(folder / f"activations_{name}.png", name, image[0], maps[0], after[0], pooled[0])
+        layers.activations(folder / f"activations_{name}.png", name, file, image[0], maps[0], after[0], pooled[0])
 
 
 def check_outputs(history: Path | None, results: Path, plots: Path) -> None:

@@ -12,13 +12,15 @@ import torch
 from sklearn import metrics
 
 from stages.base.errors import InputError
+from stages.base.files import read_csv
 from stages.base.params import WEIGHTS
 from stages.evaluate import evaluate
 from stages.nets.build import initial_net, net_spec
 from stages.nets.weights import load_weights, save_weights
+from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import Project, params_with
+from tests.conftest import Project, params_with, write_image
 
 
 def results(digits: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +68,9 @@ def test_metrics_agree_with_scikit_learn_on_the_predictions(digits: Path, folder
 
     manifest = pd.read_csv(digits / "manifest.csv").set_index("index")
     test = manifest[manifest["split"] == "test"]
+    assert list(predictions) == ["index", "source", "label", "predicted", *classes]
     assert predictions["index"].tolist() == test.index.tolist()
+    assert predictions["source"].tolist() == [f"digits/{i}" for i in test.index]
     assert label.tolist() == [classes[i] for i in test["label"]]
     assert predicted.tolist() == [classes[i] for i in probabilities.to_numpy().argmax(1)]
     assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
@@ -121,6 +125,33 @@ def test_twice_gives_the_same_bytes_pictures_too(digits: Path, folder: Path, tmp
     ]
     for name in names:
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_own_images_are_named_and_letters_without_a_font_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MPL_IGNORE_SYSTEM_FONTS", "1")
+    names = {"猫犬": "写真", "=1+1": "@photo, of"}
+    for label, (folder, stem) in enumerate(names.items()):
+        for number in range(20):
+            write_image(tmp_path / f"raw/{folder}/{stem} {number}.png", 100 * label + number)
+    own = {"prepare.source": "folder", "prepare.path": str(tmp_path / "raw"), "train.epochs": 1}
+    prepare(params_with(own).prepare, tmp_path / "prepared")
+    capfd.readouterr()
+    results(tmp_path / "prepared", tmp_path, own)
+    said = [line for line in capfd.readouterr().err.splitlines() if "never predicted" not in line]
+    assert len(said) == 1
+    assert said[0].startswith("warning: no installed font has these letters of the names in the pictures: ")
+    assert {"犬", "猫"} <= set(said[0])
+
+    file = tmp_path / "plots/predictions.csv"
+    assert ",\"'=1+1/" in file.read_text(), "a spreadsheet shows it and does not count"
+    table = read_csv(file)
+    manifest = read_csv(tmp_path / "prepared/manifest.csv").set_index("index")
+    assert table["source"].tolist() == manifest.loc[table["index"], "source"].tolist()
+    for row in table.itertuples():
+        assert (tmp_path / "raw" / str(row.source)).is_file()
+        assert str(row.source).startswith(f"{row.label}/{names[str(row.label)]} ")
 
 
 def test_the_user_s_matplotlibrc_plays_no_part(folder: Path, project: Project, digits: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.base.errors import InputError
+from stages.base.files import read_csv
 
 RESIDENT = 2 << 30  # bytes of a split that is copied to a GPU as a whole
 
@@ -114,6 +115,14 @@ class Prepared(DatasetInfo):
             labels=torch.tensor(rows["label"].to_numpy(), device=device),
             rows=torch.tensor(rows["index"].to_numpy()),
         )
+
+    def sources(self, name: str) -> list[str]:
+        """Return what each image of a split is called: its file in the manifest, or where that has none its row."""
+        with _complete(self.folder):
+            file = self.folder / "manifest.csv"
+            manifest = read_csv(file, usecols=lambda name: name != "label", dtype=str, keep_default_na=False)
+            rows = manifest[manifest["split"] == name]
+            return list(rows["source"] if "source" in rows else "images.npy/" + rows["index"])
 
 
 def _check_within(column: str, values: "pd.Series[int]", count: int, what: str) -> None:

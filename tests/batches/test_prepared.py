@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stages.base.errors import InputError
+from stages.base.files import write_csv
 from stages.batches.prepared import Prepared
 
 CPU = torch.device("cpu")
@@ -24,6 +25,19 @@ def test_splits_are_those_of_the_manifest(digits: Path) -> None:
     for split in splits.values():
         assert torch.equal(split.read(slice(None)), torch.from_numpy(images[split.rows]))
         assert torch.equal(split.take(torch.tensor([3, 1])), torch.from_numpy(images[split.rows[[3, 1]]]))
+
+
+def test_images_are_called_what_the_manifest_calls_them(digits: Path, colours: Path, tmp_path: Path) -> None:
+    data = Prepared(digits)
+    assert data.sources("test") == [f"digits/{row}" for row in data.split("test", CPU).rows]
+    assert Prepared(colours).sources("test") == [f"images.npy/{row}" for row in range(50, 60)]  # its manifest has none
+
+    folder = shutil.copytree(colours, tmp_path / "prepared")
+    manifest = pd.read_csv(folder / "manifest.csv").assign(source="")
+    names = ["007", "NA", "=1+1.png", "a,b.png", '"', "'a", "写真.png", " a", "1e5", ""]
+    manifest.loc[50:, "source"] = names
+    write_csv(folder / "manifest.csv", manifest)
+    assert Prepared(folder).sources("test") == names
 
 
 def test_images_stay_on_disk(digits: Path) -> None:

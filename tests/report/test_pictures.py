@@ -2,41 +2,13 @@
 
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
 
-from stages.nets.net import Net, activations
 from stages.report import pictures
-
-
-def drawn(path: Path) -> np.ndarray:
-    """The picture as float (h, w, 3); all should be legible where MLflow shows them: 300 to 1,000 pixels wide."""
-    image = matplotlib.image.imread(path)[:, :, :3]
-    assert 300 <= image.shape[1] <= 1000
-    return image
-
-
-def near(image: np.ndarray, colour: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels of about this colour, 0 to 255 a channel."""
-    rows, columns = (np.abs(image * 255 - colour).max(axis=2) < 2).nonzero()
-    return rows, columns
-
-
-def test_tiles_stand_in_rows_with_gaps() -> None:
-    axes = Figure().subplots()
-    images = [torch.full((8, 8), float(value)) for value in (1, 2, 3)]
-    assert pictures._tiles(axes, images, columns=2) == (9, 9)
-    canvas: np.ndarray = np.ma.filled(np.ma.asarray(axes.images[0].get_array()), np.nan)
-    assert canvas.shape == (18, 18)
-    assert (canvas[:8, :8] == 1).all()
-    assert (canvas[:8, 9:17] == 2).all()
-    assert (canvas[9:17, :8] == 3).all()
-    assert np.isnan(canvas[8]).all()
-    assert np.isnan(canvas[9:, 9:]).all()
+from tests.report.conftest import drawn, near
 
 
 def frame(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -75,7 +47,8 @@ def test_learning_curves_mark_the_chosen_epoch(tmp_path: Path, chosen: int) -> N
 
 def test_confusion_colours_by_the_share_of_the_row(tmp_path: Path) -> None:
     pictures.confusion(tmp_path / "a.png", torch.tensor([[3, 0], [0, 300]]), ["few", "many"])
-    rows, columns = near(drawn(tmp_path / "a.png"), (8, 48, 107))  # the darkest of Blues
+    image = drawn(tmp_path / "a.png")
+    rows, columns = near(image[:, : int(0.76 * image.shape[1])], (8, 48, 107))  # the darkest of Blues
     few = rows < (rows.min() + rows.max()) / 2
     # Both cells of the diagonal are full, whatever their counts.
     assert columns[few].max() < columns[~few].min()
@@ -89,7 +62,7 @@ def mistakes(
     wrong = pictures.most_confident(labels, predicted, probabilities)
     count = int((labels != predicted).sum())
     picked = (labels[wrong], predicted[wrong], probabilities[wrong])
-    pictures.mistakes(path, images[wrong], *picked, [f"${i}_$" for i in range(200)], count)
+    pictures.mistakes(path, images[wrong], *picked, [f"${i}_$" for i in range(200)], [f"{i}.png" for i in wrong], count)
     return drawn(path)
 
 
@@ -133,16 +106,6 @@ def test_colours_are_drawn_as_they_are(tmp_path: Path) -> None:
     assert near(both[1], (255, 255, 255))[0].size > both[1].size / 3 / 2, "what no image fills stays white"
 
 
-def test_large_images_are_averaged_to_tiles() -> None:
-    images = torch.zeros(2, 3, 224, 224, dtype=torch.uint8)
-    images[:, 1, ::2] = 100
-    small = pictures._small(images)
-    assert small.shape == (2, 3, pictures.TILE, pictures.TILE)
-    assert small[:, 1].mean().item() == pytest.approx(50, abs=0.5)
-    assert pictures._small(images[:, 0, :8, :9]).shape == (2, 8, 9)
-    assert pictures._small(torch.zeros(1, 1, 1000)).shape == (1, 1, pictures.TILE)
-
-
 def test_a_hundred_classes_fit_on_a_page(tmp_path: Path) -> None:
     names = [f"{'a long name ' * 5}{i}" for i in range(100)]
     labels = torch.arange(1300) % 100
@@ -157,33 +120,43 @@ def test_a_hundred_classes_fit_on_a_page(tmp_path: Path) -> None:
         assert drawn(path).shape[0] <= 1600
 
 
-@pytest.mark.parametrize("shape", [(64, 3, 7, 7), (6, 1, 5, 5), (32, 2, 3, 3), (768, 3, 16, 16)])
-def test_filters_of_any_first_convolution(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    weight = torch.zeros(shape)
-    weight[0, 0] = 1.0  # the largest: red
-    pictures.filters(tmp_path / "a.png", "conv1", weight)
+def test_mistakes_name_their_files_and_how_many_of_them_are_shown(tmp_path: Path, written: list[str]) -> None:
+    images, labels = torch.zeros(30, 8, 8, dtype=torch.uint8), torch.zeros(30, dtype=torch.int64)
+    shares = torch.full((30, 2), 0.5)
+    mistakes(tmp_path / "a.png", images, labels, labels + 1, shares)
+    assert "The 24 most confident of 30 mistakes, the most confident first" in written
+    assert {f"{i}.png" for i in range(24)} <= set(written)
+    assert "$1_$ 50%\nis $0_$" in written
+    written.clear()
+    mistakes(tmp_path / "a.png", images[:3], labels[:3], labels[:3] + 1, shares[:3])
+    assert "All 3 mistakes, the most confident first" in written
+
+
+def test_pictures_say_what_they_show(tmp_path: Path, written: list[str]) -> None:
+    names = [f"class {i}" for i in range(41)]
+    table = pd.DataFrame({"class": names, "correct": 1, "total": 2, "recall": 0.5})
+    pictures.classes(tmp_path / "a.png", table)
+    pictures.classes(tmp_path / "a.png", table[:2])
+    pictures.confusion(tmp_path / "a.png", torch.tensor([[3, 1], [0, 1000]]), ["few", "many"])
+    pictures.examples(tmp_path / "a.png", torch.zeros(2, 8, 8), torch.tensor([0, 1]), ["few", "many"])
+    assert {
+        "Accuracy of the worst 40 of 41 classes",
+        "Accuracy of each class",
+        "1,003 of 1,004 test images correct",
+        "right, share of the label's images",
+        "wrong, share of the label's images",
+        "The first training images of each class",
+    } <= set(written)
+
+
+@pytest.mark.parametrize("n", [2, 10, 20, 21])
+def test_mistakes_in_a_confusion_matrix_are_orange(tmp_path: Path, n: int) -> None:
+    table = 9 * torch.eye(n, dtype=torch.int64)
+    table[0, 1] = 9
+    pictures.confusion(tmp_path / "a.png", table, [f"{'a long name ' * 5}{i}" for i in range(n)])
     image = drawn(tmp_path / "a.png")
-    red = (255, 128, 128) if shape[1] == 3 else (103, 0, 31)  # of the three, the others are at zero, which is grey
-    rows, columns = near(image, red)
-    assert len(rows) > 1000
-    assert columns.max() < image.shape[1] / 2
-
-
-@pytest.mark.parametrize("arguments", [{}, {"image_size": 28, "widths": [10, 20], "kernel": 3}])
-def test_filters_and_activations_of_every_convolution(tmp_path: Path, arguments: dict[str, object]) -> None:
-    net = Net(10, **arguments)  # type: ignore[arg-type]
-    side = int(arguments.get("image_size", 8))  # type: ignore[call-overload]
-    pixels = torch.randint(256, (side, side), dtype=torch.uint8)
-    x = pixels[None, None].float() - 128
-    for name, before, after, pooled in activations(net, x):
-        assert torch.equal(before, net.get_submodule(name)(x))
-        assert torch.equal(after, before.clamp(min=0))
-        assert torch.equal(pooled, torch.nn.functional.max_pool2d(after, 2))
-        x = pooled
-        pictures.filters(tmp_path / f"f_{name}.png", name, net.get_parameter(f"{name}.weight").detach())
-        pictures.activations(tmp_path / f"a_{name}.png", name, pixels, before[0], after[0], pooled[0])
-    for number in range(1, len(net.convolutions) + 1):
-        for kind in ("f", "a"):
-            image = drawn(tmp_path / f"{kind}_conv{number}.png")
-            blue, red = image[:, :, 2] > image[:, :, 0] + 0.1, image[:, :, 0] > image[:, :, 2] + 0.1
-            assert min(blue.mean(), red.mean()) > 0.01, "there are negative and positive values"
+    warm = image[:, : int(0.7 * image.shape[1]), 0] - image[:, : int(0.7 * image.shape[1]), 2]
+    wrong, right = (warm > 0.3).nonzero(), (warm < -0.3).nonzero()
+    assert wrong[0].size > 100
+    assert wrong[0].max() < right[0].max(), "above the second row's cell"
+    assert wrong[1].min() > right[1].min(), "right of the first row's cell"

@@ -38,7 +38,7 @@ def test_a_run_is_read_as_it_was_logged(store: Runs, compared: Project) -> None:
     assert run.patch == ((artifacts / "git.patch").read_text() if (artifacts / "git.patch").exists() else "")
     predictions = (compared.root / "seed-1/plots/predictions.csv").read_text()
     assert run.predictions.equals(read_predictions(predictions))
-    assert run.right().tolist() == [row.split(",")[1] == row.split(",")[2] for row in predictions.splitlines()[1:]]
+    assert run.right().tolist() == [row.split(",")[2] == row.split(",")[3] for row in predictions.splitlines()[1:]]
     assert run.right().mean() == pytest.approx(run.metrics["test/accuracy"], abs=1e-6)
 
 
