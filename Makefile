@@ -46,7 +46,7 @@ ui: setup ## MLflow's pages on 127.0.0.1, with the training runs prepared
 	@"$(BIN)"/python -m tools.ui --port $(PORT)
 
 show: setup ## DVC's experiments in a table, the best first: what differs, and what came of it
-	"$(BIN)"/dvc exp show --no-pager --only-changed --drop '(data|metrics|models|stages)/' --sort-by valid_accuracy --sort-order desc
+	@"$(BIN)"/python -m tools.show
 
 serve: setup ## the best model over HTTP on 127.0.0.1:5001; RUN=name serves another
 	"$(BIN)"/python -m tools.serve $(RUN)
