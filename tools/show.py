@@ -38,9 +38,10 @@ def table(csv: str) -> pd.DataFrame:
     rows = pd.read_csv(io.StringIO(csv), dtype=str, keep_default_na=False)
     rows = rows.assign(**{name: "" for name in ["State", *FIGURES] if name not in rows}).replace("Success", "")
     has_result = rows["State"] == ""
-    metrics = [name for name in rows if name not in OWN and "." not in name]  # params are dotted
+    params = [name for name in map(str, rows) if "." in name]
+    metrics = [name for name in map(str, rows) if name not in [*OWN, *params]]
     rows.loc[~has_result, metrics] = ""
-    shown = [name for name in rows if "." in name and rows[name].nunique() > 1]
+    shown = [name for name in params if rows[name].nunique() > 1]
     shown += [name for name in metrics if name not in FIGURES and rows[has_result][name].nunique() > 1]
     rows = rows.assign(
         experiment=rows["Experiment"].where(rows["Experiment"] != "", rows["rev"]),
