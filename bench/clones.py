@@ -10,7 +10,12 @@ from tempfile import TemporaryDirectory
 
 import mlflow
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))} | {
+from stages.base.processes import without_git_redirects
+from stages.tracking.git import git
+
+ENVIRONMENT = {
+    name: value for name, value in without_git_redirects(os.environ).items() if not name.startswith(("DVC_", "MLFLOW_"))
+} | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "GIT_COMMITTER_NAME": "bench",
     "GIT_COMMITTER_EMAIL": "bench@localhost",
@@ -22,9 +27,9 @@ def fresh() -> Iterator[Path]:
     """Yield a clone of the project's last commit, without data, results or store; it is removed afterwards."""
     with TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
-        subprocess.run(["git", "clone", "-q", ".", str(clone)], check=True)
+        git("clone", "-q", ".", str(clone))
         for key, value in (("user.name", "bench"), ("user.email", "bench@localhost")):
-            subprocess.run(["git", "-C", str(clone), "config", key, value], check=True)
+            git("config", key, value, folder=clone)
         yield clone
 
 

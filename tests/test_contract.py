@@ -136,6 +136,12 @@ def test_dvc_s_run_cache_serves_the_stage(stage: str) -> None:
     assert all(isinstance(out, str) for out in PIPELINE[stage].get("outs", []))
 
 
+def test_git_is_run_in_one_place() -> None:
+    for path in [file for folder in ("stages", "tools", "bench") for file in (ROOT / folder).rglob("*.py")]:
+        runs_git = re.search(r"""(?m)["']git["']\s*[],]|^ *(import|from) (git|pygit2|dulwich)\b""", path.read_text())
+        assert not runs_git or path == ROOT / "stages/tracking/git.py", path
+
+
 def test_only_tracking_imports_mlflow() -> None:
     for file in FILES:
         if re.search(r"^\s*(import|from) mlflow", file.read_text(), re.MULTILINE):

@@ -11,7 +11,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -145,10 +145,12 @@ def _number(value: float | None) -> str:
 
 
 def _code(run: EvaluatedRun) -> dict[str, str]:
-    commit = run.tags.get("mlflow.source.git.commit", "none")[:9]
+    if not (commit := run.tags.get("mlflow.source.git.commit", "")):
+        return dict.fromkeys(("commit", "changed files"), "unknown")
     # What an experiment changes in params.yaml stands under the parameters.
     changed = [line.split(" b/")[-1] for line in run.patch.splitlines() if line.startswith("diff --git")]
-    return {"commit": commit, "changed files": ", ".join(name for name in changed if name != "params.yaml") or "none"}
+    others = [name for name in changed if PurePosixPath(name).name != "params.yaml"]
+    return {"commit": commit[:9], "changed files": ", ".join(others) or "none"}
 
 
 def _environment(run: EvaluatedRun) -> dict[str, str]:

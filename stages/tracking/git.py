@@ -1,10 +1,40 @@
-"""The one place where git is run. It may print nothing; where it fails, that is a GitError."""
+"""The one place where git is run. It may print nothing; where it fails, that is a GitError.
+
+Its answers are the same whatever the user has set for it, in files or in the environment. That is what an answer
+depends on: who the user is, whose repositories they trust, and what they ignore stays theirs.
+"""
 
 import os
 import subprocess
 from pathlib import Path
 
 from stages.base.errors import InputError
+from stages.base.processes import without_git_redirects
+
+# What users may have set otherwise: it would change what is printed, or run their programs.
+_SETTINGS = {
+    "apply.whitespace": "nowarn",
+    "clone.rejectShallow": "false",
+    "color.diff": "false",
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "core.quotePath": "false",
+    "diff.algorithm": "default",
+    "diff.context": "3",
+    "diff.interHunkContext": "0",
+    "diff.orderFile": os.devnull,
+    "diff.relative": "false",
+    "diff.renames": "true",
+    "diff.suppressBlankEmpty": "false",
+    "i18n.logOutputEncoding": "UTF-8",
+    "log.follow": "false",
+    "log.showSignature": "false",
+    "status.renames": "true",
+    "status.showUntrackedFiles": "normal",
+}
+# What no setting does, such as programs that .gitattributes may name together with the user's settings.
+_OF_COMMAND = {"diff": ["--full-index", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]}
+_OPTIONS = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
 
 
 class GitError(InputError):
@@ -19,9 +49,11 @@ def git(*arguments: str, folder: Path = Path()) -> str:
 def git_bytes(*arguments: str, folder: Path = Path(), stdin: bytes = b"") -> bytes:
     """Return what git prints in `folder`, given `stdin`. Raises GitError."""
     # DVC may hold the index, so git must not wait for a lock on it.
-    command = ["git", "--no-optional-locks", *arguments]
+    name, *others = arguments
+    command = ["git", "--no-pager", "--no-optional-locks", *_OPTIONS, name, *_OF_COMMAND.get(name, []), *others]
+    environment = without_git_redirects(os.environ) | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     try:
-        return subprocess.run(command, cwd=folder, input=stdin, capture_output=True, check=True).stdout
+        return subprocess.run(command, cwd=folder, env=environment, input=stdin, capture_output=True, check=True).stdout
     except OSError as error:
         raise GitError(f"git cannot be run: {error}") from error
     except subprocess.CalledProcessError as error:

@@ -29,10 +29,9 @@ class Provenance:
 def patch(*commits: str) -> bytes:
     """Return the changes to tracked files between two commits, or since the last, as `git apply` takes them.
 
-    The user's settings do not change it. Raises GitError.
+    Raises GitError.
     """
-    plain = ["--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
-    return git_bytes("diff", *plain, *(commits or ["HEAD"]), "--", *SOURCES)
+    return git_bytes("diff", "--binary", *(commits or ["HEAD"]), "--", *SOURCES)
 
 
 def of_process(environment: Mapping[str, str]) -> Provenance:
@@ -48,11 +47,11 @@ def of_process(environment: Mapping[str, str]) -> Provenance:
     }
     changes = b""
     try:
-        tags["mlflow.source.git.commit"] = git("rev-parse", "HEAD").strip()
+        commit, changes = git("rev-parse", "HEAD").strip(), patch()
         changed = git("status", "--porcelain", "--", *SOURCES).splitlines()
+        tags["mlflow.source.git.commit"] = commit
         tags["git.dirty"] = str(bool(changed)).lower()
         tags["git.untracked"] = ", ".join(line[3:] for line in changed if line.startswith("??"))
-        changes = patch()
     except GitError as error:
         warn(f"warning: the run in MLflow will not say which code made it: {error}")
     return Provenance({name: value for name, value in tags.items() if value}, changes)

@@ -26,7 +26,7 @@ def copy_repository(folder: Path, commit: str, patch: bytes, inputs: Collection[
     git("clone", "-q", "--shared", "--no-checkout", ".", str(folder))
     git("checkout", "-q", "--detach", commit, folder=folder)
     if patch:
-        git_bytes("apply", "--whitespace=nowarn", folder=folder, stdin=patch)
+        git_bytes("apply", folder=folder, stdin=patch)
     with suppress(FileNotFoundError):  # what git ignores here, it should ignore there
         shutil.copy(git("rev-parse", "--git-path", "info/exclude").strip(), folder / ".git/info/exclude")
     _bring_inputs(folder, inputs)

@@ -41,7 +41,7 @@ class Plan:
         try:
             baseline = git("rev-parse", "HEAD").strip()
         except GitError as error:
-            raise InputError("an experiment needs a git repository with a commit") from error
+            raise InputError(f"an experiment needs a git repository with a commit: {error}") from error
         patch = provenance.patch(baseline)
         axes = overrides.parse(given)
         _check_axes(axes, bool(search))
