@@ -50,6 +50,20 @@ def test_two_copies_give_the_same_lock_and_metrics(reproduced: Project, make_pro
         assert (other.root / name).read_bytes() == (reproduced.root / name).read_bytes()
 
 
+@pytest.mark.parametrize("setting", ["core.autocrlf=true", "core.autocrlf=input", "core.eol=crlf"])
+def test_a_clone_is_up_to_date_whatever_git_does_to_ends_of_lines(
+    reproduced: Project, tmp_path: Path, setting: str
+) -> None:
+    reproduced("git", "clone", "-q", "-c", setting, ".", str(tmp_path / "clone"))
+    clone = Project.at(tmp_path / "clone")
+    for name in reproduced("git", "ls-files").split():
+        assert (clone.root / name).read_bytes() == (reproduced.root / name).read_bytes(), name
+    clone("dvc", "cache", "dir", "--local", str(reproduced.root / ".dvc/cache"))
+    clone("dvc", "checkout", "-q")
+    assert "up to date" in clone("dvc", "status")
+    assert clone("git", "status", "--porcelain") == ""
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected"),
     [

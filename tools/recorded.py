@@ -1,8 +1,8 @@
 """Results as DVC records them, in experiments, in commits and in the workspace, and how to get at their files.
 
 Files are read with dvc.api. Three things have no public way in DVC, and come from its inner modules: whether another
-process is at work in the workspace (`dvc status --json` ends as it does for any other failure), today's configuration
-for the files of an older commit, and the error for a directory whose list of files is lost.
+process is at work in the workspace (`dvc status --json` ends as it does for any other failure), the files of an older
+commit with today's configuration, and the error for a directory whose list of files is lost.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from stages.base.errors import InputError, listed, unknown
 from stages.base.params import WEIGHTS
 from stages.base.yaml import read_yaml
 from stages.tracking import provenance
-from stages.tracking.git import GitError, git, git_bytes
+from stages.tracking.git import GitError, git, git_bytes, prefix
 from stages.tracking.provenance import Provenance
 from stages.tracking.result import ResultFiles
 
@@ -56,12 +56,7 @@ class RecordedResult:
             check_workspace()
             yield _files(_arguments(as_yaml(Path("dvc.lock").read_bytes())), Path())
             return
-        from dvc.api import DVCFileSystem
-        from dvc.config import Config
-
-        # With today's configuration: the commit may be older than the remote, and DVC takes a relative path in the
-        # configuration of a commit as one from / on.
-        fs = DVCFileSystem(str(Path.cwd()), rev=self.commit, config=Config.from_cwd(validate=False))
+        fs = _at_commit(self.commit)
         lock = as_yaml(fs.read_bytes("dvc.lock") if fs.exists("dvc.lock") else b"")
         arguments = _arguments(lock)
         check_commit(lock, fs)
@@ -97,7 +92,7 @@ def everything() -> list[RecordedResult]:
 
 def named(names: Collection[str]) -> list[RecordedResult]:
     """Return the results with these names: of experiments, of revisions, "workspace". Raises InputError for others."""
-    found, known = [], experiments()
+    found, known = [], experiments() if {*names} - {"workspace"} else []  # which need git
     for name in names:
         if name == "workspace":
             found.append(RecordedResult(name))
@@ -136,7 +131,7 @@ def _result_of(commit: str) -> object:
     """Return what is equal for commits with the same result: params.yaml and the outputs. None if it holds none."""
     if not git("ls-tree", commit, "dvc.lock"):
         return None
-    stages = as_yaml(git_bytes("show", f"{commit}:dvc.lock")).get("stages", {})
+    stages = as_yaml(git_bytes("show", f"{commit}:./dvc.lock")).get("stages", {})
     if "evaluate" not in stages:
         return None
     outs = [(out["path"], out["md5"]) for stage in stages.values() for out in stage.get("outs", [])]
@@ -157,6 +152,23 @@ def _arguments(lock: dict[str, Any]) -> list[str]:
 def _files(arguments: list[str], root: Path) -> ResultFiles:
     weights, prepared, history, results, plots = (root / argument for argument in arguments)
     return ResultFiles(weights, prepared, history, results, plots, root)
+
+
+def _at_commit(commit: str) -> "DVCFileSystem":
+    """Return the project's files at a commit, those of git and those that DVC keeps."""
+    from dvc.api import DVCFileSystem
+    from dvc.config import Config
+    from dvc.fs import GitFileSystem
+    from dvc.repo import Repo
+    from dvc.scm import SCM
+
+    scm = SCM(".")
+    files = GitFileSystem(scm=scm, rev=scm.resolve_rev(commit))
+    # DVCFileSystem by itself would show the whole repository, of which the project may be a folder. With today's
+    # configuration: the commit may be older than the remote, and DVC takes a relative path in the configuration of a
+    # commit as one from / on.
+    config = Config.from_cwd(validate=False)
+    return DVCFileSystem(Repo(f"/{prefix()}", fs=files, scm=scm, config=config, uninitialized=True))
 
 
 def check_workspace() -> None:

@@ -46,6 +46,11 @@ def git(*arguments: str, folder: Path = Path()) -> str:
     return git_bytes(*arguments, folder=folder).decode(errors="replace")
 
 
+def prefix() -> Path:
+    """Return where in its repository the current directory is, "." for its root. Raises GitError."""
+    return Path(git("rev-parse", "--show-prefix").removesuffix("\n"))
+
+
 def git_bytes(*arguments: str, folder: Path = Path(), stdin: bytes = b"") -> bytes:
     """Return what git prints in `folder`, given `stdin`. Raises GitError."""
     # DVC may hold the index, so git must not wait for a lock on it.

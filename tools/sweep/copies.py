@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stages.base.errors import InputError
-from stages.tracking.git import GitError, git, git_bytes
+from stages.tracking.git import GitError, git, git_bytes, prefix
 
 DVC = [sys.executable, "-m", "dvc"]
 NO_DATA = (".git", "__pycache__")
@@ -19,26 +19,27 @@ NO_DATA = (".git", "__pycache__")
 def copy_repository(folder: Path, commit: str, patch: bytes, inputs: Collection[Path] = ()) -> None:
     """Make `folder` a copy of the repository at `commit` with `patch` applied, and with the same DVC cache.
 
-    Of what dvc.yaml depends on, and of the `inputs`, which experiments read besides, it holds all that the workspace
-    has, also what git ignores or does not track. Raises InputError where it cannot, and where git does not know who
-    the user is.
+    The project is at `prefix()` in it. Of what dvc.yaml depends on, and of the `inputs`, which experiments read
+    besides, it holds all that the workspace has, also what git ignores or does not track. Raises InputError where it
+    cannot, and where git does not know who the user is.
     """
-    git("clone", "-q", "--shared", "--no-checkout", ".", str(folder))
+    repository, project = git("rev-parse", "--show-toplevel").removesuffix("\n"), folder / prefix()
+    git("clone", "-q", "--shared", "--no-checkout", repository, str(folder))
     git("checkout", "-q", "--detach", commit, folder=folder)
     if patch:
         git_bytes("apply", folder=folder, stdin=patch)
     with suppress(FileNotFoundError):  # what git ignores here, it should ignore there
         shutil.copy(git("rev-parse", "--git-path", "info/exclude").strip(), folder / ".git/info/exclude")
-    _bring_inputs(folder, inputs)
+    _bring_inputs(project, inputs)
     for key in ("user.name", "user.email"):  # they may stand in this clone's own settings
         try:
             git("config", key, git("config", key).strip(), folder=folder)
         except GitError as error:
             raise InputError(f"DVC commits experiments, and git has no {key}: git config --global {key} …") from error
     with suppress(FileNotFoundError):
-        shutil.copy(".dvc/config.local", folder / ".dvc/config.local")
+        shutil.copy(".dvc/config.local", project / ".dvc/config.local")
     cache = Path(_dvc("cache", "dir")).resolve()
-    _dvc("cache", "dir", "--local", str(cache), folder=folder)
+    _dvc("cache", "dir", "--local", str(cache), folder=project)
 
 
 def _bring_inputs(folder: Path, inputs: Collection[Path]) -> None:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from stages.base.errors import InputError
 from stages.base.experiment import SWEEP
-from stages.tracking.git import GitError, git, git_bytes
+from stages.tracking.git import GitError, git, git_bytes, prefix
 from tools.sweep import overrides
 from tools.sweep.copies import DVC, copy_repository
 from tools.sweep.experiments import Description, Ending, Phase, Runner, State
@@ -63,7 +63,7 @@ class LocalRunner(Runner):
         with self._log(name).open("wb") as log:
             self._processes[name] = subprocess.Popen(
                 [*DVC, "exp", "run", "--name", name, *(f"--set-param={text}" for text in description.overrides)],
-                cwd=folder,
+                cwd=folder / prefix(),
                 env={**os.environ, "PATH": path, **self._environment, **description.environment, **slot},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -98,14 +98,13 @@ class LocalRunner(Runner):
 
     def check(self, description: Description, commit: str) -> None:
         self._make_template(description)
-        expected = overrides.check(description.overrides, (self._template / "params.yaml").read_text(encoding="utf-8"))
-        if overrides.check([], git("show", f"{commit}:params.yaml")) != expected:
+        folder = self._template / prefix()
+        expected = overrides.check(description.overrides, (folder / "params.yaml").read_text(encoding="utf-8"))
+        if overrides.check([], git("show", f"{commit}:./params.yaml")) != expected:
             raise taken(description.name, "params")
         others = (":(exclude)params.yaml", ":(exclude)dvc.lock", ":(exclude)metrics")
         changed, deleted = (
-            git(
-                "diff", "--name-only", "-z", f"--diff-filter={which}", commit, "--", ".", *others, folder=self._template
-            )
+            git("diff", "--name-only", "-z", f"--diff-filter={which}", commit, "--", ".", *others, folder=folder)
             for which in ("d", "D")
         )
         # What git does not track in the copy, the experiment's commit holds, since the stages depend on it.
@@ -135,7 +134,7 @@ class LocalRunner(Runner):
         commit = git("for-each-ref", "--format=%(objectname)", ref, folder=self._copies / name).strip()
         if commit:
             try:
-                git("fetch", "-q", "--no-tags", str(self._copies / name), f"{ref}:{ref}")
+                git("fetch", "-q", "--no-tags", str((self._copies / name).resolve()), f"{ref}:{ref}")
             except GitError as error:
                 if name in commits_of(self._baseline):
                     raise taken(name, "results") from error

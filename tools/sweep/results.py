@@ -38,9 +38,9 @@ def taken(name: str, difference: str) -> InputError:
 
 def metrics_of(commit: str) -> Metrics:
     """Return what the metrics files of an experiment's commit hold."""
-    epochs = pd.read_csv(StringIO(git("show", f"{commit}:metrics/train.csv"))).to_dict("records")
+    epochs = pd.read_csv(StringIO(git("show", f"{commit}:./metrics/train.csv"))).to_dict("records")
     best = max(epochs, key=rank_of)
-    results = json.loads(git("show", f"{commit}:metrics/evaluate.json"))
+    results = json.loads(git("show", f"{commit}:./metrics/evaluate.json"))
     return Metrics(best["valid/accuracy"], best["valid/loss"], results["accuracy"])
 
 
