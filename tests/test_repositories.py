@@ -46,9 +46,8 @@ def test_a_folder_of_a_repository(tmp_path: Path) -> None:
     around("git", "add", "-A")
     around("git", "commit", "-q", "-m", "moved")
     project = Project.at(tmp_path / "mono/sub")
-    (project.root / "dvc.lock").unlink()
-    project("dvc", "repro")
-    project("git", "commit", "-qam", "results")
+    project("dvc", "repro", "--force")
+    project("git", "commit", "-q", "--allow-empty", "-am", "results")  # nothing new where the CPU is that of dvc.lock
     project("dvc", "exp", "run", "--temp", "-n", "one", *SHORT)
     project.edit("README.md", "# Repronet\n", "# Ours\n")
     (project.root.parent / "else").write_text("changed\n")
@@ -56,7 +55,7 @@ def test_a_folder_of_a_repository(tmp_path: Path) -> None:
     swept = project("python", "-m", "tools.sweep", "--name", "two", *SHORT, GIT_DIR=str(tmp_path / ".git"))
     assert "two: validation accuracy" in swept
     assert (tmp_path / ".git/HEAD").read_bytes() == head
-    assert "two: " not in project("python", "-m", "tools.sweep", "--name", "two", *SHORT), "it is done"
+    assert "two: validation accuracy" not in project("python", "-m", "tools.sweep", "--name", "two", *SHORT), "it is done"
     synced = project("python", "-m", "tools.sync").splitlines()
     assert [line for line in synced if ": in place" not in line] == ["in all: 4 in place"]
     compared = project("python", "-m", "tools.compare", "one", "two")
