@@ -55,7 +55,9 @@ def test_a_folder_of_a_repository(tmp_path: Path) -> None:
     swept = project("python", "-m", "tools.sweep", "--name", "two", *SHORT, GIT_DIR=str(tmp_path / ".git"))
     assert "two: validation accuracy" in swept
     assert (tmp_path / ".git/HEAD").read_bytes() == head
-    assert "two: validation accuracy" not in project("python", "-m", "tools.sweep", "--name", "two", *SHORT), "it is done"
+    assert "two: validation accuracy" not in project("python", "-m", "tools.sweep", "--name", "two", *SHORT), (
+        "it is done"
+    )
     synced = project("python", "-m", "tools.sync").splitlines()
     assert [line for line in synced if ": in place" not in line] == ["in all: 4 in place"]
     compared = project("python", "-m", "tools.compare", "one", "two")

@@ -34,7 +34,8 @@ class ActiveRun:
 
     def log_epoch(self, row: dict[str, float]) -> None:
         """Log a row of the history: all but its "epoch", which is the step."""
-        self.log({name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"]))
+        # MLflow's page that compares runs opens with the metric that came first: the validation accuracy is the last.
+        self.log({name: value for name, value in reversed(row.items()) if name != "epoch"}, step=int(row["epoch"]))
 
     def flush(self) -> None:
         """Write what was held back."""

@@ -16,10 +16,12 @@ def search(
     having: Collection[str] = (),
     status: str = "",
     deleted: bool = False,
+    at_most: int = 0,
 ) -> list["Run"]:
     """Return the runs of an experiment, the latest first: those that were deleted, or those that were not.
 
-    `tags` have these values, `prefixes` are what other tags begin with, `having` are tags that are there.
+    `tags` have these values, `prefixes` are what other tags begin with, `having` are tags that are there. There are
+    `at_most` so many, 0: all.
     """
     from mlflow.entities import ViewType
 
@@ -34,12 +36,12 @@ def search(
     conditions += [f"attributes.status = '{status}'"] * bool(status)
     found: list[Run] = []
     token: str | None = None
-    while token is None or token:
+    while token is None or (token and not at_most):
         page = client.search_runs(
             [experiment_id],
             " and ".join(filter(None, conditions)),
             ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY,
-            max_results=10_000,
+            max_results=at_most or 10_000,
             order_by=["attributes.start_time DESC"],
             page_token=token,
         )

@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import re
 import shlex
 import sqlite3
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from stages.base.experiment import main_repository
 from stages.base.text import shown_url
 from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import Description
-from stages.tracking import sqlite
+from stages.tracking import colours, sqlite
 from stages.tracking.search import search
 
 if TYPE_CHECKING:
@@ -107,6 +109,18 @@ class Store:
         """Return runs of the experiment, see search.py. Raises whatever is wrong with the store."""
         return search(self.client(), self.experiment_id, **conditions)
 
+    def create_run(self, name: str, tags: Mapping[str, str], start_time: int | None) -> "Run":
+        """Create a run, in a colour that the latest others do not have. Raises whatever is wrong with the store.
+
+        `start_time` is in ms since 1970, None: now.
+        """
+        client = self.client()
+        # Of processes that start at once each sees the runs of those before it.
+        with sqlite.lock_of(self.database, "-colours") if self.database else nullcontext():
+            others = self.search(at_most=len(colours.COLOURS) - 1)
+            colour = colours.least_used(run.data.tags.get(colours.TAG, "") for run in others)
+            return client.create_run(self.experiment_id, start_time, {colours.TAG: colour, **tags}, name)
+
     def _open(self) -> str:
         """Return the id of the experiment; it and the store are created where they are missing."""
         from mlflow import MlflowClient
@@ -169,10 +183,11 @@ def dataset(data: DatasetInfo, split: str) -> "DatasetInput":
 
 
 def log_model(run_id: str, description: Description, net: torch.nn.Module, data: DatasetInfo) -> str:
-    """Log the classifier and return its id. It takes uint8 images, (n, h, w) or (n, 3, h, w), and gives (n, n_classes).
+    """Log the classifier under the name of its run and return its id.
 
-    It is exported as a graph (pt2) that needs no code of ours and loads with pickle forbidden. Its metadata say what it
-    takes and what it gives: the classes in the order of the scores. It normalises the images itself.
+    It takes uint8 images, (n, h, w) or (n, 3, h, w), normalises them itself, and gives (n, n_classes). It is exported
+    as a graph (pt2) that needs no code of ours and loads with pickle forbidden. Its metadata say what it takes and what
+    it gives: the classes in the order of the scores.
     """
     import mlflow
     import numpy as np
@@ -185,10 +200,10 @@ def log_model(run_id: str, description: Description, net: torch.nn.Module, data:
         inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *image))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(data.classes)))]),
     )
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id) as run:
         info = mlflow.pytorch.log_model(
             description.classifier(net).cpu().eval(),
-            name="model",
+            name=re.sub(r"""[/:.%"']""", "_", run.info.run_name or "model"),  # of models MLflow refuses these
             serialization_format="pt2",
             signature=signature,
             pip_requirements=[f"torch=={version('torch').split('+')[0]}", f"numpy=={version('numpy')}"],

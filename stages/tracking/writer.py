@@ -36,7 +36,7 @@ class RunWriter:
 
         tags = self.provenance.tags | tags
         name = tags.get("dvc.exp_name") or tags.get("mlflow.source.git.commit", "no commit")[:9]
-        created = client.create_run(self.store.experiment_id, self.provenance.time, tags=tags, run_name=name)
+        created = self.store.create_run(name, tags, self.provenance.time)
         run = ActiveRun(client, created.info.run_id, self.provenance.time)
         with run.abandoned_on_error():
             client.log_batch(run.id, params=[Param(key, value) for key, value in self.params.items()])

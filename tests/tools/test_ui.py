@@ -202,7 +202,7 @@ def test_a_run_s_model_and_pictures(page: Page, link: str, screenshot: Any) -> N
     page.get_by_text("mistakes.png", exact=True).click()
     picture(page.locator("img[src^=blob]").first, width=1000)
     page.get_by_role("tab", name="Overview").click()
-    follow(page, page.get_by_role("link", name="model", exact=True).first)
+    follow(page, page.get_by_role("link", name=best.replace(".", "_"), exact=True).first)
     expect(page.get_by_text("Ready")).to_be_visible()
     expect(page.get_by_role("link", name=best).first).to_be_visible()
     screenshot("model")

@@ -145,12 +145,13 @@ def test_a_server(project: Project, digits: Path, tmp_path: Path) -> None:
 def test_the_logged_model_gives_the_same_scores(name: str, colours: Path, tmp_path: Path) -> None:
     """In MLflow it is a graph, for any number of images."""
     store = Store(f"sqlite:///{tmp_path}/mlflow.db", "repronet")
-    run = store.client().create_run(store.experiment_id)
+    run = store.create_run(f"{name}-0.03: it's", {}, None)
     spec = net_spec(name, {}, 3, 3, 32)
     net, data = initial_net(spec, 0), DatasetInfo(colours)
     description = Description(spec, 0, data.classes, data.mean, data.std, [], 1, 0.9, 0.3)
     classifier = description.classifier(net).eval()
     model_id = log_model(run.info.run_id, description, net, data)
+    assert store.client().get_logged_model(model_id).name == f"{name}-0_03_ it_s"
     loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
     assert loaded.metadata.metadata == {
         "channels": 3,
