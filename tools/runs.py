@@ -1,9 +1,12 @@
 """Runs as MLflow holds them, found by what people call them."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from io import StringIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +14,10 @@ import pandas as pd
 
 from stages.base.errors import InputError, listed
 from stages.base.files import read_csv, sha256
+from stages.base.text import shown_url
 from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG
 from stages.tracking.store import Store
+from stages.training.losses import LOSSES
 from stages.training.selection import rank
 
 if TYPE_CHECKING:
@@ -30,13 +35,33 @@ class EvaluatedRun:
     metrics: dict[str, float]
     tags: dict[str, str]
     data: dict[str, str]  # name and digest of the dataset by its context: training, validation, testing
+    link: str  # to its page in MLflow
     patch: str  # what differed from the commit, as git prints it
     model: str  # MLflow's address of it: models:/<id>
-    predictions: pd.DataFrame  # a row for each test image: index, label, predicted, a probability for each class
+    predictions: pd.DataFrame  # a row for each test image: index, source, label, predicted, each class's probability
+    remark: str = ""  # where it was found as "best": which others are as good
+
+    @property
+    def loss(self) -> str:
+        """Name and arguments of the loss function that it was trained with."""
+        name = self.params.get("train.loss.name", "-")
+        prefix = f"train.loss.arguments.{name}."
+        given = {key.removeprefix(prefix): value for key, value in self.params.items() if key.startswith(prefix)}
+        return ", ".join([name, *(f"{key}: {value}" for key, value in sorted(given.items()))])
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether its "probabilities" are ones, and so have a calibration error: see losses.py."""
+        loss = LOSSES.get(self.params.get("train.loss.name", ""))
+        return loss is not None and loss.gives_probabilities
 
     def right(self) -> npt.NDArray[np.bool_]:
         """Return for each test image whether it was classified correctly."""
         return (self.predictions["label"] == self.predictions["predicted"]).to_numpy()
+
+    def shares(self) -> npt.NDArray[np.float64]:
+        """Return for each test image the highest softmax of its scores."""
+        return self.predictions.iloc[:, 4:].max(axis=1).to_numpy(np.float64)
 
 
 class Runs:
@@ -53,6 +78,12 @@ class Runs:
         except Exception as error:
             raise InputError(f"MLflow at {self.name} cannot be read: {store.why(error)}") from error
         self.store, self.experiment_id = store, store.experiment_id
+
+    @property
+    def address(self) -> str:
+        """Where a browser finds MLflow's pages of this store; those of a local one while `make ui` shows them."""
+        remote = self.uri.startswith(("http:", "https:"))
+        return shown_url(self.uri).replace("***@", "").rstrip("/") if remote else "http://127.0.0.1:5000"
 
     def model_version(self, name: str, alias: str) -> "ModelVersion | None":
         """Return the registered model's version with this alias, None if there is none.
@@ -88,6 +119,22 @@ class Runs:
             raise InputError(f"the run {run.name} has other weights in {self.name} than it was evaluated with")
         return path
 
+    def comparing(self, runs: Sequence[EvaluatedRun]) -> str:
+        """Return the link to MLflow's page that compares runs."""
+        ids = quote(json.dumps([run.id for run in runs], separators=(",", ":")))
+        return f"{self.address}/#/compare-runs?runs={ids}&experiments={quote(json.dumps([self.experiment_id]))}"
+
+    def artifact(self, run: EvaluatedRun, path: str, folder: Path) -> Path | None:
+        """Copy a file of a run into `folder`, and return its path; None if the run has no such file."""
+        if path not in {file.path for file in self.client.list_artifacts(run.id, str(PurePosixPath(path).parent))}:
+            return None
+        return Path(self.client.download_artifacts(run.id, path, str(folder)))
+
+    def curve(self, run: EvaluatedRun, metric: str) -> dict[int, float]:
+        """Return the values of a metric by their epochs."""
+        values = {point.step: point.value for point in self.client.get_metric_history(run.id, metric)}
+        return dict(sorted(values.items()))
+
     def find(self, name: str) -> EvaluatedRun:
         """Return the evaluated run with this id or name, the latest of several.
 
@@ -97,7 +144,12 @@ class Runs:
         evaluated = self.store.search(having=[EVALUATION_TAG])
         if name == "best" and evaluated:
             images = _data(evaluated[0])["validation"]
-            return self._read(max((run for run in evaluated if _data(run)["validation"] == images), key=_rank))
+            candidates = [run for run in evaluated if _data(run)["validation"] == images]
+            first = max(map(_rank, candidates))
+            best, *others = [run for run in candidates if _rank(run) == first]
+            names = listed(f"{run.info.run_name} ({run.info.run_id[:8]})" for run in others)
+            tie = f"best is {best.info.run_name}, the latest of those as good by validation; the others: {names}"
+            return replace(self._read(best), remark=tie if others else "")
         for run in evaluated:
             if name in (run.info.run_id, run.info.run_name):
                 return self._read(run)
@@ -116,6 +168,7 @@ class Runs:
             metrics=run.data.metrics,
             tags=run.data.tags,
             data=_data(run),
+            link=f"{self.address}/#/experiments/{self.experiment_id}/runs/{quote(run.info.run_id)}",
             patch=load_text(f"{run.info.artifact_uri}/git.patch") if "git.patch" in files else "",
             model=f"models:/{run.outputs.model_outputs[0].model_id}",
             predictions=read_predictions(load_text(f"{run.info.artifact_uri}/plots/predictions.csv")),
@@ -123,8 +176,11 @@ class Runs:
 
 
 def read_predictions(text: str) -> pd.DataFrame:
-    """Return the table of a predictions.csv. Its classes are text: pandas would take NA for none, and 01 for 1."""
-    return read_csv(StringIO(text), dtype={"label": str, "predicted": str}, keep_default_na=False)
+    """Return the table of a predictions.csv. Texts are read as such: pandas would take NA for none, and 01 for 1."""
+    table = read_csv(StringIO(text), dtype={"source": str, "label": str, "predicted": str}, keep_default_na=False)
+    if table.columns[1] != "source":  # of an earlier version
+        table.insert(1, "source", "images.npy/" + table["index"].astype(str), allow_duplicates=True)
+    return table
 
 
 def _rank(run: "MlflowRun") -> tuple[float, float]:
@@ -134,6 +190,4 @@ def _rank(run: "MlflowRun") -> tuple[float, float]:
 def _data(run: "MlflowRun") -> dict[str, str]:
     """Return name and digest of the dataset of each context."""
     assert run.inputs is not None  # the stages log them
-    return {
-        entry.tags[0].value: f"{entry.dataset.name} {entry.dataset.digest[:8]}" for entry in run.inputs.dataset_inputs
-    }
+    return {entry.tags[0].value: f"{entry.dataset.name} {entry.dataset.digest}" for entry in run.inputs.dataset_inputs}

@@ -37,6 +37,8 @@ def main() -> None:
 
     with TemporaryDirectory() as folder:
         served = Served(runs.weights(run, Path(folder)))
+    if run.remark:
+        say(run.remark)
     accuracy = f"{run.metrics['test/accuracy']:.4f} test accuracy"
     say(f"serving {run.name} ({accuracy}) on http://{HOST}:{arguments.port}/invocations")
     # Some requests at once, and no more: each may be large.

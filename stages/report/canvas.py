@@ -13,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -101,3 +102,11 @@ def _cut(name: str, most: int) -> str:
 def bare(axes: Axes) -> None:
     """Leave out the frame's lines above and on the right."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def over_epochs(axes: Axes, quantity: str) -> None:
+    """Make axes ready for curves of a quantity."""
+    axes.set(xlabel="epoch", title=quantity)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.grid(alpha=0.3)
+    bare(axes)

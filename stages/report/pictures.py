@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from stages.report.canvas import BLUE, GREY, ORANGE, bare, draw_tiles, save, short, short_path, small
+from stages.report.canvas import BLUE, GREY, ORANGE, bare, draw_tiles, over_epochs, save, short, short_path, small
 
 # What fits on a page: classes in the matrix with numbers, bars, rows of examples.
 NUMBERED, BARS, ROWS = 20, 40, 20
@@ -22,9 +22,7 @@ def learning_curves(path: Path, history: pd.DataFrame, chosen: int) -> None:
         axes.plot(history["epoch"], history[f"train/{quantity}"], color=GREY, marker=marker, label="train")
         axes.plot(history["epoch"], history[f"valid/{quantity}"], color=BLUE, marker=marker, label="validation")
         axes.axvline(chosen, color=ORANGE, linewidth=1, linestyle="--", label=f"chosen: epoch {chosen}")
-        axes.set(xlabel="epoch", title=quantity)
-        axes.grid(alpha=0.3)
-        bare(axes)
+        over_epochs(axes, quantity)
         axes.legend(frameon=False)
     save(figure, path)
 

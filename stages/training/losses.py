@@ -41,6 +41,12 @@ class Loss:
     input: Input
     target: Target
     own: type[nn.Module] | None = None
+    takes_softmax: bool = False  # whether it makes log-probabilities of the scores itself
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether it trains scores whose softmax is each class's probability: others have no calibration."""
+        return self.takes_softmax or self.input is LOG_PROBABILITIES
 
 
 def _index(targets: Tensor, _n_classes: int) -> Tensor:
@@ -73,7 +79,7 @@ SIGNED = Target("+1 for the class, -1 for the others", _signed, is_one_class=Fal
 LOSSES = {
     "BCELoss": Loss(SIGMOID, ONE_HOT),
     "BCEWithLogitsLoss": Loss(SCORES, ONE_HOT),
-    "CrossEntropyLoss": Loss(SCORES, INDEX_OR_SHARES),
+    "CrossEntropyLoss": Loss(SCORES, INDEX_OR_SHARES, takes_softmax=True),
     "HuberLoss": Loss(SCORES, ONE_HOT),
     "KLDivLoss": Loss(LOG_PROBABILITIES, ONE_HOT),
     "L1Loss": Loss(SCORES, ONE_HOT),

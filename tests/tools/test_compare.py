@@ -1,13 +1,31 @@
 """Comparisons of real trainings in a real store."""
 
+import re
+import shutil
 import sys
 
 import pytest
 from mlflow.artifacts import load_text
+from rich.cells import cell_len
 
 from stages.base.errors import InputError
+from stages.tracking.store import Store
 from tests.conftest import Project
 from tools.compare import main
+
+
+def test_columns_are_aligned_in_any_script(compared: Project) -> None:
+    shutil.copy(compared.root / "mlflow.db", compared.root / "names.db")
+    store = Store(f"sqlite:///{compared.root}/names.db", "repronet")
+    long = "a long name, longer than any of the figures"
+    for run in store.search(having=["mlflow.runName"]):
+        new = {"seed-0": "基準", "seed-1": long}.get(run.info.run_name, run.info.run_name)
+        store.client().update_run(run.info.run_id, name=new)
+    output = compared("python", "-m", "tools.compare", "基準", long, "closed", MLFLOW_TRACKING_URI=store.uri)
+    lines = [line for line in output.splitlines() if line.startswith("  ")]
+    names, accuracy = lines[0], next(line for line in lines if line.startswith("  test/accuracy"))
+    places = [cell_len(names[: names.index(name)]) for name in ("基準", long, "closed")]
+    assert places == [match.start() for match in re.finditer(r"0\.\d+", accuracy)]
 
 
 @pytest.fixture
@@ -35,6 +53,8 @@ def test_seeds_make_no_difference_and_the_bias_start_does(compared: Project) -> 
     assert rows["test/accuracy"] == [f"{by_name[name]:.6g}" for name in ("seed-0", "seed-1", "closed")]
     assert "seed-0, seed-1" in output, "mean over the seeds"
     assert "The same in all: data, code, environment." in output
+
+    assert "McNemar's exact test: p < 0.0001." in of_bias
 
     text = page.read_text()
     assert "The difference is real: seed-0 is better" in text

@@ -1,9 +1,9 @@
 """What is read of MLflow's runs, and how people's names find them, in a real store."""
 
-import shutil
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -11,14 +11,6 @@ from stages.base.errors import InputError
 from stages.tracking.result import EVALUATION_TAG
 from tests.conftest import Project
 from tools.runs import EvaluatedRun, Runs, read_predictions
-
-
-@pytest.fixture
-def store(compared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """The store of four evaluated runs, in a copy that a test may add to; the artifacts are the original's."""
-    shutil.copy(compared.root / "mlflow.db", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return Runs()
 
 
 def evaluated(store: Runs, name: str) -> str:
@@ -71,6 +63,15 @@ def best_of(store: Runs, figures: dict[str, tuple[float, float]]) -> EvaluatedRu
 def test_best_is_the_highest_validation_accuracy_then_the_lowest_loss(store: Runs) -> None:
     assert best_of(store, {"seed-0": (0.9, 0.5), "others": (0.8, 0.1)}).name == "seed-0"
     assert best_of(store, {"seed-0": (0.9, 0.5), "closed": (0.9, 0.4), "others": (0.8, 0.1)}).name == "closed"
+
+
+def test_others_that_are_as_good_as_the_best_are_named(store: Runs) -> None:
+    best = best_of(store, {"seed-0": (0.9, 0.5), "closed": (0.9, 0.5), "seed-1": (0.9, 0.6)})
+    assert best.name == "seed-0", "the latest"
+    closed = store.find("closed").id[:8]
+    assert best.remark == f"best is seed-0, the latest of those as good by validation; the others: closed ({closed})"
+    assert best_of(store, {"seed-0": (0.9, 0.5), "closed": (0.9, 0.4)}).remark == ""
+    assert store.find("closed").remark == ""
 
 
 def test_best_is_among_those_validated_on_the_images_of_the_latest(store: Runs) -> None:
@@ -132,9 +133,31 @@ def test_a_store_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Runs()
 
 
+def test_links_and_files_and_curves(store: Runs, compared: Project, tmp_path: Path) -> None:
+    run = store.find("seed-1")
+    assert run.link == f"http://127.0.0.1:5000/#/experiments/{store.experiment_id}/runs/{run.id}"
+    copied = store.artifact(run, "plots/pictures/confusion.png", tmp_path)
+    assert copied is not None
+    assert copied.read_bytes() == (compared.root / "seed-1/plots/pictures/confusion.png").read_bytes()
+    assert store.artifact(run, "plots/pictures/none.png", tmp_path) is None
+    history = pd.read_csv(compared.root / "seed-1/train.csv").set_index("epoch")
+    assert store.curve(run, "valid/loss") == history["valid/loss"].to_dict()
+    assert list(store.curve(run, "valid/loss")) == list(range(1, 31))
+    assert store.curve(run, "no/such") == {}
+    store.uri = "https://user:secret@example.org/mlflow/"
+    assert store.address == "https://example.org/mlflow"
+
+
+def test_predictions_of_before_images_had_names() -> None:
+    table = read_predictions("index,label,predicted,a,b\n7,a,b,0.2,0.8\n")
+    assert list(table) == ["index", "source", "label", "predicted", "a", "b"]
+    assert table["source"].tolist() == ["images.npy/7"]
+
+
 def test_classes_are_text() -> None:
-    text = "index,label,predicted,NA,01,1\n0,NA,NA,0.5,0.2,0.3\n1,01,1,0.5,0.2,0.3\n2,1,1.0,0.5,0.2,0.3\n"
-    table = read_predictions(text)
+    rows = ["0,07,NA,NA,0.5,0.2,0.3", "1,NA,01,1,0.5,0.2,0.3", "2,'=1,1,1.0,0.5,0.2,0.3"]
+    table = read_predictions("\n".join(["index,source,label,predicted,NA,01,1", *rows]))
+    assert table["source"].tolist() == ["07", "NA", "=1"]
     assert table["label"].tolist() == ["NA", "01", "1"]
     assert (table["label"] == table["predicted"]).tolist() == [True, False, False]
     assert table[["NA", "01", "1"]].to_numpy().tolist() == [[0.5, 0.2, 0.3]] * 3

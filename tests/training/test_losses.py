@@ -48,6 +48,19 @@ def test_value(name: str) -> None:
     assert criterion(name, {}, 2, CPU)(SCORES, LABELS).item() == pytest.approx(EXPECTED[name])
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_which_losses_train_scores_whose_softmax_are_probabilities(name: str) -> None:
+    # Of ten equal images seven are of class 0: the scores with the lowest loss say so, or they do not.
+    scores, labels = torch.zeros(1, 3, requires_grad=True), torch.tensor([0] * 7 + [1] * 2 + [2])
+    loss, optimizer = criterion(name, {}, 3, CPU), torch.optim.Adam([scores], lr=0.05)
+    for _ in range(600):
+        optimizer.zero_grad()
+        loss(scores.expand(10, 3), labels).backward()
+        optimizer.step()
+    is_share = torch.allclose(scores.softmax(1), torch.tensor([[0.7, 0.2, 0.1]]), atol=0.02)
+    assert is_share == LOSSES[name].gives_probabilities
+
+
 def test_every_loss_of_torch_is_used_or_refused() -> None:
     ours = {
         name

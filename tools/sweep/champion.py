@@ -1,7 +1,7 @@
 """The model registry's champion: the model that others have to beat on the same test images."""
 
 from stages.base.errors import InputError
-from tools.compare import Pair, verdict
+from tools.comparison import Pair, verdict
 from tools.runs import EvaluatedRun, Runs
 
 ALIAS = "champion"
