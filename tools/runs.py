@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -39,15 +39,12 @@ class EvaluatedRun:
     patch: str  # what differed from the commit, as git prints it
     model: str  # MLflow's address of it: models:/<id>
     predictions: pd.DataFrame  # a row for each test image: index, source, label, predicted, each class's probability
-    remark: str = ""  # where it was found as "best": which others are as good
+    remark: str  # which other runs could have been meant by the name that it was found by
 
     @property
     def loss(self) -> str:
         """Name and arguments of the loss function that it was trained with."""
-        name = self.params.get("train.loss.name", "-")
-        prefix = f"train.loss.arguments.{name}."
-        given = {key.removeprefix(prefix): value for key, value in self.params.items() if key.startswith(prefix)}
-        return ", ".join([name, *(f"{key}: {value}" for key, value in sorted(given.items()))])
+        return loss_of(self.params)
 
     @property
     def gives_probabilities(self) -> bool:
@@ -145,18 +142,19 @@ class Runs:
         if name == "best" and evaluated:
             images = _data(evaluated[0])["validation"]
             candidates = [run for run in evaluated if _data(run)["validation"] == images]
-            first = max(map(_rank, candidates))
-            best, *others = [run for run in candidates if _rank(run) == first]
-            names = listed(f"{run.info.run_name} ({run.info.run_id[:8]})" for run in others)
-            tie = f"best is {best.info.run_name}, the latest of those as good by validation; the others: {names}"
-            return replace(self._read(best), remark=tie if others else "")
-        for run in evaluated:
-            if name in (run.info.run_id, run.info.run_name):
-                return self._read(run)
+            best = max(candidates, key=_rank)
+            equal = listed(_named(run) for run in candidates if run is not best and _ties(run, best))
+            return self._read(best, f"best is {_named(best)}; as good by validation: {equal}" if equal else "")
+        found = [run for run in evaluated if name in (run.info.run_id, run.info.run_name)]
+        if found:
+            earlier = listed(run.info.run_id[:8] for run in found[1:])
+            return self._read(
+                found[0], f"{_named(found[0])} is the latest {name}; earlier: {earlier}" if earlier else ""
+            )
         known = listed(["best", *dict.fromkeys(run.info.run_name for run in evaluated)])
         raise InputError(f"no evaluated run is called {name!r} in {self.name}; there are: {known}")
 
-    def _read(self, run: "MlflowRun") -> EvaluatedRun:
+    def _read(self, run: "MlflowRun", remark: str) -> EvaluatedRun:
         from mlflow.artifacts import load_text
 
         assert run.outputs is not None  # evaluate logs the model
@@ -172,6 +170,7 @@ class Runs:
             patch=load_text(f"{run.info.artifact_uri}/git.patch") if "git.patch" in files else "",
             model=f"models:/{run.outputs.model_outputs[0].model_id}",
             predictions=read_predictions(load_text(f"{run.info.artifact_uri}/plots/predictions.csv")),
+            remark=remark,
         )
 
 
@@ -181,6 +180,24 @@ def read_predictions(text: str) -> pd.DataFrame:
     if table.columns[1] != "source":  # of an earlier version
         table.insert(1, "source", "images.npy/" + table["index"].astype(str), allow_duplicates=True)
     return table
+
+
+def loss_of(params: dict[str, str]) -> str:
+    """Return name and arguments of the loss function that a run's params name."""
+    name = params.get("train.loss.name", "-")
+    prefix = f"train.loss.arguments.{name}."
+    given = {key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)}
+    return ", ".join([name, *(f"{key}: {value}" for key, value in sorted(given.items()))])
+
+
+def _named(run: "MlflowRun") -> str:
+    return f"{run.info.run_name} ({run.info.run_id[:8]})"
+
+
+def _ties(run: "MlflowRun", best: "MlflowRun") -> bool:
+    """Return whether a run is as good as the best; of different functions no loss is lower than the other."""
+    comparable = loss_of(run.data.params) == loss_of(best.data.params)
+    return _rank(run) == _rank(best) if comparable else _rank(run)[0] == _rank(best)[0]
 
 
 def _rank(run: "MlflowRun") -> tuple[float, float]:

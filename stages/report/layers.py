@@ -27,11 +27,11 @@ def filters(path: Path, name: str, weight: Tensor) -> None:
         shown, columns = weight[:filters, :beside].flatten(0, 1), 8 // beside * beside
     figure = Figure(figsize=(columns + 1, -(-len(shown) // columns) + 0.5), layout="constrained")
     axes = figure.subplots()
-    of = "of 1 channel" if channels == 1 else f"of {_some(beside, channels) if channels != 3 else 3} channels"
-    title = f"{name}: {_some(filters, width)} filters {of}"
+    title = f"{name}: {_some(filters, width)} filters"
     if channels == 3:
-        title += f", as colours: from -{limit:.2g} (none) to {limit:.2g} (full), 0 is grey"
+        title += f", their 3 channels as colours: -{limit:.2g} is none, {limit:.2g} is full"
     else:
+        title += f", each for {_some(beside, channels)} channels side by side" if channels > 1 else ""
         draw_scale(figure, [axes], limit)
     axes.set_title(title)
     draw_tiles(axes, list(shown), columns, limit=limit)

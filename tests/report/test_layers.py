@@ -51,11 +51,11 @@ def test_filters_and_activations_of_every_convolution(tmp_path: Path, arguments:
 @pytest.mark.parametrize(
     ("shape", "title"),
     [
-        ((32, 1, 5, 5), "conv: 32 filters of 1 channel"),
-        ((33, 1, 5, 5), "conv: 32 of 33 filters of 1 channel"),
-        ((64, 3, 7, 7), "conv: 32 of 64 filters of 3 channels, as colours: from -0.5 (none) to 0.5 (full), 0 is grey"),
-        ((20, 10, 3, 3), "conv: 16 of 20 filters of 8 of 10 channels"),
-        ((16, 8, 3, 3), "conv: 16 filters of 8 channels"),
+        ((32, 1, 5, 5), "conv: 32 filters"),
+        ((33, 1, 5, 5), "conv: 32 of 33 filters"),
+        ((64, 3, 7, 7), "conv: 32 of 64 filters, their 3 channels as colours: -0.5 is none, 0.5 is full"),
+        ((20, 10, 3, 3), "conv: 16 of 20 filters, each for 8 of 10 channels side by side"),
+        ((16, 2, 3, 3), "conv: 16 filters, each for 2 channels side by side"),
     ],
 )
 def test_filters_say_how_many_there_are_and_on_which_scale(

@@ -46,6 +46,9 @@ def test_a_run_is_found_by_its_id_and_the_latest_of_several_by_its_name(store: R
     assert store.find(ids["closed"]).name == "closed"
     store.client.update_run(ids["closed"], name="seed-1")
     assert store.find("seed-1").id == ids["seed-1"]
+    latest = f"seed-1 ({ids['seed-1'][:8]})"
+    assert store.find("seed-1").remark == f"{latest} is the latest seed-1; earlier: {ids['closed'][:8]}"
+    assert store.find(ids["closed"]).remark == ""
     store.client.update_run(ids["seed-1"], name="closed")
     assert store.find("closed").id == ids["seed-1"]
     assert store.find("seed-1").id == ids["closed"]
@@ -68,10 +71,25 @@ def test_best_is_the_highest_validation_accuracy_then_the_lowest_loss(store: Run
 def test_others_that_are_as_good_as_the_best_are_named(store: Runs) -> None:
     best = best_of(store, {"seed-0": (0.9, 0.5), "closed": (0.9, 0.5), "seed-1": (0.9, 0.6)})
     assert best.name == "seed-0", "the latest"
-    closed = store.find("closed").id[:8]
-    assert best.remark == f"best is seed-0, the latest of those as good by validation; the others: closed ({closed})"
+    ids = {name: store.find(name).id[:8] for name in ("seed-0", "closed")}
+    assert best.remark == f"best is seed-0 ({ids['seed-0']}); as good by validation: closed ({ids['closed']})"
     assert best_of(store, {"seed-0": (0.9, 0.5), "closed": (0.9, 0.4)}).remark == ""
     assert store.find("closed").remark == ""
+
+
+def test_losses_of_different_functions_break_no_tie(store: Runs) -> None:
+    assert best_of(store, {"seed-0": (0.9, 0.5), "closed": (0.9, 0.4)}).name == "closed"
+    client = store.client
+    other = client.create_run(store.experiment_id, 1, {EVALUATION_TAG: "0"}, run_name="other")
+    inputs = client.get_run(store.find("closed").id).inputs
+    assert inputs is not None
+    client.log_inputs(other.info.run_id, inputs.dataset_inputs)
+    client.log_param(other.info.run_id, "train.loss.name", "MSELoss")
+    client.log_metric(other.info.run_id, "best/valid_accuracy", 0.9)
+    client.log_metric(other.info.run_id, "best/valid_loss", 0.6)
+    best = store.find("best")
+    assert best.name == "closed"
+    assert best.remark.endswith(f"; as good by validation: other ({other.info.run_id[:8]})")
 
 
 def test_best_is_among_those_validated_on_the_images_of_the_latest(store: Runs) -> None:
