@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from stages.base import cli
 from stages.base.errors import InputError, lines, listed
-from stages.base.files import replacing, rounded, write_csv, write_json
+from stages.base.files import claimed, placing, rounded, write_csv, write_json
 from stages.base.params import Params, TrainParams, load_params
 from stages.base.text import say, warn
 from stages.batches import transforms
@@ -100,9 +100,8 @@ def evaluate(
     sources = data.sources("test")
     wrong = pictures.most_confident(answers.labels, answers.predicted, answers.probabilities)
     fonts.use_for([*data.classes, sources[0], *(sources[place] for place in wrong)])
-    with replacing(results) as partial:
-        write_json(partial, values)
-    with replacing(plots) as partial:
+    with claimed(results, plots) as (file, partial), placing(results, plots):
+        write_json(file, values)
         (partial / "pictures").mkdir(parents=True)
         classes = pd.DataFrame({"class": data.classes} | vars(per_class))
         table = predictions(test.rows, sources, answers, data.classes)

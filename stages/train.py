@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from stages.base import cli
 from stages.base.errors import InputError
-from stages.base.files import replacing, rounded, write_csv
+from stages.base.files import claimed, placing, rounded, write_csv
 from stages.base.params import WEIGHTS, TrainParams, load_params
 from stages.base.registry import check_names
 from stages.base.text import say
@@ -37,6 +37,8 @@ from stages.tracking import data_in_git
 from stages.tracking.tracker import Tracker
 from stages.training import determinism, losses, metrics, optimizers, options, schedules
 from stages.training.selection import rank_of, should_stop
+
+ROOM = 1 << 20  # bytes that an output's disk should have besides
 
 
 def main() -> None:
@@ -98,8 +100,11 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
 
     rows: list[dict[str, float]] = []
     best: dict[str, float] = {}
+    size = sum(tensor.nbytes for tensor in net.state_dict().values())
     with (
+        claimed(weights, history, room=size + ROOM) as (kept, table),
         tracker.training(data, device) as run,
+        placing(weights, history),
         determinism.required(f"train.net: {params.net.name}"),
         tqdm(total=steps * params.epochs, unit="step", disable=None) as progress,
     ):
@@ -131,21 +136,19 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
             report(rows[-1], params.epochs, progress)
             if not best or rank_of(rows[-1]) > rank_of(best):
                 best = rows[-1]
-                best_weights = {name: tensor.clone() for name, tensor in ema.net.state_dict().items()}
+                description = replace(
+                    plan,
+                    epoch=int(best["epoch"]),
+                    valid_accuracy=best["valid/accuracy"],
+                    valid_loss=best["valid/loss"],
+                )
+                save_weights(kept, ema.net.state_dict(), description)
             if should_stop(epoch, int(best["epoch"]), params.early_stopping):
                 break
 
-        description = replace(
-            plan,
-            epoch=int(best["epoch"]),
-            valid_accuracy=best["valid/accuracy"],
-            valid_loss=best["valid/loss"],
-        )
-        save_weights(weights, best_weights, description)
-        with replacing(history) as partial_file:
-            write_csv(partial_file, pd.DataFrame(rows).astype({"epoch": int}))
+        write_csv(table, pd.DataFrame(rows).astype({"epoch": int}))
         run.log({"seconds/training": time.perf_counter() - started})
-        run.trained(weights)
+        run.trained(kept)
     say(f"kept epoch {description.epoch}: validation accuracy {description.valid_accuracy:.4f}")
 
 

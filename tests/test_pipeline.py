@@ -1,12 +1,15 @@
 """The whole pipeline by DVC, in a copy of the project, with a real store: what runs when, and what it leaves."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from tests.conftest import ROOT, Project, write_image
+from stages.nets.weights import load_weights
+from tests.conftest import ROOT, YAML_READER, Project, write_image
 
 
 def stages_run(output: str) -> list[str]:
@@ -193,3 +196,30 @@ def test_several_experiments_at_once_by_hand(project: Project) -> None:
     assert [process.returncode for process in started] == [0] * 8, said
     names = project("dvc", "exp", "list", "--name-only").split()
     assert {f"at-once-{i}" for i in range(8)} <= set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_after_dvc_was_killed_the_lock_names_the_weights_that_are_there(project: Project, number: int) -> None:
+    project("dvc", "repro", "prepare")
+    project.edit("params.yaml", "  epochs: 30 ", "  epochs: 400 ")
+    killed = project.start("dvc", "repro")
+    assert killed.stdout is not None
+    while "epoch 1/400" not in killed.stdout.readline():
+        pass
+    killed.send_signal(number)
+    killed.wait()  # until then DVC takes it for alive
+    project.edit("params.yaml", "  epochs: 400 ", "  epochs: 30 ")
+    project.edit("params.yaml", "train:\n  seed: 0 ", "train:\n  seed: 5 ")
+    assert "train" in stages_run(project("dvc", "repro"))
+    assert killed.stdout.read().splitlines()[-2:] == [
+        "the DVC that ran this has ended",
+        "interrupted",
+    ]  # and it is gone
+    assert project("dvc", "status").strip() == "Data and pipelines are up to date."
+    lock = YAML_READER.load((project.root / "dvc.lock").read_text())["stages"]["train"]
+    assert lock["params"]["params.yaml"]["train"]["seed"] == 5
+    assert load_weights(project.root / "models/net.safetensors")[1].seed == 5
+    assert len(pd.read_csv(project.root / "metrics/train.csv")) == 30
+    assert [run.info.status for run in project.runs()] == ["FINISHED", "KILLED"]
+    assert not list((project.root / ".repronet/locks").iterdir())

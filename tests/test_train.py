@@ -220,6 +220,24 @@ def test_interrupted_training_leaves_a_killed_run_and_no_outputs(project: Projec
     assert run.data.metrics["train/loss"] > 0
 
 
+@pytest.mark.slow
+def test_of_two_trainings_on_one_output_the_second_is_refused(project: Project, digits: Path) -> None:
+    project.edit("params.yaml", "  epochs: 30 ", "  epochs: 100000 ")
+    command = ["python", "-m", "stages.train", str(digits), "net.safetensors"]
+    first = project.start(*command, "one.csv")
+    assert first.stdout is not None
+    assert first.stdout.readline().startswith("epoch 1/100000")
+    refused = project(*command, "two.csv", fails=True).splitlines()[-1]
+    shown = f"process {first.pid} (python {' '.join(command[1:])} one.csv) since 20"
+    assert refused.startswith(f"error: {project.root}/net.safetensors is being written by {shown}")
+    assert first.poll() is None
+    first.terminate()
+    assert project.runs()[0].info.status in ("RUNNING", "KILLED")
+    assert first.communicate(timeout=60)[0].splitlines()[-1] == "interrupted"
+    assert len(project.runs()) == 1  # the second has left none
+    assert not list(project.root.glob("*.csv")) + list(project.root.glob(".*.partial"))
+
+
 def test_a_training_whose_terminal_is_closed_closes_its_run(project: Project, digits: Path) -> None:
     project.edit("params.yaml", "  epochs: 30 ", "  epochs: 100000 ")
     arguments = [str(digits), "net.safetensors", "train.csv"]

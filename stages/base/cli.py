@@ -7,8 +7,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from stages.base.dvc import end_with_dvc
 from stages.base.errors import InputError
 from stages.base.experiment import SWEEP, is_experiment, main_repository
+from stages.base.files import NO_PLACE
 from stages.base.processes import interrupt_on_signals, without_git_redirects
 from stages.base.text import warn
 
@@ -18,17 +20,24 @@ WAY_BACK = "git checkout HEAD -- params.yaml dvc.lock metrics"
 def run(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 1 with one `error:` line for an InputError, 130 when interrupted.
 
-    SIGTERM and SIGHUP are handled as Ctrl-C is, so that a killed stage closes its MLflow run and removes half-written
-    files. Nothing that is started from here is led to another git repository by the environment.
+    SIGTERM, SIGHUP and the end of the DVC that runs this are handled as Ctrl-C is, so that a killed stage closes its
+    MLflow run and removes half-written files. Nothing that is started from here is led to another git repository by
+    the environment.
     """
     interrupt_on_signals()
     for name in os.environ.keys() - without_git_redirects(os.environ).keys():
         del os.environ[name]
     try:
         _check_code_is_here()
+        end_with_dvc()
         main()
     except InputError as error:
         warn(f"error: {error}{_way_back()}")
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        warn(f"error: {error.filename or 'a file'}: {error.strerror}{_way_back()}")
         sys.exit(1)
     except KeyboardInterrupt:
         warn(f"interrupted{_way_back()}")

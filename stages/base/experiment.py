@@ -15,3 +15,8 @@ def is_experiment(environment: Mapping[str, str]) -> bool:
 def main_repository(environment: Mapping[str, str]) -> Path:
     """Return the main repository: DVC runs `--temp` and its queue in other directories, and deletes those."""
     return Path(environment.get("DVC_ROOT", ".")).resolve()
+
+
+def home(environment: Mapping[str, str]) -> Path:
+    """Return the folder of what is no output but outlives a process, such as locks."""
+    return main_repository(environment) / (environment.get("REPRONET_HOME") or ".repronet")

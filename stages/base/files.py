@@ -1,13 +1,18 @@
 """How results are written: under a temporary name first, and always as the same bytes."""
 
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stages.base.errors import InputError, listed
+from stages.base.locks import check_owner, locked
 
 if TYPE_CHECKING:
     from io import StringIO
@@ -15,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FLOAT_FORMAT = "%.6g"
+NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+NO_PLACE |= {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EIO}
 FORMULA, NUMBER = re.compile(r"[=+\-@'\x00-\x1f]"), re.compile(r"[+-]?\d+(\.\d*)?")
 
 
@@ -22,23 +29,78 @@ FORMULA, NUMBER = re.compile(r"[=+\-@'\x00-\x1f]"), re.compile(r"[+-]?\d+(\.\d*)
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`, which takes the place of `path` at the end, or is removed on any error.
 
-    The temporary name is fixed, so that what a killed process left behind is cleaned up by the next one.
+    Raises InputError as `claimed` and `placing` do, which this is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    _remove(partial)
-    try:
+    with claimed(path) as [partial], placing(path):
         yield partial
-        if partial.is_dir():
-            _remove(path)  # a file is replaced in one step, a directory cannot be
-        partial.replace(path)
-    except BaseException:
-        _remove(partial)
-        raise
+
+
+@contextmanager
+def claimed(*outputs: Path, room: int = 0) -> Iterator[list[Path]]:
+    """Yield a temporary name beside each output, which no other process writes meanwhile, and remove what is left.
+
+    The names are fixed, so that what a killed process left behind is cleaned up by the next one. With `room`, all are
+    files, and each gets this many bytes of the disk. Raises InputError if another process writes an output, and
+    whenever there is no place for one: the disk is full or read-only, or a folder cannot be written to.
+    """
+    partials = [_partial(output) for output in outputs]
+    with locked(*outputs):
+        try:
+            for output, partial in zip(outputs, partials, strict=True):
+                output.parent.mkdir(parents=True, exist_ok=True)
+                _remove(partial)
+                if room:
+                    if output.is_dir():
+                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(output))
+                    reserve(partial, room)
+            yield partials
+        except OSError as error:
+            if error.errno not in NO_PLACE:
+                raise
+            where = f": {error.filename}" if error.filename else ""
+            raise InputError(f"{listed(outputs)} cannot be written: {error.strerror}{where}") from error
+        finally:
+            for partial in partials:
+                with suppress(OSError):  # a disk can become read-only
+                    _remove(partial)
+
+
+@contextmanager
+def placing(*outputs: Path) -> Iterator[None]:
+    """Let what was written under the temporary names of claimed outputs take their places at the end.
+
+    Raises InputError, and leaves all as it was, if this process is not the one to write them any more.
+    """
+    yield
+    for output in outputs:
+        check_owner(output)
+    for output in outputs:
+        if (partial := _partial(output)).is_dir():
+            _remove(output)  # a file is replaced in one step, a directory cannot be
+        partial.replace(output)
+
+
+def reserve(file: Path, n_bytes: int) -> None:
+    """Give a file this many bytes of the disk, zeros where it has none yet. Raises OSError if there are not so many.
+
+    A file can be longer than what it has of the disk: a process that writes to its memory map would be killed.
+    """
+    with file.open("ab") as opened:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(opened.fileno(), 0, n_bytes)
+            elif n_bytes > shutil.disk_usage(file).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}, {n_bytes:,} bytes are needed") from error
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from stages.base.errors import InputError, lines, listed
-from stages.base.files import replacing
 from stages.base.params import RANDOM, TrainParams
 from stages.batches import transforms
 from stages.batches.normalise import Normalise
@@ -82,10 +81,13 @@ def describe(params: TrainParams, data: DatasetInfo, channels: int, side: int, o
 
 
 def save_weights(path: Path, weights: Weights, description: Description) -> None:
-    """Write the file; equal arguments give equal bytes."""
+    """Write the file; equal arguments give equal bytes. What it has of the disk, if it is there, it keeps meanwhile."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata={KEY: json.dumps(asdict(description), sort_keys=True, allow_nan=False)})
+    content = save(tensors, {KEY: json.dumps(asdict(description), sort_keys=True, allow_nan=False)})
+    path.touch()
+    with path.open("r+b") as file:
+        file.write(content)
+        file.truncate()
 
 
 def load_weights(path: Path) -> tuple[nn.Module, Description]:

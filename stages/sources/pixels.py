@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.base.errors import InputError
+from stages.base.files import reserve
 
 BLOCK = 16 << 20  # bytes of the images that are looked at together
 
 
 def new_array(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Return the memory-mapped array of a new file, zeros. Raises InputError if the disk has no room for it."""
+    """Return the memory-mapped array of a new file, zeros. Raises InputError or OSError where the disk has no room."""
     n_bytes, free = math.prod(shape), shutil.disk_usage(file.parent).free
     if n_bytes > free:
         raise InputError(
@@ -23,6 +24,7 @@ def new_array(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
             f" and {file.parent} has {free:,} free; prepare.image_size is their side"
         )
     array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    reserve(file, file.stat().st_size)
     return array
 
 
