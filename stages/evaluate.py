@@ -112,7 +112,8 @@ def evaluate(
             pictures.learning_curves(path, pd.read_csv(history), description.epoch)
         pictures.confusion(partial / "pictures/confusion.png", answers.confusion, data.classes)
         pictures.classes(partial / "pictures/classes.png", classes)
-        draw_images(partial / "pictures", data, test, sources, answers, wrong)
+        is_probable = losses.LOSSES[params.train.loss.name].gives_probabilities
+        draw_images(partial / "pictures", data, test, sources, answers, wrong, is_probable)
         draw_net(partial / "pictures", net.cpu(), classifier.cpu()[:-1], sources[0], test.read(slice(1)))
 
     if history:
@@ -137,10 +138,13 @@ def predictions(rows: Tensor, sources: list[str], answers: Answers, classes: lis
     return table
 
 
-def draw_images(folder: Path, data: Prepared, test: Split, sources: list[str], answers: Answers, wrong: Tensor) -> None:
+def draw_images(
+    folder: Path, data: Prepared, test: Split, sources: list[str], answers: Answers, wrong: Tensor, is_probable: bool
+) -> None:
     """Draw the mistakes at the places `wrong`, int64 (m,), and examples: of the splits only these images are read."""
-    labels, predicted, probabilities = answers.labels, answers.predicted, answers.probabilities
-    mistakes, count = (labels[wrong], predicted[wrong], probabilities[wrong]), int((predicted != labels).sum())
+    labels, predicted = answers.labels, answers.predicted
+    shares = answers.probabilities[wrong].max(1).values if is_probable else None
+    mistakes, count = (labels[wrong], predicted[wrong], shares), int((predicted != labels).sum())
     files = [sources[place] for place in wrong]
     pictures.mistakes(folder / "mistakes.png", test.read(wrong), *mistakes, data.classes, files, count)
     training = data.split("train", torch.device("cpu"))

@@ -49,9 +49,11 @@ def _installed() -> dict[str, font_manager.FontEntry]:
     for path in sorted(font_manager.findSystemFonts()):
         try:
             font = font_manager.ttfFontProperty(FT2Font(path))
-        except (RuntimeError, OSError, NotImplementedError):  # it is broken, or its letters are pictures of one size
+        except Exception:  # files that are no fonts, or whose letters are pictures of one size, fail in many ways
             continue
-        if font.style == "normal" and (font.name not in found or _off(font) < _off(found[font.name])):
+        # There are fonts of boxes alone, for all letters.
+        usable = font.style == "normal" and "lastresort" not in font.name.lower().replace(" ", "")
+        if usable and (font.name not in found or _off(font) < _off(found[font.name])):
             found[font.name] = font
     return found
 

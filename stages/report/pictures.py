@@ -81,12 +81,15 @@ def mistakes(
     images: Tensor,
     labels: Tensor,
     predicted: Tensor,
-    probabilities: Tensor,
+    shares: Tensor | None,
     classes: list[str],
     files: list[str],
     count: int,
 ) -> None:
-    """Draw mistakes, which are the first of `count`: images uint8 (n, h, w) or (n, 3, h, w), labels int64 (n,)."""
+    """Draw mistakes, which are the first of `count`: images uint8 (n, h, w) or (n, 3, h, w), labels int64 (n,).
+
+    `shares`, float (n,), are how probable the classes that were predicted are said to be, None if nothing says so.
+    """
     figure = Figure(figsize=(10, 2.25 * max(1, -(-len(images) // 6)) + 0.7), layout="constrained")
     axes = figure.subplots()
     few = f"The {len(images)} most confident of {count:,} mistakes" if len(images) < count else f"All {count} mistakes"
@@ -98,7 +101,7 @@ def mistakes(
         for i, file in enumerate(files):
             x, y = i % 6 * step_x + tiles.shape[-1] / 2, i // 6 * step_y
             said, true = short(classes[predicted[i]], 16), short(classes[labels[i]], 18)
-            text = f"{said} {probabilities[i].max():.0%}\nis {true}"
+            text = f"{said}{'' if shares is None else f' {shares[i]:.0%}'}\nis {true}"
             axes.text(x, y - 0.02 * step_y, text, ha="center", va="bottom", fontsize=9)
             under = y + tiles.shape[-2] + 0.02 * step_y
             axes.text(x, under, short_path(file, 22), ha="center", va="top", fontsize=8, color=GREY)

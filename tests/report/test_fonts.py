@@ -64,7 +64,9 @@ def test_those_installed_fonts_are_used_that_have_the_most_of_what_lacks(
     write_font(folder / "bird.ttf", "Bird", "鳥")
     write_font(folder / "cat.ttf", "Cat", "猫")
     write_font(folder / "cat-and-dog.ttf", "Cat and dog", "猫犬")
+    write_font(folder / "boxes.ttf", "Last Resort", "猫犬鳥")
     (folder / "broken.ttf").write_bytes(b"no font")
+    (folder / "cut.ttf").write_bytes((folder / "boxes.ttf").read_bytes()[:300])
     fonts.use_for(["猫", "犬と猫"])
     assert families() == ["DejaVu Sans", "Cat and dog"]
     assert capfd.readouterr().err.count("と.") == 1

@@ -61,7 +61,7 @@ def mistakes(
     """Draw the mistakes among all images, as evaluate does."""
     wrong = pictures.most_confident(labels, predicted, probabilities)
     count = int((labels != predicted).sum())
-    picked = (labels[wrong], predicted[wrong], probabilities[wrong])
+    picked = (labels[wrong], predicted[wrong], probabilities[wrong].max(1).values)
     pictures.mistakes(path, images[wrong], *picked, [f"${i}_$" for i in range(200)], [f"{i}.png" for i in wrong], count)
     return drawn(path)
 
@@ -130,6 +130,9 @@ def test_mistakes_name_their_files_and_how_many_of_them_are_shown(tmp_path: Path
     written.clear()
     mistakes(tmp_path / "a.png", images[:3], labels[:3], labels[:3] + 1, shares[:3])
     assert "All 3 mistakes, the most confident first" in written
+    written.clear()
+    pictures.mistakes(tmp_path / "a.png", images[:1], labels[:1], labels[:1] + 1, None, ["a", "b"], ["1.png"], 1)
+    assert "b\nis a" in written, "no share, where it is none"
 
 
 def test_pictures_say_what_they_show(tmp_path: Path, written: list[str]) -> None:

@@ -12,6 +12,7 @@ from stages.base.errors import InputError
 from stages.tracking.store import Store
 from tests.conftest import Project
 from tools.compare import main
+from tools.runs import Runs
 
 
 def test_columns_are_aligned_in_any_script(compared: Project) -> None:
@@ -61,6 +62,15 @@ def test_seeds_make_no_difference_and_the_bias_start_does(compared: Project) -> 
     assert "<td>train.net.arguments.Net.bias_start</td>" in text
     closed = next(run for run in compared.runs() if run.info.run_name == "closed")
     assert load_text(f"{closed.info.artifact_uri}/comparisons/seed-0-seed-1.html") == text
+
+
+def test_the_page_is_logged_under_any_names(store: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = store.find("seed-0"), store.find("closed")
+    store.client.update_run(second.id, name=f"../a b/{'long' * 100}")
+    monkeypatch.setattr(sys, "argv", ["", first.id, second.id, "--log"])
+    main()
+    pages = [file.path for file in store.client.list_artifacts(first.id, "comparisons")]
+    assert f"comparisons/.._a_b_{('long' * 100)[:53]}.html" in pages
 
 
 def test_other_test_images_cannot_be_compared(
