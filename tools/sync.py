@@ -82,7 +82,7 @@ class Sync:
             # What is wrong with one result is no harm to the others, unless it is the store.
             with reaching(self._store):
                 self._store.exists()
-            return Outcome.FAILED, f", {type(error).__name__}: {error}"
+            return Outcome.FAILED, f", {self._store.why(error)}"
 
     def _give(self, result: RecordedResult) -> tuple[Outcome, str]:
         with result.files() as files:

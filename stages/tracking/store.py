@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ import torch
 
 from stages.base.errors import InputError
 from stages.base.experiment import main_repository
+from stages.base.files import reserve
 from stages.base.text import shown_url
 from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import Description
@@ -200,6 +202,8 @@ def log_model(run_id: str, description: Description, net: torch.nn.Module, data:
         inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *image))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(data.classes)))]),
     )
+    with NamedTemporaryFile() as file:  # where there is no room for the graph, torch would end the process
+        reserve(Path(file.name), 2 * sum(tensor.nbytes for tensor in net.state_dict().values()) + (4 << 20))
     with mlflow.start_run(run_id=run_id) as run:
         info = mlflow.pytorch.log_model(
             description.classifier(net).cpu().eval(),

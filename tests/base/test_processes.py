@@ -72,3 +72,24 @@ def test_what_a_tool_starts_sees_the_repository_that_it_is_in(tmp_path: Path) ->
     expected = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, env=clean_environment())
     environment = clean_environment() | {"GIT_DIR": str(tmp_path), "GIT_INDEX_FILE": str(tmp_path / "index")}
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment) == expected
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "evaluate"])
+@pytest.mark.parametrize(
+    ("environment", "spins"),
+    [({}, "0"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_threads_of_a_stage_wait_without_a_core_unless_the_environment_says_otherwise(
+    stage: str, environment: dict[str, str], spins: str
+) -> None:
+    # What OpenMP itself says when torch brings it; where nothing has been set, it spins 300,000 times.
+    shown = subprocess.run(
+        [sys.executable, "-c", f"import stages.{stage}, torch"],
+        cwd=ROOT,
+        env={name: value for name, value in clean_environment().items() if name != "OMP_WAIT_POLICY"}
+        | {"OMP_DISPLAY_ENV": "verbose", **environment},
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in shown
