@@ -38,7 +38,7 @@ from stages.tracking.tracker import Tracker
 from stages.training import determinism, losses, metrics, optimizers, options, schedules
 from stages.training.selection import rank_of, should_stop
 
-ROOM = 1 << 20  # bytes that an output's disk should have besides
+ROOM = 1 << 16  # bytes of an output besides the weights: what rebuilds the net, or the history of 1,000 epochs
 
 
 def main() -> None:

@@ -5,8 +5,9 @@
     python -m tools.sync seed-1 HEAD workspace
 
 Results are those of all DVC experiments, of the commits of HEAD and of all branches, and of the workspace. One lacks
-its run where the store could not be reached, where DVC took it from its cache, or where it was pulled from others. What
-only a run knows is not made up: how long it took, and on what machine. Doing it twice changes nothing.
+its run where the store could not be reached, where DVC took it from its cache, or where it was pulled from others. Files
+and models that a run names, but that are gone from its place, are put back. What only a run knows is not made up: how
+long it took, and on what machine. Doing it twice changes nothing.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.base import cli
-from stages.base.errors import InputError
+from stages.base.errors import InputError, listed
 from stages.base.params import flattened, load_params
 from stages.base.text import say
 from stages.tracking.store import Store
@@ -93,12 +94,13 @@ class Sync:
             # An experiment's run is its own. Any will do for a commit or the workspace, which may hold an experiment's.
             ours = [run for run in runs if result.experiment in ("", run.data.tags.get("dvc.exp_name"))]
             if present := next((run.info.run_id for run in ours if has_evaluation(run, digests)), ""):
-                if writer.has_weights(present):
+                gone = writer.lacking(present, files)
+                if not gone:
                     return Outcome.PRESENT, ""
                 if not self._dry_run:
-                    writer.log_weights(files, present)
+                    writer.put_back(present, files)
                 outcome = Outcome.WOULD_BE_COMPLETED if self._dry_run else Outcome.COMPLETED
-                return outcome, f", run {present}"
+                return outcome, f", run {present} lacked {listed(gone, 3)}"
             trained = next((run.info.run_id for run in ours if lacks_evaluation(run)), "")
             if not self._dry_run:
                 outcome = Outcome.COMPLETED if trained else Outcome.CREATED

@@ -184,8 +184,10 @@ def dataset(data: DatasetInfo, split: str) -> "DatasetInput":
     return DatasetInput(record, [InputTag("mlflow.data.context", context)])
 
 
-def log_model(run_id: str, description: Description, net: torch.nn.Module, data: DatasetInfo) -> str:
-    """Log the classifier under the name of its run and return its id.
+def log_model(
+    run_id: str, description: Description, net: torch.nn.Module, data: DatasetInfo, model_id: str | None = None
+) -> str:
+    """Log the classifier under the name of its run and return its id; or the files of the one with this `model_id`.
 
     It takes uint8 images, (n, h, w) or (n, 3, h, w), normalises them itself, and gives (n, n_classes). It is exported
     as a graph (pt2) that needs no code of ours and loads with pickle forbidden. Its metadata say what it takes and what
@@ -204,10 +206,13 @@ def log_model(run_id: str, description: Description, net: torch.nn.Module, data:
     )
     with NamedTemporaryFile() as file:  # where there is no room for the graph, torch would end the process
         reserve(Path(file.name), 2 * sum(tensor.nbytes for tensor in net.state_dict().values()) + (4 << 20))
-    with mlflow.start_run(run_id=run_id) as run:
+    name = mlflow.MlflowClient().get_run(run_id).info.run_name or "model"
+    # With the run active, MLflow would tie to it once more a model that it has.
+    with nullcontext() if model_id else mlflow.start_run(run_id=run_id):
         info = mlflow.pytorch.log_model(
             description.classifier(net).cpu().eval(),
-            name=re.sub(r"""[/:.%"']""", "_", run.info.run_name or "model"),  # of models MLflow refuses these
+            name=re.sub(r"""[/:.%"']""", "_", name),  # of models MLflow refuses these
+            model_id=model_id,
             serialization_format="pt2",
             signature=signature,
             pip_requirements=[f"torch=={version('torch').split('+')[0]}", f"numpy=={version('numpy')}"],

@@ -1,6 +1,8 @@
 """What writes runs to a store: a new one for a training, and the evaluation that completes it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from stages.tracking.run import ActiveRun, NoRun
 from stages.tracking.store import Store, dataset, log_model
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 LONGEST = 6000  # characters of a param that MLflow keeps
@@ -41,12 +44,7 @@ class RunWriter:
         with run.abandoned_on_error():
             client.log_batch(run.id, params=[Param(key, value) for key, value in self.params.items()])
             client.log_inputs(run.id, [dataset(data, split) for split in ("train", "valid")])
-            if (rejected := data.folder / "rejected.csv").exists():
-                client.log_artifact(run.id, str(rejected))
-            if self.provenance.patch:
-                with TemporaryDirectory() as folder:
-                    (Path(folder) / "git.patch").write_bytes(self.provenance.patch)
-                    client.log_artifact(run.id, f"{folder}/git.patch")
+            self._log_origin(run.id, data)
         return run
 
     def evaluated(self, files: ResultFiles) -> None:
@@ -78,7 +76,7 @@ class RunWriter:
         """
         digests, data = files.digests, DatasetInfo(files.prepared)
         net, description = load_weights(files.weights)
-        metrics, epochs, lock = files.metrics(description), files.epochs(), files.lock()
+        metrics, epochs = files.metrics(description), files.epochs()
         client = self.store.client()
         if run_id:
             run = ActiveRun(client, run_id, self.provenance.time, status_on_error="FINISHED")
@@ -89,24 +87,55 @@ class RunWriter:
                 run.log_epoch(row)
             client.log_inputs(run.id, [dataset(data, "test")])
             run.log(metrics, model_id=log_model(run.id, description, net, data))
-            self.log_weights(files, run.id)
-            for path in (files.root / "params.yaml", files.root / "dvc.yaml", files.results):
-                client.log_artifact(run.id, str(path))
-            if lock:
-                client.log_text(run.id, lock, "dvc.lock")
-            client.log_artifacts(run.id, str(files.plots), "plots")
+            self._log_files(run.id, files)
             run.flush()
             run.tag(EVALUATION_TAG, digests[EVALUATION_TAG])
             run.end("FINISHED")
         return run.id
 
-    def has_weights(self, run_id: str) -> bool:
-        """Return whether a run holds its weights, which earlier versions did not log."""
-        return bool(self.store.client().list_artifacts(run_id, WEIGHTS))
+    def lacking(self, run_id: str, files: ResultFiles) -> list[str]:
+        """Return what of a result's files is not in the artifacts of its run, or of its model: it was moved or removed.
 
-    def log_weights(self, files: ResultFiles, run_id: str) -> None:
-        """Add the weights to a run: what our own tools load, where MLflow's model could bring code along."""
-        self.store.client().log_artifact(run_id, str(files.weights), WEIGHTS)
+        Earlier versions did not log the weights.
+        """
+        client = self.store.client()
+        found = list(_artifacts(client, run_id))
+        plots = [f"plots/{path.relative_to(files.plots)}" for path in sorted(files.plots.rglob("*.*"))]
+        gone = [name for name in ("params.yaml", "dvc.yaml", files.results.name, *plots) if name not in found]
+        if not any(name.startswith(f"{WEIGHTS}/") for name in found):
+            gone.insert(0, WEIGHTS)
+        return gone + ["model"] * bool(_lost_models(client, run_id))
+
+    def put_back(self, run_id: str, files: ResultFiles) -> None:
+        """Log the files of a result, and its model, to the run that lacks some; nothing else of it changes.
+
+        Raises InputError if weights or dataset.json are not as written today.
+        """
+        data, (net, description) = DatasetInfo(files.prepared), load_weights(files.weights)
+        for model_id in _lost_models(self.store.client(), run_id):
+            log_model(run_id, description, net, data, model_id)
+        self._log_origin(run_id, data)
+        self._log_files(run_id, files)
+
+    def _log_origin(self, run_id: str, data: DatasetInfo) -> None:
+        """Log what prepare left out, and what differed from the commit."""
+        client = self.store.client()
+        if (rejected := data.folder / "rejected.csv").exists():
+            client.log_artifact(run_id, str(rejected))
+        if self.provenance.patch:
+            with TemporaryDirectory() as folder:
+                (Path(folder) / "git.patch").write_bytes(self.provenance.patch)
+                client.log_artifact(run_id, f"{folder}/git.patch")
+
+    def _log_files(self, run_id: str, files: ResultFiles) -> None:
+        client, lock = self.store.client(), files.lock()
+        # The weights are what our own tools load, where MLflow's model could bring code along.
+        client.log_artifact(run_id, str(files.weights), WEIGHTS)
+        for path in (files.root / "params.yaml", files.root / "dvc.yaml", files.results):
+            client.log_artifact(run_id, str(path))
+        if lock:
+            client.log_text(run_id, lock, "dvc.lock")
+        client.log_artifacts(run_id, str(files.plots), "plots")
 
 
 class NoWriter:
@@ -129,3 +158,25 @@ def lacks_evaluation(run: "Run") -> bool:
 def has_evaluation(run: "Run", digests: dict[str, str]) -> bool:
     """Return whether a run holds the evaluation with this digest."""
     return bool(run.data.tags.get(EVALUATION_TAG) == digests[EVALUATION_TAG])
+
+
+def _artifacts(client: "MlflowClient", run_id: str, folder: str | None = None) -> Iterator[str]:
+    """Yield the paths of a run's artifacts."""
+    for artifact in client.list_artifacts(run_id, folder):
+        if artifact.is_dir:
+            yield from _artifacts(client, run_id, artifact.path)
+        else:
+            yield artifact.path
+
+
+def _lost_models(client: "MlflowClient", run_id: str) -> list[str]:
+    """Return the ids of a run's models that have no files. Those that the user has deleted are not lost."""
+    from mlflow.exceptions import MlflowException
+
+    lost = []
+    outputs = client.get_run(run_id).outputs
+    for model in outputs.model_outputs if outputs else ():
+        with suppress(MlflowException):  # of a deleted one
+            client.get_logged_model(model.model_id)
+            lost += [model.model_id] if not client.list_logged_model_artifacts(model.model_id) else []
+    return lost

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -133,16 +134,47 @@ def test_what_was_run_here_is_in_place(original: Project) -> None:
     assert [run.to_dictionary() for run in original.runs()] == before
 
 
-def test_a_run_that_was_logged_without_its_weights_gets_them(original: Project) -> None:
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("mlartifacts/{run}/artifacts/weights", "weights"),  # earlier versions did not log them
+        ("mlartifacts/{run}/artifacts/plots/pictures/confusion.png", "plots/pictures/confusion.png"),
+        ("mlartifacts/models/{model}", "model"),
+        ("mlartifacts", r"weights, params\.yaml, dvc\.yaml and \d+ more"),
+    ],
+)
+def test_a_run_whose_files_are_gone_gets_them_back(
+    original: Project, rows: list[dict[str, Any]], tmp_path: Path, gone: str, said: str
+) -> None:
     run = next(run for run in original.runs() if run.info.run_name == "seed-1")
-    weights = original.root / f"mlartifacts/{run.info.run_id}/artifacts/weights/net.safetensors"
-    content = weights.read_bytes()
-    shutil.rmtree(weights.parent)
-    assert synced(original, only=("seed-1",), dry_run=True)["seed-1"][0] == "would be completed"
-    assert not weights.exists()
-    assert synced(original, only=("seed-1",)) == {"seed-1": ("completed", f", run {run.info.run_id}")}
-    assert weights.read_bytes() == content
+    before = run.to_dictionary()
+    place = original.root / gone.format(run=run.info.run_id, model=run.outputs.model_outputs[0].model_id)
+    shutil.move(place, tmp_path / "moved")
+    planned = synced(original, only=("seed-1",), dry_run=True)
+    assert planned["seed-1"][0] == "would be completed"
+    assert re.fullmatch(f", run {run.info.run_id} lacked {said}", planned["seed-1"][1])
+    assert not place.exists()
+    assert synced(original, only=("seed-1",)) == {"seed-1": ("completed", planned["seed-1"][1])}
     assert synced(original, only=("seed-1",)) == {"seed-1": ("in place", "")}
+    run = next(run for run in original.runs() if run.info.run_name == "seed-1")
+    assert run.to_dictionary() == before
+    assert row(f"sqlite:///{original.root}/mlflow.db", run, tmp_path / "row") == rows[0]
+    assert done(synced(original)).count("completed") == (gone == "mlartifacts")
+
+
+def test_a_model_that_was_deleted_in_mlflow_stays_deleted(original: Project) -> None:
+    run = next(run for run in original.runs() if run.info.run_name == "seed-1")
+    client = mlflow.MlflowClient(f"sqlite:///{original.root}/mlflow.db")
+    [output] = run.outputs.model_outputs
+    folder = original.root / f"mlartifacts/models/{output.model_id}"
+    folder.rename(original.root / "kept")
+    client.delete_logged_model(output.model_id)
+    try:
+        assert synced(original, only=("seed-1",)) == {"seed-1": ("in place", "")}
+    finally:
+        (original.root / "kept").rename(folder)
+        with contextlib.closing(sqlite3.connect(original.root / "mlflow.db")) as connection, connection:
+            connection.execute("update logged_models set lifecycle_stage = 'active'")
 
 
 def test_pulled_results_get_the_rows_of_the_original(
