@@ -5,9 +5,9 @@
     python -m tools.sync seed-1 HEAD workspace
 
 Results are those of all DVC experiments, of the commits of HEAD and of all branches, and of the workspace. One lacks
-its run where the store could not be reached, where DVC took it from its cache, or where it was pulled from others. Files
-and models that a run names, but that are gone from its place, are put back. What only a run knows is not made up: how
-long it took, and on what machine. Doing it twice changes nothing.
+its run where the store could not be reached, where DVC took it from its cache, or where it was pulled from others.
+Files and models that a run has lost are put back. What only a run knows is not made up: how long it took, and on what
+machine. Doing it twice changes nothing.
 """
 
 from collections import Counter
