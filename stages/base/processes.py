@@ -33,7 +33,7 @@ def without_git_redirects(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def interrupt_on_signals() -> None:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does: raise KeyboardInterrupt.
+    """Let SIGTERM and SIGHUP do what Ctrl-C does: raise KeyboardInterrupt; but once, to let the end be orderly.
 
     A shell lets what it starts in the background ignore Ctrl-C, and nohup SIGHUP: that stays so.
     """
@@ -67,6 +67,8 @@ def leave_signals_to_parent() -> None:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
     if number == signal.SIGHUP:
         _leave_closed_terminal()
     raise KeyboardInterrupt

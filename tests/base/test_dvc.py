@@ -1,5 +1,6 @@
 """Stages whose DVC ends before them."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +18,14 @@ from pathlib import Path
 from stages.base import cli, dvc
 from stages.base.files import replacing
 def main():
-    with replacing(Path("out")) as partial:
-        partial.write_text("new")
-        while not Path(sys.argv[1]).exists():
-            time.sleep(0.05)
+    try:
+        with replacing(Path("out")) as partial:
+            partial.write_text("new")
+            while not Path(sys.argv[1]).exists():
+                time.sleep(0.05)
+    finally:
+        time.sleep(0.5)  # as the run in MLflow is closed
+        Path("closed").touch()
 dvc.LOOK_SECONDS = float(sys.argv[2])
 cli.run(main)
 """
@@ -61,7 +66,7 @@ def waiting(project: Project) -> Iterator[Callable[..., Project]]:
         (project.root / "dvc.yaml").write_text(PIPELINE.format(before=before, go=go, look=look, after=after))
         (project.root / "dvc.lock").unlink(missing_ok=True)
         with (project.root / ".gitignore").open("a") as file:
-            file.write("/go\n")
+            file.write("/go\n/closed\n")
         project("git", "add", "-A")
         project("git", "commit", "-qm", "waits")
         return project
@@ -79,12 +84,23 @@ def test_a_stage_ends_with_its_dvc(waiting: Callable[..., Project], number: int,
     wait_for((project.root / ".out.partial").exists)
     process.send_signal(number)
     wait_for(lambda: not left(project))  # and before anybody asks for DVC's exit status
+    assert (project.root / "closed").exists()
     assert process.communicate()[0].splitlines()[-2:] == ["the DVC that ran this has ended", "interrupted"]
     assert not list(project.root.glob("*out*"))
     assert list((project.root / ".repronet/locks").iterdir()) == []
     (project.root / "go").touch()
     project("dvc", "repro")
     assert (project.root / "out").read_text() == "new"
+
+
+def test_a_stage_that_is_ending_by_itself_is_not_interrupted_again(waiting: Callable[..., Project]) -> None:
+    project = waiting()
+    process = project.start("dvc", "repro")
+    wait_for((project.root / ".out.partial").exists)
+    os.killpg(process.pid, signal.SIGTERM)  # as a sweep does
+    assert process.communicate()[0].splitlines()[-1] == "interrupted"
+    assert (project.root / "closed").exists()
+    assert not list(project.root.glob("*out*"))
 
 
 def test_a_stage_that_has_not_noticed_puts_nothing_in_place(waiting: Callable[..., Project]) -> None:
