@@ -134,3 +134,30 @@ def test_a_place_that_tracking_lacks_costs_no_result(result: Project, name: str)
     assert reason in printed
     assert printed.count("error: ") == 1
     assert len(printed.splitlines()) <= 3
+
+
+# A store that becomes read-only.
+COPIED = """
+cp mlflow.db disk && mount -o remount,ro disk && exec "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["tools.ui", "--port", "0"], "error: "),
+        (["tools.sync", "HEAD"], "HEAD: in place"),
+        (["tools.compare", "best", "best"], "The same in all"),
+        (["stages.train", "data/prepared", "net", "train.csv"], "warning: "),
+    ],
+)
+def test_a_read_only_store(result: Project, command: list[str], said: str) -> None:
+    disk, root = result.root / "disk", result.root
+    copied = ["sh", "-c", COPIED, "sh", "python", "-m", *command]
+    uri: dict[str, Any] = {"MLFLOW_TRACKING_URI": f"sqlite:///{disk}/mlflow.db"}
+    printed = result(*on_disk("size=8m", disk, root, *copied), fails=said == "error: ", **uri)
+    said = said.replace("HEAD", result("git", "rev-parse", "HEAD")[:9])
+    assert len([line for line in printed.splitlines() if line.startswith(said)]) == 1
+    assert "Traceback" not in printed
+    if command[0] in ("tools.ui", "stages.train"):
+        assert "readonly database" in printed or "Read-only file system" in printed

@@ -105,7 +105,10 @@ def prepare(store: Runs, sweep: str | None, shown_by: str) -> str:
     key = re.sub(r"[^a-z0-9_.-]", "-", name.lower())
     params = varying([run.data.params for run in runs], list(load_params().flat()))
     tag = packed(name, view(params, METRICS, search))
-    store.client.set_experiment_tag(store.experiment_id, f"mlflow.sharedViewState.{key}", tag)
+    try:
+        store.client.set_experiment_tag(store.experiment_id, f"mlflow.sharedViewState.{key}", tag)
+    except Exception as error:
+        raise InputError(f"MLflow at {store.name} cannot be written: {store.store.why(error)}") from error
     # Only the key: a sort order or filter in the link would make MLflow ignore the view's.
     return f"{page}&viewStateShareKey={quote(key)}"
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from stages.base.dvc import check_dvc
@@ -43,16 +43,12 @@ def check_owner(output: Path) -> None:
 
 @contextmanager
 def _hold(output: Path) -> Iterator[None]:
-    digest = hashlib.sha256(os.fsencode(output)).hexdigest()[:16]
-    lock = home(os.environ) / "locks" / f"{digest}.lock"
+    lock = _file(output)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquired(lock, output)
     except OSError as error:
-        raise InputError(
-            f"{lock}, which locks {output}, cannot be written: {error.strerror}.\n"
-            "REPRONET_HOME names another folder for such files."
-        ) from error
+        raise InputError(f"{output} cannot be written, nor its lock: {error.strerror}: {lock}") from error
     _held[output] = lock, descriptor
     try:
         yield
@@ -61,6 +57,16 @@ def _hold(output: Path) -> Iterator[None]:
         if _is_at(lock, descriptor):
             lock.unlink()
         os.close(descriptor)
+
+
+def _file(output: Path) -> Path:
+    """Return the file that locks an output: in the project, or where that is read-only, beside the output."""
+    folder = home(os.environ) / "locks"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        return output.with_name(f".{output.name}.lock.partial")
+    return folder / f"{hashlib.sha256(os.fsencode(output)).hexdigest()[:16]}.lock"
 
 
 def _acquired(lock: Path, output: Path) -> int:

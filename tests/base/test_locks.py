@@ -140,10 +140,20 @@ def test_whose_lock_was_removed_leaves_the_output_to_others(tmp_path: Path, home
     assert not (tmp_path / ".out.partial").exists()
 
 
-def test_where_no_lock_can_be_written_the_message_says_what_names_another_place(
+def test_where_the_project_is_read_only_the_lock_is_beside_the_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REPRONET_HOME", "/sys/none")  # not even root can write there
-    message = r"/sys/none/locks/.* cannot be written: .*\nREPRONET_HOME names another"
-    with pytest.raises(InputError, match=message), locked(tmp_path / "out"):
+    with held(tmp_path / "new/out") as process:
+        assert said(process) == "holds"
+        assert [path.name for path in (tmp_path / "new").iterdir()] == [".out.lock.partial"]
+        with pytest.raises(InputError, match="being written by"), locked(tmp_path / "new/out"):
+            pass
+        process.kill()
+        process.wait()
+        with replacing(tmp_path / "new/out") as partial:
+            partial.touch()
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+    message = r"/sys/none/out cannot be written, nor its lock: .*: /sys/none/\.out\.lock"
+    with pytest.raises(InputError, match=message), locked(Path("/sys/none/out")):
         pass
