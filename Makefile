@@ -7,11 +7,11 @@ export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help setup repro test soak show serve check format ui lock clean
+.PHONY: help setup repro test soak show serve check format ui screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/installed ## make .venv with the pinned packages (2 minutes, 6.5 GB)
 
@@ -50,6 +50,9 @@ show: setup ## DVC's experiments in a table, the best first: what differs, and w
 
 serve: setup ## the best model over HTTP on 127.0.0.1:5001; RUN=name serves another
 	"$(BIN)"/python -m tools.serve $(RUN)
+
+screenshots: setup ## the pictures of MLflow in docs/, anew; needs a browser
+	REPRONET_SCREENSHOTS=1 "$(BIN)"/python -m pytest -q tests/tools/test_ui.py -k "metrics_come_first or learning_curves"
 
 lock: ## write constraints.txt anew, from the newest packages that pyproject.toml allows
 	rm -rf .venv

@@ -3,41 +3,45 @@
     python -m tools.ui --port 5000
     python -m tools.ui --sweep lr
 
-Its columns are the parameters that vary between the runs and the test metrics, the best run first; its charts are the
-learning curves. MLflow lists it under Views, for all who use the store. Where MLFLOW_TRACKING_URI names a server, the
-view is prepared there and nothing is started. How MLflow keeps views is not documented, so a version of it that the
-tests have not seen gets the plain page of the runs.
+Its columns are metrics and what varies between the runs, the best by validation first; its charts are the learning
+curves. On this machine whoever opens the pages gets it, see pages.py. MLflow also lists it under Views, for all who use
+the store: where MLFLOW_TRACKING_URI names a server, the view is prepared there and nothing is started. How MLflow keeps
+views is not documented, so a version of it that the tests have not seen gets the plain page of the runs.
 """
 
 import base64
 import json
 import os
 import re
-import signal
 import socket
-import subprocess
 import sys
 import time
 import webbrowser
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from stages.base import cli
 from stages.base.errors import InputError, unknown
 from stages.base.params import load_params
-from stages.base.processes import ignore_signals
 from stages.base.text import say, warn
+from stages.tracking import colours
 from stages.tracking.search import equals
+from tools import pages
 from tools.runs import Runs
 from tools.serve import HOST, check_port
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 KNOWN = "3.17"  # the version of MLflow whose views are known: tests/tools/test_ui.py looks at them in a browser
 
-METRICS = ["test/accuracy", "test/loss", "best/valid_accuracy", "test/macro_f1", "test/never_predicted"]
+METRICS = ["best/valid_accuracy", "test/accuracy", "test/loss", "test/never_predicted"]  # the first is what sorts
 CURVES = ["train/loss", "valid/loss", "train/accuracy", "valid/accuracy"]
 MOST_PARAMETERS = 8  # as many columns as can be seen at once
 
@@ -53,17 +57,24 @@ def main() -> None:
     else:
         check_port(arguments.port, "make ui PORT=5001")
         shown_by = version("mlflow")
-    path = prepare(store, arguments.sweep, shown_by)
+    view = prepare(store, arguments.sweep, shown_by)
     if remote:
-        announce(store.name.replace("***@", "").rstrip("/") + path)
+        announce(store.name.replace("***@", "").rstrip("/") + view.shared_path)
         return
-    with serving(store.uri, arguments.port) as server:
-        announce(f"http://{HOST}:{arguments.port}{path}")
-        try:
-            server.wait()
-        except KeyboardInterrupt:  # how a server is meant to be ended
-            return
-    raise InputError(f"MLflow's server ended by itself, with status {server.returncode}")
+    app = pages.application(store.uri, view.settings, view.path)
+    with socket.create_server((HOST, arguments.port)) as listening:
+        announce(f"http://{HOST}:{arguments.port}{view.path}")
+        with suppress(KeyboardInterrupt):  # how a server is meant to be ended
+            pages.serve(app, listening)
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of the runs: its path in MLflow's pages where the browser gets `settings`, and where it cannot."""
+
+    path: str
+    shared_path: str
+    settings: dict[str, str]
 
 
 def server_version(uri: str) -> str:
@@ -79,11 +90,11 @@ def server_version(uri: str) -> str:
         return "of an unknown version"
 
 
-def prepare(store: Runs, sweep: str | None, shown_by: str) -> str:
-    """Write the view into the store and return its path in the pages of MLflow, which are of the version `shown_by`.
+def prepare(store: Runs, sweep: str | None, shown_by: str) -> View:
+    """Write the view into the store and return it, for pages of MLflow that are of the version `shown_by`.
 
-    For an unknown version the path is that of the page of the runs as it comes, and a warning says what is missing.
-    Raises InputError if there are no runs to show.
+    For an unknown version it is the page of the runs as it comes, and a warning says what is missing. Raises InputError
+    if there are no runs to show.
     """
     runs = store.store.search()
     if not runs:
@@ -100,17 +111,29 @@ def prepare(store: Runs, sweep: str | None, shown_by: str) -> str:
             f"warning: MLflow {shown_by} may keep views in another way than {KNOWN}, so none was prepared: the columns,"
             " their order and the charts have to be chosen on the page"
         )
-        return f"{page}&searchFilter={quote(search)}" if search else page
+        plain = f"{page}&searchFilter={quote(search)}" if search else page
+        return View(plain, plain, pages.SETTINGS)
     name = f"Sweep {sweep}" if sweep else "Training runs"
     key = re.sub(r"[^a-z0-9_.-]", "-", name.lower())
     params = varying([run.data.params for run in runs], list(load_params().flat()))
-    tag = packed(name, view(params, METRICS, search))
+    state = state_of(params, METRICS, search)
     try:
-        store.client.set_experiment_tag(store.experiment_id, f"mlflow.sharedViewState.{key}", tag)
+        give_colours(store, runs)
+        store.client.set_experiment_tag(store.experiment_id, f"mlflow.sharedViewState.{key}", packed(name, state))
     except Exception as error:
         raise InputError(f"MLflow at {store.name} cannot be written: {store.store.why(error)}") from error
     # Only the key: a sort order or filter in the link would make MLflow ignore the view's.
-    return f"{page}&viewStateShareKey={quote(key)}"
+    shared = f"{page}&viewStateShareKey={quote(key)}"
+    return View(page, shared, pages.SETTINGS | pages.of_runs(store.experiment_id, state))
+
+
+def give_colours(store: Runs, runs: "Sequence[Run]") -> None:
+    """Give colours to runs that have none, as those of earlier versions."""
+    taken = [run.data.tags.get(colours.TAG, "") for run in runs]
+    for run in runs:
+        if colours.TAG not in run.data.tags:
+            taken.append(colours.least_used(taken))
+            store.client.set_tag(run.info.run_id, colours.TAG, taken[-1])
 
 
 def varying(runs: Sequence[dict[str, str]], params: Sequence[str]) -> list[str]:
@@ -119,14 +142,17 @@ def varying(runs: Sequence[dict[str, str]], params: Sequence[str]) -> list[str]:
     return [name for name in known if len({run.get(name) for run in runs}) > 1][:MOST_PARAMETERS]
 
 
-def view(params: Sequence[str], metrics: Sequence[str], search: str = "") -> dict[str, Any]:
+def state_of(params: Sequence[str], metrics: Sequence[str], search: str = "") -> dict[str, Any]:
     """Return a state of MLflow's page of runs: columns, order, filter and charts.
 
     The names are those that MLflow 3.17.2 writes when a view is saved under Views. Of a state its page takes what it
     knows and leaves the rest at its defaults.
     """
-    columns = {f"params.`{name}`": name for name in params} | {f"metrics.`{name}`": name for name in metrics}
+    columns = {f"metrics.`{name}`": name for name in metrics} | {f"params.`{name}`": name for name in params}
     best = f"metrics.`{metrics[0]}`"
+    # In pixels: as wide as the names, with an arrow beside the first metric's.
+    widths = {"attributes.`Run Name`": 180, "runDateAndNestInfo": 140}
+    widths |= {column: max(90, 26 + 6 * len(name)) + 30 * (column == best) for column, name in columns.items()}
     section = {"uuid": "learning-curves", "name": "Learning curves", "columns": 2, "cardHeight": 300}
     chart = {"type": "LINE", "metricSectionId": section["uuid"], "deleted": False, "isGenerated": False}
     chart |= {"scaleType": "linear", "xAxisKey": "step", "yAxisKey": "metric", "useGlobalXaxisKey": True}
@@ -136,11 +162,8 @@ def view(params: Sequence[str], metrics: Sequence[str], search: str = "") -> dic
         "orderByKey": best,
         "orderByAsc": False,
         "selectedColumns": [*columns, "attributes.`Models`"],
-        "columnOrder": list(columns),
-        # In pixels: as wide as the names, with an arrow beside the first metric's.
-        "columnWidths": {
-            column: max(90, 26 + 6 * len(name)) + 30 * (column == best) for column, name in columns.items()
-        },
+        "columnOrder": list(widths),
+        "columnWidths": widths,
         "runsHiddenMode": "FIRST_20_RUNS",  # in the charts; 10 by default
         "compareRunSections": [section | {"display": True, "isReordered": True}],
         "compareRunCharts": [{"uuid": name, "metricKey": name, "displayName": name} | chart for name in CURVES],
@@ -155,44 +178,12 @@ def packed(name: str, state: dict[str, Any]) -> str:
     return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": f"deflate;{compressed}"})
 
 
-@contextmanager
-def serving(uri: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """Yield MLflow's server of this store once it listens; it ends with the block, and its children with it."""
-    options = ["--uvicorn-opts", "--log-level warning", "--workers", "1"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), *options],
-        # Jobs are for judging language models, and MLflow starts more processes for them. The address stands in no
-        # command line, which all users can see: it may hold a password.
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri},
-        start_new_session=True,  # Ctrl-C comes to us alone
-    )
-    try:
-        while server.poll() is None and not listens(port):
-            time.sleep(0.1)
-        if server.returncode is not None:
-            raise InputError(f"MLflow's server did not start: status {server.returncode}")
-        yield server
-    finally:
-        ignore_signals()  # make passes on what it gets itself
-        server.terminate()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def listens(port: int) -> bool:
-    """Return whether a server listens on this port of HOST."""
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
-
-
 def announce(link: str) -> None:
     """Print the link to the runs and to their charts, and open it in a browser where there is a desktop."""
     say(f"training runs:   {link}\nlearning curves: {link}&compareRunsMode=CHART")
     if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform in ("darwin", "win32"):
-        webbrowser.open(link)
+        # Some wait until the browser has ended, and the server is this process.
+        Thread(target=webbrowser.open, args=(link,), daemon=True).start()
 
 
 if __name__ == "__main__":
