@@ -7,24 +7,30 @@
 Results are those of all DVC experiments, of the commits of HEAD and of all branches, and of the workspace. One lacks
 its run where the store could not be reached, where DVC took it from its cache, or where it was pulled from others.
 Files and models that a run has lost are put back. What only a run knows is not made up: how long it took, and on what
-machine. Doing it twice changes nothing.
+machine. Doing it twice changes nothing. A run that somebody deleted in MLflow comes back with --deleted only. Runs
+whose process was killed are ended.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from stages.base import cli
 from stages.base.errors import InputError, listed
 from stages.base.params import flattened, load_params
 from stages.base.text import say
 from stages.tracking.store import Store
-from stages.tracking.writer import RunWriter, has_evaluation, lacks_evaluation
+from stages.tracking.writer import RunWriter, has_evaluation, is_abandoned, lacks_evaluation
 from tools import recorded
 from tools.recorded import RecordedResult
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 class Outcome(StrEnum):
@@ -33,27 +39,33 @@ class Outcome(StrEnum):
     PRESENT = "in place"
     CREATED = "created"
     COMPLETED = "completed"
+    RESTORED = "brought back"
+    DELETED = "deleted in MLflow and left so"
     SKIPPED = "skipped"  # the result cannot be used
     FAILED = "failed"  # for another reason than the result or the store
     # Of a dry run:
     WOULD_BE_PRESENT = "would be in place"
     WOULD_BE_CREATED = "would be created"
     WOULD_BE_COMPLETED = "would be completed"
+    WOULD_BE_RESTORED = "would be brought back"
 
 
 def main() -> None:
     parser = cli.parser("tools.sync", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these: experiment, git revision, or workspace")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--deleted", action="store_true", help="bring back runs that were deleted in MLflow, too")
     arguments = parser.parse_args()
     results = recorded.named(arguments.names) if arguments.names else recorded.everything()
-    sync = Sync(Store.from_environment(), arguments.dry_run)
+    sync = Sync(Store.from_environment(), arguments.dry_run, arguments.deleted)
 
     outcomes: Counter[Outcome] = Counter()
     for result in results:
         outcome, detail = sync.outcome(result)
         say(f"{result.name}: {outcome}{detail}")
         outcomes[outcome] += 1
+    for line in sync.close():
+        say(line)
     say("in all: " + ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items()))
     failed, skipped = outcomes[Outcome.FAILED], outcomes[Outcome.SKIPPED]
     # What was asked for by name is expected to be there.
@@ -64,9 +76,9 @@ def main() -> None:
 class Sync:
     """Gives results their runs in a store."""
 
-    def __init__(self, store: Store, dry_run: bool) -> None:
-        """Connect to the store. Raises InputError if it fails."""
-        self._store, self._dry_run = store, dry_run
+    def __init__(self, store: Store, dry_run: bool, deleted: bool = False) -> None:
+        """Connect to the store; `deleted` runs are to be brought back. Raises InputError if it fails."""
+        self._store, self._dry_run, self._deleted = store, dry_run, deleted
         self._planned: list[tuple[dict[str, str], dict[str, str]]] = []  # what a dry run would have made
         with reaching(store):
             if not dry_run:
@@ -76,7 +88,8 @@ class Sync:
     def outcome(self, result: RecordedResult) -> tuple[Outcome, str]:
         """Give a result its run; return what was done, and details of it. Raises InputError if the store fails."""
         try:
-            return self._give(result)
+            with self._lock():
+                return self._give(result)
         except InputError as error:
             return Outcome.SKIPPED, f", {error}"
         except Exception as error:
@@ -91,8 +104,7 @@ class Sync:
             writer = RunWriter(self._store, params, result.provenance())
             digests = files.digests
             runs = writer.found(digests) if self._exists else []
-            # An experiment's run is its own. Any will do for a commit or the workspace, which may hold an experiment's.
-            ours = [run for run in runs if result.experiment in ("", run.data.tags.get("dvc.exp_name"))]
+            ours = [run for run in runs if is_of(result, run)]
             if present := next((run.info.run_id for run in ours if has_evaluation(run, digests)), ""):
                 gone = writer.lacking(present, files)
                 if not gone:
@@ -101,15 +113,58 @@ class Sync:
                     writer.put_back(present, files)
                 outcome = Outcome.WOULD_BE_COMPLETED if self._dry_run else Outcome.COMPLETED
                 return outcome, f", run {present} lacked {listed(gone, 3)}"
-            trained = next((run.info.run_id for run in ours if lacks_evaluation(run)), "")
+            run_id = next((run.info.run_id for run in ours if lacks_evaluation(run)), "")
+            if not run_id and self._exists:
+                run_id = writer.begun(files)
+            if not run_id and (deleted := self._deleted_run(writer, result, digests)):
+                if not self._deleted:
+                    return Outcome.DELETED, f", run {deleted}; --deleted brings it back"
+                if not self._dry_run:
+                    self._store.client().restore_run(deleted)
+                return Outcome.WOULD_BE_RESTORED if self._dry_run else Outcome.RESTORED, f", run {deleted}"
             if not self._dry_run:
-                outcome = Outcome.COMPLETED if trained else Outcome.CREATED
-                return outcome, f", run {writer.complete(files, trained)}"
+                outcome = Outcome.COMPLETED if run_id else Outcome.CREATED
+                return outcome, f", run {writer.complete(files, run_id)}"
             planned = digests, writer.params
             if not result.experiment and planned in self._planned:
                 return Outcome.WOULD_BE_PRESENT, ""
             self._planned.append(planned)
-            return (Outcome.WOULD_BE_COMPLETED, f", run {trained}") if trained else (Outcome.WOULD_BE_CREATED, "")
+            return (Outcome.WOULD_BE_COMPLETED, f", run {run_id}") if run_id else (Outcome.WOULD_BE_CREATED, "")
+
+    def _deleted_run(self, writer: RunWriter, result: RecordedResult, digests: dict[str, str]) -> str:
+        """Return the id of a run of this result that somebody has deleted, "" if there is none."""
+        runs = writer.found(digests, deleted=True) if self._exists else []
+        return next((run.info.run_id for run in runs if is_of(result, run) and has_evaluation(run, digests)), "")
+
+    def close(self) -> list[str]:
+        """End the runs that say they are running and whose process is gone; return a line about each of them."""
+        lines = []
+        with self._lock(), reaching(self._store):
+            for run in self._store.search(status="RUNNING") if self._exists else []:
+                if is_abandoned(run):
+                    if not self._dry_run:
+                        self._store.client().set_terminated(run.info.run_id, "KILLED")
+                    ended = "would be ended" if self._dry_run else "ended"
+                    lines.append(f"run {run.info.run_id} ({run.info.run_name}): {ended} as KILLED, its process is gone")
+        return lines
+
+    def _lock(self) -> AbstractContextManager[object]:
+        """Return what one process at a time holds in which results get their runs; a dry run needs none.
+
+        It is beside a SQLite file, so that it holds for all clones that use it, else in this clone.
+        """
+        if self._dry_run:
+            return nullcontext()
+        database = self._store.database
+        return FileLock(f"{database}.sync.lock" if database else ".dvc/tmp/mlflow.sync.lock", mode=0o600)
+
+
+def is_of(result: RecordedResult, run: "Run") -> bool:
+    """Return whether a run is one of a result: an experiment's is its own, any will do for a commit or the workspace.
+
+    These may hold what an experiment made.
+    """
+    return result.experiment in ("", run.data.tags.get("dvc.exp_name"))
 
 
 @contextmanager

@@ -1,18 +1,21 @@
 """Where a run comes from: commit, changes, experiment, machine. For MLflow, never for an output."""
 
 import getpass
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 
 from stages.base.experiment import EXPERIMENT_NAME, SWEEP
 from stages.base.text import warn
 from stages.tracking.git import GitError, git, git_bytes
 
+PROCESS_TAG = "process"
 # What results follow from. The rest of a dirty tree is results themselves, which every run changes.
 SOURCES = (".", ":(exclude)dvc.lock", ":(exclude)metrics")
 
@@ -88,6 +91,33 @@ def of_computation(device: torch.device) -> dict[str, str]:
         "env.device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "env.threads": str(torch.get_num_threads()),
     }
+
+
+def of_writer() -> dict[str, str]:
+    """Return the tag by which `has_ended` tells whether the process that writes a run, this one, is still there."""
+    return {PROCESS_TAG: f"{_machine()} {os.getpid()} {psutil.Process().create_time():.0f}"}
+
+
+def has_ended(process: str) -> bool:
+    """Return whether a process, as its tag names it, is known to be gone: it was on this machine, and is not there."""
+    if not process.startswith(f"{_machine()} "):
+        return False
+    number, start = process.split()[-2:]
+    try:
+        # Of another process by the same number; a clock that is set moves the start of all of them a little.
+        return abs(psutil.Process(int(number)).create_time() - float(start)) > 60
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
+
+
+def _machine() -> str:
+    """Return what the numbers of processes are valid in: this machine, or one container of it."""
+    try:
+        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
+    except OSError:  # not Linux
+        return platform.node()
 
 
 def _user() -> str:

@@ -57,8 +57,8 @@ def artifacts_of(database: Path) -> Path:
 
 
 def place(path: Path) -> str:
-    """Return a local folder as MLflow takes it for artifacts: where escapes could be meant, as a URI."""
-    return path.as_uri() if unquote(str(path)) != str(path) else str(path)
+    """Return a local folder as MLflow takes it for artifacts: as a URI if its name has what means something in one."""
+    return str(path) if path.as_uri() == f"file://{path}" else path.as_uri()
 
 
 def lock_of(database: Path, purpose: str = "") -> FileLock:

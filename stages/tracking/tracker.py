@@ -48,7 +48,9 @@ class Tracker:
         try:
             yield run
         except BaseException as error:
-            run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", note=str(error))
+            run.end(
+                "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", note=str(error) or type(error).__name__
+            )
             raise
         run.end("FINISHED")
 

@@ -3,13 +3,15 @@
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import load_weights
-from stages.tracking.provenance import Provenance
+from stages.tracking import provenance
+from stages.tracking.provenance import PROCESS_TAG, Provenance, has_ended
 from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG, ResultFiles
 from stages.tracking.run import ActiveRun, NoRun
 from stages.tracking.store import Store, dataset, log_model
@@ -18,14 +20,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+SPLITS = ("train", "valid", "test")
 LONGEST = 6000  # characters of a param that MLflow keeps
 
 
 class RunWriter:
     """Writes runs of the same params and the same provenance to a store. Its methods raise what goes wrong there."""
 
-    def __init__(self, store: Store, params: dict[str, Any], provenance: Provenance) -> None:
-        self.store, self.provenance = store, provenance
+    def __init__(self, store: Store, params: dict[str, Any], origin: Provenance) -> None:
+        self.store, self.provenance = store, origin
         # As MLflow keeps them: text as it is, the rest as JSON, and of either its beginning.
         self.params = {
             key: (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST]
@@ -34,25 +37,30 @@ class RunWriter:
 
     def start(self, data: DatasetInfo, tags: dict[str, str]) -> "ActiveRun":
         """Create a run with its params, its datasets, and what changed since the commit."""
-        client = self.store.client()  # before anything else of mlflow, which reads its settings when it is imported
-        from mlflow.entities import Param
-
-        tags = self.provenance.tags | tags
+        client = self.store.client()
+        tags = self.provenance.tags | provenance.of_writer() | tags
         name = tags.get("dvc.exp_name") or tags.get("mlflow.source.git.commit", "no commit")[:9]
         created = self.store.create_run(name, tags, self.provenance.time)
         run = ActiveRun(client, created.info.run_id, self.provenance.time)
         with run.abandoned_on_error():
-            client.log_batch(run.id, params=[Param(key, value) for key, value in self.params.items()])
-            client.log_inputs(run.id, [dataset(data, split) for split in ("train", "valid")])
-            self._log_origin(run.id, data)
+            self._describe(run.id, data)
         return run
+
+    def _describe(self, run_id: str, data: DatasetInfo) -> None:
+        """Log what is known before a training. Doing it twice changes nothing."""
+        client = self.store.client()  # before anything else of mlflow, which reads its settings when it is imported
+        from mlflow.entities import Param
+
+        client.log_batch(run_id, params=[Param(key, value) for key, value in self.params.items()])
+        client.log_inputs(run_id, [dataset(data, split) for split in ("train", "valid")])
+        self._log_origin(run_id, data)
 
     def evaluated(self, files: ResultFiles) -> None:
         """Complete the run of the training that made these weights.
 
         That is the latest run of these weights and params in the same DVC experiment that lacks an evaluation: none is
         overwritten. Where there is no such run, since this is another evaluation, or since DVC took the weights from
-        its cache, a new one is made.
+        its cache, a new one is made, unless the store failed during this training: then it is the run that began.
         """
         digests, tags = files.digests, self.provenance.tags
         runs = [run for run in self.found(digests) if run.data.tags.get("dvc.exp_name") == tags.get("dvc.exp_name")]
@@ -62,31 +70,63 @@ class RunWriter:
         if lacking:
             self.complete(files, lacking[0].info.run_id)
         elif not any(has_evaluation(run, digests) for run in runs):
-            self.complete(files)
+            self.complete(files, self.begun(files))
 
-    def found(self, digests: dict[str, str]) -> list["Run"]:
+    def found(self, digests: dict[str, str], deleted: bool = False) -> list["Run"]:
         """Return the runs of the weights with this digest and of the same params, the latest first."""
-        runs = self.store.search(tags={WEIGHTS_TAG: digests[WEIGHTS_TAG]})
+        runs = self.store.search(tags={WEIGHTS_TAG: digests[WEIGHTS_TAG]}, deleted=deleted)
         return [run for run in runs if run.data.params == self.params]
+
+    def begun(self, files: ResultFiles) -> str:
+        """Return the id of the run that began the training of this result and was abandoned, "" if there is none.
+
+        It is of the same experiment of DVC, or else of the same directory, and has the same params and data; the
+        epochs that it has are this result's.
+        """
+        tags = self.provenance.tags
+        ties = {name: tags[name] for name in ("dvc.exp_name", "dvc.baseline_rev") if name in tags}
+        epochs = files.epochs()
+        expected = {(name, int(row["epoch"])): value for row in epochs for name, value in row.items()}
+        data = {entry.dataset.digest for entry in map(partial(dataset, DatasetInfo(files.prepared)), SPLITS)}
+        for run in self.store.search(tags=ties or {"directory": tags.get("directory", str(Path.cwd()))}):
+            if (
+                is_abandoned(run)
+                and WEIGHTS_TAG not in run.data.tags
+                and (ties or "dvc.exp_name" not in run.data.tags)
+                and run.data.params.items() <= self.params.items()
+                and {entry.dataset.digest for entry in (run.inputs.dataset_inputs if run.inputs else [])} <= data
+                and self._logged(run, epochs).items() <= expected.items()
+            ):
+                return str(run.info.run_id)
+        return ""
 
     def complete(self, files: ResultFiles, run_id: str = "") -> str:
         """Write the evaluation to its run, or without an id the whole result to a new one. Return the run's id.
 
-        Raises InputError if weights or dataset.json are not as written today.
+        A run that was abandoned gets all that it lacks. Raises InputError if weights or dataset.json are not as written
+        today.
         """
         digests, data = files.digests, DatasetInfo(files.prepared)
         net, description = load_weights(files.weights)
         metrics, epochs = files.metrics(description), files.epochs()
         client = self.store.client()
         if run_id:
-            run = ActiveRun(client, run_id, self.provenance.time, status_on_error="FINISHED")
+            begun = client.get_run(run_id)
+            on_error = "FINISHED" if begun.info.status == "FINISHED" else "FAILED"
+            run = ActiveRun(client, run_id, self.provenance.time, on_error)
         else:
             run = self.start(data, {WEIGHTS_TAG: digests[WEIGHTS_TAG], "training": "not repeated for this run"})
+            begun = client.get_run(run.id)
         with run.abandoned_on_error():
-            for row in [] if run_id else epochs:
-                run.log_epoch(row)
+            if begun.info.status != "FINISHED":
+                if run_id:
+                    self._describe(run.id, data)
+                self._log_epochs(run, begun, epochs)
+                run.tag(WEIGHTS_TAG, digests[WEIGHTS_TAG])
             client.log_inputs(run.id, [dataset(data, "test")])
-            run.log(metrics, model_id=log_model(run.id, description, net, data))
+            model = log_model(run.id, description, net, data, next(iter(models_of(begun)), None))
+            if EVALUATION_TAG not in begun.data.tags:
+                run.log(metrics, model_id=model)
             self._log_files(run.id, files)
             run.flush()
             run.tag(EVALUATION_TAG, digests[EVALUATION_TAG])
@@ -137,6 +177,19 @@ class RunWriter:
             client.log_text(run_id, lock, "dvc.lock")
         client.log_artifacts(run_id, str(files.plots), "plots")
 
+    def _log_epochs(self, run: ActiveRun, begun: "Run", epochs: list[dict[str, float]]) -> None:
+        """Log what a run does not have of its epochs."""
+        logged = self._logged(begun, epochs)
+        for row in epochs:
+            step = int(row["epoch"])
+            run.log({name: row[name] for name in row if name != "epoch" and (name, step) not in logged}, step)
+
+    def _logged(self, run: "Run", epochs: list[dict[str, float]]) -> dict[tuple[str, int], float]:
+        """Return what a run has of these epochs by its name and step."""
+        names = set(epochs[0]) & set(run.data.metrics)
+        read = self.store.client().get_metric_history
+        return {(name, point.step): point.value for name in names for point in read(run.info.run_id, name)}
+
 
 class NoWriter:
     """Does nothing of what a RunWriter does."""
@@ -151,8 +204,20 @@ class NoWriter:
 
 
 def lacks_evaluation(run: "Run") -> bool:
-    """Return whether a run was trained to the end and not evaluated yet."""
-    return run.info.status == "FINISHED" and EVALUATION_TAG not in run.data.tags
+    """Return whether a run of known weights was not evaluated yet, and is at no one's hands."""
+    return (run.info.status == "FINISHED" or is_abandoned(run)) and EVALUATION_TAG not in run.data.tags
+
+
+def is_abandoned(run: "Run") -> bool:
+    """Return whether what wrote a run came to no end of it: it was killed, or the store failed, not the training."""
+    if run.info.status == "RUNNING":
+        return has_ended(run.data.tags.get(PROCESS_TAG, ""))
+    return run.info.status == "FAILED" and "mlflow.note.content" not in run.data.tags
+
+
+def models_of(run: "Run") -> list[str]:
+    """Return the ids of the models that a run has logged."""
+    return [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
 
 
 def has_evaluation(run: "Run", digests: dict[str, str]) -> bool:
@@ -174,9 +239,8 @@ def _lost_models(client: "MlflowClient", run_id: str) -> list[str]:
     from mlflow.exceptions import MlflowException
 
     lost = []
-    outputs = client.get_run(run_id).outputs
-    for model in outputs.model_outputs if outputs else ():
+    for model_id in models_of(client.get_run(run_id)):
         with suppress(MlflowException):  # of a deleted one
-            client.get_logged_model(model.model_id)
-            lost += [model.model_id] if not client.list_logged_model_artifacts(model.model_id) else []
+            client.get_logged_model(model_id)
+            lost += [model_id] if not client.list_logged_model_artifacts(model_id) else []
     return lost

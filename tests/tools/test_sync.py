@@ -103,11 +103,11 @@ def row(uri: str, run: Any, folder: Path) -> dict[str, Any]:
 
 
 def synced(
-    project: Project, uri: str = "", only: tuple[str, ...] = (), dry_run: bool = False
+    project: Project, uri: str = "", only: tuple[str, ...] = (), dry_run: bool = False, deleted: bool = False
 ) -> dict[str, tuple[str, str]]:
     """Give results their runs in this process; return what became of each."""
     with contextlib.chdir(project.root):
-        giver = Sync(Store.from_environment({"MLFLOW_TRACKING_URI": uri}), dry_run)
+        giver = Sync(Store.from_environment({"MLFLOW_TRACKING_URI": uri}), dry_run, deleted)
         results = recorded.named(only) if only else recorded.everything()
         return {result.name: giver.outcome(result) for result in results}
 
@@ -331,6 +331,91 @@ def test_one_failure_holds_up_nothing_else(clone: Project, tmp_path: Path, monke
     outcomes = synced(clone, f"sqlite:///{tmp_path}/mlflow.db")
     assert outcomes["seed-1"] == ("failed", ", TypeError: no such graph")
     assert done(outcomes) == ["failed", "created", "in place"]
+
+
+def test_a_run_that_was_deleted_comes_back_on_request_only(clone: Project, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert done(synced(clone, uri)) == ["created", "created", "in place"]
+    client, before = mlflow.MlflowClient(uri), [run.to_dictionary()["data"] for run in runs(uri)]
+    seed_1, commit = [run.info.run_id for run in runs(uri)]
+    client.delete_run(seed_1)
+    client.delete_run(commit)
+    left = ("deleted in MLflow and left so", f", run {commit}; --deleted brings it back")
+    outcomes = synced(clone, uri)
+    assert outcomes["seed-1"] == (left[0], f", run {seed_1}; --deleted brings it back")
+    assert [outcomes[last(clone)], outcomes["workspace"]] == [left, left]
+    assert runs(uri) == []
+    assert done(synced(clone, uri, ("seed-1",), dry_run=True, deleted=True)) == ["would be brought back"]
+    assert runs(uri) == []
+    assert done(synced(clone, uri, deleted=True)) == ["brought back", "brought back", "in place"]
+    assert [run.to_dictionary()["data"] for run in runs(uri)] == before
+
+
+def test_two_at_once_make_one_row(clone: Project, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    both = [clone.start("python", "-m", "tools.sync", "seed-1", MLFLOW_TRACKING_URI=uri) for _ in range(2)]
+    printed = [process.communicate(timeout=300)[0] for process in both]
+    assert len(runs(uri)) == 1
+    assert sorted(text.splitlines()[0].split(",")[0] for text in printed) == ["seed-1: created", "seed-1: in place"]
+
+
+def test_runs_of_killed_processes_are_completed_or_ended(
+    clone: Project, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    (tmp_path / "params.yaml").write_bytes(rows[0]["artifacts"]["params.yaml"])
+    program = (
+        "import os, sys, torch; from pathlib import Path; from stages.base.params import load_params;"
+        "from stages.batches.prepared import Prepared; from stages.tracking.tracker import Tracker;"
+        "tracker = Tracker.from_environment(load_params(Path(sys.argv[1])));"
+        "training = tracker.training(Prepared(Path('data/prepared')), torch.device('cpu')); training.__enter__();"
+        "os.kill(os.getpid(), 9)"
+    )
+    names = {"DVC_EXP_BASELINE_REV": rows[0]["ties"]["dvc.baseline_rev"], "MLFLOW_TRACKING_URI": uri}
+    for name, params in (("seed-1", tmp_path / "params.yaml"), ("seed-1", clone.root / "params.yaml")):
+        clone("python", "-c", program, str(params), fails=True, DVC_EXP_NAME=name, **names)
+    other, begun = runs(uri)
+    assert [run.info.status for run in (other, begun)] == ["RUNNING"] * 2
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        sync(clone, "seed-1", "--dry-run")
+        dry = capsys.readouterr().out.splitlines()
+        assert [run.info.status for run in runs(uri)] == ["RUNNING"] * 2
+        sync(clone, "seed-1")
+    assert dry[:2] == [
+        f"seed-1: would be completed, run {begun.info.run_id}",
+        f"run {other.info.run_id} (seed-1): would be ended as KILLED, its process is gone",
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        f"seed-1: completed, run {begun.info.run_id}",
+        f"run {other.info.run_id} (seed-1): ended as KILLED, its process is gone",
+        "in all: 1 completed",
+    ]
+    assert [run.info.status for run in runs(uri)] == ["KILLED", "FINISHED"]
+    # Of the killed process, whose commit was not dirty; the rest is the result's.
+    ties = rows[0]["ties"] | {"git.dirty": "false"}
+    assert row(uri, runs(uri)[1], tmp_path / "row") == rows[0] | {"ties": ties}
+
+
+def test_the_store_moves_with_the_project(broken: Project, tmp_path: Path) -> None:
+    assert done(synced(broken)) == ["created", "created", "in place"]
+    moved = Project.at(broken.root.rename(tmp_path / "Tom's C# 100%"))
+    before = [run.to_dictionary() for run in moved.runs()]
+    # In processes of their own: one of MLflow's remembers where a model was.
+    names = ["seed-1", last(moved)]
+    assert moved("python", "-m", "tools.sync").splitlines()[-1] == "in all: 3 in place"
+    compared = moved("python", "-m", "tools.compare", *names)
+    assert "on the same 359 test images" in compared
+    assert not broken.root.exists(), "nothing is written to where it was"
+
+    shutil.rmtree(moved.root / "mlartifacts")
+    assert done(synced(moved, dry_run=True)) == ["would be completed"] * 3
+    assert moved("python", "-m", "tools.sync").splitlines()[-1] == "in all: 2 completed, 1 in place"
+    assert moved("python", "-m", "tools.compare", *names) == compared
+    after = [run.to_dictionary() for run in moved.runs()]
+    assert [run["data"]["metrics"] for run in after] == [run["data"]["metrics"] for run in before]
+    assert [run["outputs"] for run in after] == [run["outputs"] for run in before]
 
 
 def test_a_store_that_cannot_be_reached(clone: Project) -> None:

@@ -1,13 +1,17 @@
 """What a broken store may cost: one warning, and the run there, but not a byte of the results."""
 
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 
 from stages.evaluate import evaluate
+from stages.tracking import provenance
+from stages.tracking.store import Store
 from stages.tracking.tracker import Tracker
 from stages.train import train
 from tests.conftest import ROOT, Project, params_with, runs
@@ -33,6 +37,7 @@ def test_an_evaluation_that_could_not_be_written_is_completed_by_the_next(
         run = runs(f"sqlite:///{tmp_path}/mlflow.db")[0]
         assert run.info.status == "FINISHED"
         assert {"train/loss", "test/accuracy", "epoch/best"} <= run.data.metrics.keys()
+        assert len(run.outputs.model_outputs) == 1
     assert not [run for run in runs(f"sqlite:///{tmp_path}/mlflow.db") if run.info.status == "RUNNING"]
 
 
@@ -53,9 +58,8 @@ def test_a_store_that_fails_in_the_middle_costs_one_warning(
     assert capsys.readouterr().err.count("warning: MLflow") == 1
     assert only_run(tmp_path).info.status == "FAILED"
     run_stages(digits, tmp_path, {"DVC_ROOT": str(tmp_path)}, {}, only="evaluate")
-    second, first = runs(f"sqlite:///{tmp_path}/mlflow.db")
-    assert (first.info.status, second.info.status) == ("FAILED", "FINISHED")
-    assert {"train/loss", "test/accuracy"} <= second.data.metrics.keys()
+    assert only_run(tmp_path).info.status == "FINISHED"
+    assert {"train/loss", "test/accuracy"} <= only_run(tmp_path).data.metrics.keys()
 
 
 @pytest.mark.parametrize(
@@ -143,3 +147,67 @@ def test_no_output_depends_on_tracking(digits: Path, tmp_path: Path, store: Path
     evaluate(params, weights, digits, history, results, tmp_path / "plots", Tracker.off())
     assert outputs(tmp_path) == outputs(store)
     assert {path.name for path in tmp_path.iterdir()} == {weights.name, history.name, results.name, "plots"}
+
+
+def fail_in_the_middle(folder: Path, at: int) -> sqlite3.Connection:
+    """Let the database refuse metrics from an epoch on; the caller ends that."""
+    connection = sqlite3.connect(folder / "mlflow.db")
+    condition = f"when new.step >= {at} begin select raise(abort, 'disk is full'); end"
+    connection.execute(f"create trigger full before insert on metrics {condition}")
+    connection.commit()
+    return connection
+
+
+@pytest.mark.parametrize("experiment", [{}, {"DVC_EXP_NAME": "brave-newt", "DVC_EXP_BASELINE_REV": "0" * 40}])
+def test_a_training_during_which_the_store_failed_is_one_row_in_the_end(
+    digits: Path, tmp_path: Path, experiment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"DVC_ROOT": str(tmp_path)} | experiment
+    Store.from_environment(environment).client()
+    monkeypatch.setattr("stages.tracking.run.FLUSH_SECONDS", 0.0)
+    failing = fail_in_the_middle(tmp_path, 2)
+    run_stages(digits, tmp_path, environment, {}, only="train")
+    failing.execute("drop trigger full")
+    failing.commit()
+    begun = only_run(tmp_path)
+    assert begun.info.status == "FAILED"
+    # Of other params, and of another experiment: these have to stay as they are.
+    store = Store.from_environment(environment)
+    for tags in ({"directory": str(ROOT)}, {"dvc.exp_name": "other"}):
+        other = store.client().create_run(store.experiment_id, tags=tags)
+        store.client().log_param(other.info.run_id, "train.seed", "7")
+        store.client().set_terminated(other.info.run_id, "FAILED")
+
+    run_stages(digits, tmp_path, environment, {}, only="evaluate")
+    *others, run = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert [other.info.status for other in others] == ["FAILED"] * 2
+    assert (run.info.run_id, run.info.status) == (begun.info.run_id, "FINISHED")
+    assert "training" not in run.data.tags
+    assert run.data.tags["env.host"] == begun.data.tags["env.host"]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    for name, values in pd.read_csv(tmp_path / "train.csv").set_index("epoch").items():
+        logged = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, str(name))]
+        assert logged == list(values.items())
+    assert {"test/accuracy", "epoch/best"} <= run.data.metrics.keys()
+
+
+def test_what_a_failed_training_left_is_no_other_s(digits: Path, tmp_path: Path) -> None:
+    """One with other epochs, one that failed by itself, one of a living process, and one of another machine."""
+    environment = {"DVC_ROOT": str(tmp_path)}
+    store = Store.from_environment(environment)
+    client = store.client()
+    tags = {"directory": str(ROOT)}
+    made: list[dict[str, Any]] = [
+        {"metric": 9.0},
+        {"tags": {"mlflow.note.content": "the loss is nan"}},
+        {"tags": provenance.of_writer(), "status": "RUNNING"},
+        {"tags": {"process": "another-host 1 1"}, "status": "RUNNING"},
+    ]
+    for made_of in made:
+        run = client.create_run(store.experiment_id, tags=tags | made_of.get("tags", {}))
+        if "metric" in made_of:
+            client.log_metric(run.info.run_id, "train/loss", made_of["metric"], step=1)
+        client.update_run(run.info.run_id, made_of.get("status", "FAILED"))
+    run_stages(digits, tmp_path, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, {}, only="train")
+    run_stages(digits, tmp_path, environment, {}, only="evaluate")
+    assert [run.info.status for run in store.search()] == ["FINISHED", "RUNNING", "RUNNING", "FAILED", "FAILED"]

@@ -1,5 +1,8 @@
 """Where a run comes from: what differs from the commit, as git applies it again."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +50,17 @@ def test_changes_since_the_commit_are_logged(digits: Path, project: Project, mon
     assert run.data.tags["git.dirty"] == "true"
     assert "new.py" in run.data.tags["git.untracked"]
     assert '+"""What we measured' in load_text(f"{run.info.artifact_uri}/git.patch")
+
+
+def test_a_process_that_is_gone_is_told_from_a_living_one_and_an_unknown_one() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    [here] = provenance.of_writer().values()
+    machine, number, start = here.rsplit(" ", 2)
+    assert int(number) == os.getpid()
+    assert provenance.has_ended(f"{machine} {ended.pid} {start}")
+    assert provenance.has_ended(f"{machine} {number} {int(start) - 3600}"), "another process had that number"
+    assert not provenance.has_ended(here)
+    assert not provenance.has_ended(f"{machine} {number} {int(start) + 5}"), "the clock was set"
+    assert not provenance.has_ended(f"other-{machine} {ended.pid} {start}")
+    assert not provenance.has_ended("")

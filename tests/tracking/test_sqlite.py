@@ -24,6 +24,11 @@ def test_a_store_at_any_path(tmp_path: Path, name: str) -> None:
     assert store.database == folder / "mlflow.db"
     run = store.client().create_run(store.experiment_id, tags={"directory": str(folder)})
     store.client().log_text(run.info.run_id, "text", "a.txt")
+    model = store.client().create_logged_model(store.experiment_id, "model", source_run_id=run.info.run_id)
+    (tmp_path / name / "mlartifacts/weights").mkdir()
+    (tmp_path / name / "mlartifacts/weights/net").touch()
+    store.client().log_model_artifacts(model.model_id, str(tmp_path / name / "mlartifacts/weights"))
+    assert [file.path for file in store.client().list_logged_model_artifacts(model.model_id)] == ["net"]
     [found] = Store.from_environment({"DVC_ROOT": str(folder)}).search(tags={"directory": str(folder)})
     mlflow.set_tracking_uri(store.uri)
     assert load_text(f"{found.info.artifact_uri}/a.txt") == "text"
