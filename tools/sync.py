@@ -79,7 +79,9 @@ class Sync:
     def __init__(self, store: Store, dry_run: bool, deleted: bool = False) -> None:
         """Connect to the store; `deleted` runs are to be brought back. Raises InputError if it fails."""
         self._store, self._dry_run, self._deleted = store, dry_run, deleted
-        self._planned: list[tuple[dict[str, str], dict[str, str]]] = []  # what a dry run would have made
+        # What a dry run would have made, and what it would have completed.
+        self._planned: list[tuple[dict[str, str], dict[str, str]]] = []
+        self._filled: set[str] = set()
         with reaching(store):
             if not dry_run:
                 store.client()
@@ -109,10 +111,13 @@ class Sync:
                 gone = writer.lacking(present, files)
                 if not gone:
                     return Outcome.PRESENT, ""
+                lacked = f", run {present} lacked {listed(gone, 3)}"
                 if not self._dry_run:
                     writer.put_back(present, files)
-                outcome = Outcome.WOULD_BE_COMPLETED if self._dry_run else Outcome.COMPLETED
-                return outcome, f", run {present} lacked {listed(gone, 3)}"
+                    return Outcome.COMPLETED, lacked
+                # The experiment and the commit that holds it have one run.
+                done, self._filled = present in self._filled, self._filled | {present}
+                return (Outcome.WOULD_BE_PRESENT, "") if done else (Outcome.WOULD_BE_COMPLETED, lacked)
             run_id = next((run.info.run_id for run in ours if lacks_evaluation(run)), "")
             if not run_id and self._exists:
                 run_id = writer.begun(files)
