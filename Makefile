@@ -23,8 +23,8 @@ setup: .venv/installed ## make .venv with the pinned packages (2 minutes, 6.5 GB
 	"$(BIN)"/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-repro: setup ## prepare, train, evaluate: whatever has changed
-	"$(BIN)"/dvc repro
+repro: setup ## prepare, train, evaluate: whatever has changed; ARGS=--force for all
+	"$(BIN)"/dvc repro $(ARGS)
 
 test: setup ## the tests, but those of soak; TESTS=tests/nets for some of them
 	"$(BIN)"/python -m pytest -n 2 --dist loadscope -m "not slow" $(TESTS)
