@@ -15,11 +15,13 @@ normalised by the prepared set's own mean and deviation. Nothing of this goes to
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from stages.base import cli
@@ -28,12 +30,13 @@ from stages.base.files import claimed, placing, rounded, write_csv, write_json
 from stages.base.params import Params, TrainParams, load_params
 from stages.base.text import say, warn
 from stages.batches import transforms
-from stages.batches.prepared import Prepared, Split
+from stages.batches.prepared import Prepared
 from stages.nets.build import convolutions
 from stages.nets.net import activations
 from stages.nets.prediction import predict
 from stages.nets.weights import Description, describe, read_weights, rebuild
 from stages.report import fonts, layers, pictures
+from stages.report.canvas import save
 from stages.tracking.result import ResultFiles
 from stages.tracking.tracker import Tracker
 from stages.training import determinism, losses, metrics
@@ -97,24 +100,29 @@ def evaluate(
     values = {name: rounded(value) if isinstance(value, float) else value for name, value in values.items()}
 
     # Outputs.
-    sources = data.sources("test")
-    wrong = pictures.most_confident(answers.labels, answers.predicted, answers.probabilities)
-    fonts.use_for([*data.classes, sources[0], *(sources[place] for place in wrong)])
+    training = data.split("train", torch.device("cpu"))
+    result = pictures.Result(
+        data.classes,
+        answers.labels,
+        answers.predicted,
+        answers.probabilities,
+        losses.LOSSES[params.train.loss.name].gives_probabilities,
+        answers.confusion,
+        pd.DataFrame({"class": data.classes} | vars(per_class)),
+        data.sources("test"),
+        test.read,
+        training.labels,
+        training.read,
+    )
+    fonts.use_for([*data.classes, *(result.files[place] for place in [0, *result.wrong])])
     with claimed(results, plots) as (file, partial), placing(results, plots):
         write_json(file, values)
         (partial / "pictures").mkdir(parents=True)
-        classes = pd.DataFrame({"class": data.classes} | vars(per_class))
-        table = predictions(test.rows, sources, answers, data.classes)
+        table = predictions(test.rows, result.files, answers, data.classes)
         write_csv(partial / "predictions.csv", table, float_format="%.6f")
-        write_csv(partial / "classes.csv", classes)
-        if history:
-            path = partial / "pictures/learning_curves.png"
-            pictures.learning_curves(path, pd.read_csv(history), description.epoch)
-        pictures.confusion(partial / "pictures/confusion.png", answers.confusion, data.classes)
-        pictures.classes(partial / "pictures/classes.png", classes)
-        is_probable = losses.LOSSES[params.train.loss.name].gives_probabilities
-        draw_images(partial / "pictures", data, test, sources, answers, wrong, is_probable)
-        draw_net(partial / "pictures", net.cpu(), classifier.cpu()[:-1], sources[0], test.read(slice(1)))
+        write_csv(partial / "classes.csv", result.per_class)
+        for name, figure in all_pictures(result, history, description.epoch, net.cpu(), classifier.cpu()[:-1]):
+            save(figure, partial / f"pictures/{name}.png")
 
     if history:
         tracker.evaluated(ResultFiles(weights, prepared, history, results, plots))
@@ -138,26 +146,24 @@ def predictions(rows: Tensor, sources: list[str], answers: Answers, classes: lis
     return table
 
 
-def draw_images(
-    folder: Path, data: Prepared, test: Split, sources: list[str], answers: Answers, wrong: Tensor, is_probable: bool
-) -> None:
-    """Draw the mistakes at the places `wrong`, int64 (m,), and examples: of the splits only these images are read."""
-    labels, predicted = answers.labels, answers.predicted
-    shares = answers.probabilities[wrong].max(1).values if is_probable else None
-    mistakes, count = (labels[wrong], predicted[wrong], shares), int((predicted != labels).sum())
-    files = [sources[place] for place in wrong]
-    pictures.mistakes(folder / "mistakes.png", test.read(wrong), *mistakes, data.classes, files, count)
-    training = data.split("train", torch.device("cpu"))
-    first = pictures.first_of_each(training.labels, len(data.classes))
-    pictures.examples(folder / "examples.png", training.read(first), training.labels[first], data.classes)
+def all_pictures(
+    result: pictures.Result, history: Path | None, chosen: int, net: nn.Module, before: nn.Module
+) -> Iterator[tuple[str, Figure]]:
+    """Yield each picture with its name: of the training, of the net, and of the result.
 
-
-def draw_net(folder: Path, net: nn.Module, before: nn.Module, file: str, image: Tensor) -> None:
-    """Draw the net's filters, and its activations for the image of a file, (1, ...), which first passes `before`."""
+    The net's activations are those for the first test image, which first passes `before`.
+    """
+    taken = ["learning_curves"]
+    if history:
+        yield taken[0], pictures.learning_curves(pd.read_csv(history), chosen)
     for name, convolution in convolutions(net).items():
-        layers.filters(folder / f"filters_{name}.png", name, convolution.weight.detach())
-    for name, maps, after, pooled in activations(net, before(image)):
-        layers.activations(folder / f"activations_{name}.png", name, file, image[0], maps[0], after[0], pooled[0])
+        taken.append(f"filters_{name}")
+        yield taken[-1], layers.filters(name, convolution.weight.detach())
+    first = result.images(torch.tensor([0]))
+    for name, maps, after, pooled in activations(net, before(first)):
+        taken.append(f"activations_{name}")
+        yield taken[-1], layers.activations(name, result.files[0], first[0], maps[0], after[0], pooled[0])
+    yield from pictures.pictures(result, taken)
 
 
 def check_outputs(history: Path | None, results: Path, plots: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from stages.nets.weights import read_weights
 from tests.conftest import ROOT, Project, free_port, served
+from tests.report.conftest import drawn, near
 from tests.tools.test_serve import Server
 
 pytestmark = pytest.mark.slow
@@ -59,7 +60,7 @@ def extended(make_project: Callable[[], Project]) -> Project:
 
 
 def test_each_takes_ten_lines() -> None:
-    assert [addition.table for addition in ADDITIONS] == ["NETS", "LOSSES", "METRICS", "PUBLISHED"]
+    assert [addition.table for addition in ADDITIONS] == ["NETS", "LOSSES", "METRICS", "PICTURES", "PUBLISHED"]
     for addition in ADDITIONS:
         assert len((addition.code + addition.line).splitlines()) <= 10, addition
 
@@ -95,6 +96,14 @@ def test_the_metric(extended: Project) -> None:
     lowest = pd.read_csv(extended.root / "plots/classes.csv")["recall"].min()
     assert results(extended)["lowest_recall"] == pytest.approx(lowest)
     assert extended.runs()[0].data.metrics["test/lowest_recall"] == results(extended)["lowest_recall"]
+
+
+def test_the_picture(extended: Project) -> None:
+    bars = near(drawn(extended.root / "plots/pictures/confidence.png"), (0x21, 0x66, 0xAC))
+    assert bars[0].size > 1000
+    assert (
+        extended.root / f"mlartifacts/{extended.runs()[0].info.run_id}/artifacts/plots/pictures/confidence.png"
+    ).exists()
 
 
 def test_the_source(extended: Project) -> None:

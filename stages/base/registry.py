@@ -23,12 +23,14 @@ def check_names(
             raise InputError(f"{where}: {given!r} is unknown{unknown(given, accepted)}")
 
 
-def check_table(place: str, table: Mapping[str, object], by_name: bool = True) -> None:
+def check_table(place: str, table: Mapping[str, object], by_name: bool = True, taken: Collection[str] = ()) -> None:
     """Raise InputError unless each entry of the table is a class or function, and that of its name, if `by_name`.
 
-    A partial is another one with its own defaults, so its name may be any.
+    A partial is another one with its own defaults, so its name may be any, but for the names that are `taken`.
     """
     for name, entry in table.items():
+        if name in taken:
+            raise InputError(f"{place}: {name!r} is the name of what stands there already; take another")
         if not callable(entry):
             raise InputError(f"{place}: {name!r} is {entry!r}, should be a class or function")
         own = getattr(entry, "__name__", name)

@@ -1,16 +1,14 @@
 """Pictures of a net's convolutions: their filters, and what they make of an image. Equal nets give equal bytes."""
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from stages.report.canvas import draw_scale, draw_tiles, save, short_path, small
+from stages.report.canvas import draw_scale, draw_tiles, short_path, small
 
 MAPS = 16  # of a convolution's activations
 
 
-def filters(path: Path, name: str, weight: Tensor) -> None:
+def filters(name: str, weight: Tensor) -> Figure:
     """Draw a convolution's kernels, float (width, channels, k, k), blue below zero and red above.
 
     Of one that takes several channels, a filter's kernels for the first eight of them stand side by side. Of one that
@@ -35,14 +33,14 @@ def filters(path: Path, name: str, weight: Tensor) -> None:
         draw_scale(figure, [axes], limit)
     axes.set_title(title)
     draw_tiles(axes, list(shown), columns, limit=limit)
-    save(figure, path)
+    return figure
 
 
 def _some(shown: int, all_of_them: int) -> str:
     return str(shown) if shown == all_of_them else f"{shown} of {all_of_them}"
 
 
-def activations(path: Path, name: str, file: str, image: Tensor, before: Tensor, after: Tensor, pooled: Tensor) -> None:
+def activations(name: str, file: str, image: Tensor, before: Tensor, after: Tensor, pooled: Tensor) -> Figure:
     """Draw what a convolution makes of the image of a `file`, uint8 (h, w) or (3, h, w): maps, float (width, h, w).
 
     The first 16 maps are drawn, blue below zero and red above, on one scale.
@@ -57,4 +55,4 @@ def activations(path: Path, name: str, file: str, image: Tensor, before: Tensor,
         axes.set_title(title)
         draw_tiles(axes, list(small(maps[:MAPS])), columns=8, limit=limit)
     draw_scale(figure, grid[1:], limit)
-    save(figure, path)
+    return figure

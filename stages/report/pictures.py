@@ -1,6 +1,8 @@
-"""Pictures of results, drawn to be looked at. Equal results give equal bytes."""
+"""Pictures of results, drawn to be looked at. Equal results give equal bytes. PICTURES lists those of a result."""
 
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -8,13 +10,40 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from stages.report.canvas import BLUE, GREY, ORANGE, bare, draw_tiles, over_epochs, save, short, short_path, small
+from stages.base.errors import InputError
+from stages.base.registry import check_table
+from stages.report.canvas import BLUE, GREY, ORANGE, bare, draw_tiles, over_epochs, short, short_path, small
 
 # What fits on a page: classes in the matrix with numbers, bars, rows of examples.
 NUMBERED, BARS, ROWS = 20, 40, 20
 
 
-def learning_curves(path: Path, history: pd.DataFrame, chosen: int) -> None:
+@dataclass(frozen=True)
+class Result:
+    """What pictures are drawn of: the test images and what the net says of them, and the training images. On the CPU.
+
+    Images are read when they are asked for, at places, int64 (m,), in a split: uint8 (m, h, w) or (m, 3, h, w).
+    """
+
+    classes: list[str]
+    labels: Tensor  # int64 (n,)
+    predicted: Tensor  # int64 (n,)
+    probabilities: Tensor  # float (n, n_classes)
+    is_probable: bool  # whether they are said to be probabilities
+    confusion: Tensor  # int64 (n_classes, n_classes)
+    per_class: pd.DataFrame  # what classes.csv holds
+    files: list[str]  # what the n test images are called
+    images: Callable[[Tensor], Tensor]
+    training_labels: Tensor  # int64 (N,)
+    training_images: Callable[[Tensor], Tensor]
+
+    @cached_property
+    def wrong(self) -> Tensor:
+        """The places of the 24 most confident mistakes, int64."""
+        return most_confident(self.labels, self.predicted, self.probabilities)
+
+
+def learning_curves(history: pd.DataFrame, chosen: int) -> Figure:
     """Draw loss and accuracy over the epochs, training beside validation, with the chosen epoch marked."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     marker = "o" if len(history) == 1 else None  # a line of one point is not to be seen
@@ -24,10 +53,10 @@ def learning_curves(path: Path, history: pd.DataFrame, chosen: int) -> None:
         axes.axvline(chosen, color=ORANGE, linewidth=1, linestyle="--", label=f"chosen: epoch {chosen}")
         over_epochs(axes, quantity)
         axes.legend(frameon=False)
-    save(figure, path)
+    return figure
 
 
-def confusion(path: Path, table: Tensor, classes: list[str]) -> None:
+def confusion(table: Tensor, classes: list[str]) -> Figure:
     """Draw a confusion matrix, int64 (n_classes, n_classes): rows are labels, coloured by the share of each row."""
     n = len(classes)
     side = min(10.0, max(6.0, 0.62 * n + 2.5)) if n <= NUMBERED else 10.0
@@ -47,10 +76,10 @@ def confusion(path: Path, table: Tensor, classes: list[str]) -> None:
     axes.tick_params(labelsize=size)
     title = f"{int(table.diag().sum()):,} of {int(table.sum()):,} test images correct"
     axes.set(xlabel="predicted", ylabel="label", title=title)
-    save(figure, path)
+    return figure
 
 
-def classes(path: Path, table: pd.DataFrame) -> None:
+def classes(table: pd.DataFrame) -> Figure:
     """Draw the accuracy of each class as bars, the worst on top; columns: class, correct, total, recall."""
     ordered = table.sort_values(["recall", "class"], ascending=[False, True])[-BARS:]
     figure = Figure(figsize=(7, max(2.5, 0.36 * len(ordered) + 1)), layout="constrained")
@@ -66,7 +95,7 @@ def classes(path: Path, table: pd.DataFrame) -> None:
     axes.set(xlim=(0, 1.15), xlabel=shares, title=f"Accuracy of {which}")
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     bare(axes)
-    save(figure, path)
+    return figure
 
 
 def most_confident(labels: Tensor, predicted: Tensor, probabilities: Tensor) -> Tensor:
@@ -77,7 +106,6 @@ def most_confident(labels: Tensor, predicted: Tensor, probabilities: Tensor) -> 
 
 
 def mistakes(
-    path: Path,
     images: Tensor,
     labels: Tensor,
     predicted: Tensor,
@@ -85,7 +113,7 @@ def mistakes(
     classes: list[str],
     files: list[str],
     count: int,
-) -> None:
+) -> Figure:
     """Draw mistakes, which are the first of `count`: images uint8 (n, h, w) or (n, 3, h, w), labels int64 (n,).
 
     `shares`, float (n,), are how probable the classes that were predicted are said to be, None if nothing says so.
@@ -105,7 +133,7 @@ def mistakes(
             axes.text(x, y - 0.02 * step_y, text, ha="center", va="bottom", fontsize=9)
             under = y + tiles.shape[-2] + 0.02 * step_y
             axes.text(x, under, short_path(file, 22), ha="center", va="top", fontsize=8, color=GREY)
-    save(figure, path)
+    return figure
 
 
 def first_of_each(labels: Tensor, n_classes: int) -> Tensor:
@@ -113,7 +141,7 @@ def first_of_each(labels: Tensor, n_classes: int) -> Tensor:
     return torch.cat([(labels == label).nonzero().flatten()[:12] for label in range(min(n_classes, ROWS))])
 
 
-def examples(path: Path, images: Tensor, labels: Tensor, classes: list[str]) -> None:
+def examples(images: Tensor, labels: Tensor, classes: list[str]) -> Figure:
     """Draw images as `first_of_each` chooses them, one class a row: uint8 (n, h, w) or (n, 3, h, w)."""
     shown = classes[:ROWS]
     figure = Figure(figsize=(10, 0.75 * len(shown) + 0.5), layout="constrained")
@@ -130,4 +158,37 @@ def examples(path: Path, images: Tensor, labels: Tensor, classes: list[str]) -> 
         axes.text(
             -0.1 * step_x, label * step_y + averaged.shape[-2] / 2, short(name), ha="right", va="center", fontsize=11
         )
-    save(figure, path)
+    return figure
+
+
+def _mistakes(result: Result) -> Figure:
+    wrong = result.wrong
+    shares = result.probabilities[wrong].max(1).values if result.is_probable else None
+    picked = result.images(wrong), result.labels[wrong], result.predicted[wrong], shares
+    count = int((result.predicted != result.labels).sum())
+    return mistakes(*picked, result.classes, [result.files[place] for place in wrong], count)
+
+
+def _examples(result: Result) -> Figure:
+    first = first_of_each(result.training_labels, len(result.classes))
+    return examples(result.training_images(first), result.training_labels[first], result.classes)
+
+
+# By the name of the file that evaluate writes to plots/pictures; MLflow has it among the artifacts of the run.
+PICTURES: dict[str, Callable[[Result], Figure]] = {
+    "confusion": lambda result: confusion(result.confusion, result.classes),
+    "classes": lambda result: classes(result.per_class),
+    "mistakes": _mistakes,
+    "examples": _examples,
+}
+
+
+def pictures(result: Result, taken: Collection[str] = ()) -> Iterator[tuple[str, Figure]]:
+    """Yield each of PICTURES with its name. Raises InputError for what is no picture, or whose name is `taken`."""
+    place = "PICTURES in stages/report/pictures.py"
+    check_table(place, PICTURES, by_name=False, taken=taken)
+    for name, draw in PICTURES.items():
+        figure = draw(result)
+        if not isinstance(figure, Figure):
+            raise InputError(f"{place}: {name!r} gives {figure!r}, should be a Figure of matplotlib")
+        yield name, figure

@@ -131,11 +131,9 @@ METRICS: dict[str, Callable[[Answers], float]] = {
 def measured(answers: Answers, taken: Collection[str] = ()) -> dict[str, float]:
     """Return the figure of each of METRICS. Raises InputError for what is no metric, or whose name is `taken`."""
     place = "METRICS in stages/training/metrics.py"
-    check_table(place, METRICS, by_name=False)
+    check_table(place, METRICS, by_name=False, taken=taken)
     figures = {name: metric(answers) for name, metric in METRICS.items()}
     for name, figure in figures.items():
-        if name in taken:
-            raise InputError(f"{place}: {name!r} is what evaluate calls another figure; take another name")
         if not isinstance(figure, int | float) or not math.isfinite(figure):
             raise InputError(f"{place}: {name!r} gives {figure!r}, should be a finite number")
     return figures

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from stages.report import canvas, layers, pictures
+from stages.report import canvas
 
 
 def drawn(path: Path) -> np.ndarray:
@@ -34,6 +34,5 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         texts.extend(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text())
 
     original = canvas.save
-    for module in (pictures, layers):
-        monkeypatch.setattr(module, "save", save)
+    monkeypatch.setattr(canvas, "save", save)
     return texts

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages.nets.net import Net, activations
-from stages.report import layers
+from stages.report import canvas, layers
 from tests.report.conftest import drawn, near
 
 
@@ -15,7 +15,7 @@ from tests.report.conftest import drawn, near
 def test_filters_of_any_first_convolution(tmp_path: Path, shape: tuple[int, ...]) -> None:
     weight = torch.zeros(shape)
     weight[0, 0] = 1.0  # the largest: red
-    layers.filters(tmp_path / "a.png", "conv1", weight)
+    canvas.save(layers.filters("conv1", weight), tmp_path / "a.png")
     image = drawn(tmp_path / "a.png")
     red = (255, 128, 128) if shape[1] == 3 else (103, 0, 31)  # of the three, the others are at zero, which is grey
     rows, columns = near(image, red)
@@ -39,8 +39,10 @@ def test_filters_and_activations_of_every_convolution(tmp_path: Path, arguments:
         assert torch.equal(after, before.clamp(min=0))
         assert torch.equal(pooled, torch.nn.functional.max_pool2d(after, 2))
         x = pooled
-        layers.filters(tmp_path / f"f_{name}.png", name, net.get_parameter(f"{name}.weight").detach())
-        layers.activations(tmp_path / f"a_{name}.png", name, "a/b.png", pixels, before[0], after[0], pooled[0])
+        canvas.save(layers.filters(name, net.get_parameter(f"{name}.weight").detach()), tmp_path / f"f_{name}.png")
+        canvas.save(
+            layers.activations(name, "a/b.png", pixels, before[0], after[0], pooled[0]), tmp_path / f"a_{name}.png"
+        )
     for number in range(1, len(net.convolutions) + 1):
         for kind in ("f", "a"):
             image = drawn(tmp_path / f"{kind}_conv{number}.png")
@@ -61,7 +63,7 @@ def test_filters_and_activations_of_every_convolution(tmp_path: Path, arguments:
 def test_filters_say_how_many_there_are_and_on_which_scale(
     tmp_path: Path, written: list[str], shape: tuple[int, ...], title: str
 ) -> None:
-    layers.filters(tmp_path / "a.png", "conv", torch.full(shape, -0.5))
+    canvas.save(layers.filters("conv", torch.full(shape, -0.5)), tmp_path / "a.png")
     assert title in written
     assert ({"-0.5", "0"} <= set(written)) == (shape[1] != 3)
 
@@ -72,7 +74,7 @@ def test_activations_name_the_image_and_say_how_many_maps_there_are(
 ) -> None:
     maps = torch.linspace(-3, 1, width)[:, None, None].expand(width, 4, 4)
     file = f"{'far/' * 20}roses/IMG_0001.png"
-    layers.activations(tmp_path / "a.png", "conv1", file, torch.zeros(8, 8), maps, maps.clamp(min=0), maps)
+    canvas.save(layers.activations("conv1", file, torch.zeros(8, 8), maps, maps.clamp(min=0), maps), tmp_path / "a.png")
     assert title in written
     (named,) = [text for text in written if text.startswith("conv1 sees this test image: ")]
     assert named.endswith("far/roses/IMG_0001.png")

@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from stages.report import pictures
+from stages.base.errors import InputError
+from stages.report import canvas, pictures
 from tests.report.conftest import drawn, near
 
 
@@ -26,7 +28,7 @@ def test_learning_curves_mark_the_chosen_epoch(tmp_path: Path, chosen: int) -> N
         "train/accuracy": np.array([0.2, 0.6, 1.0]),
         "valid/accuracy": np.array([0.3, 0.5, 0.8]),
     }
-    pictures.learning_curves(tmp_path / "a.png", pd.DataFrame({"epoch": [1, 2, 3]} | curves), chosen)
+    canvas.save(pictures.learning_curves(pd.DataFrame({"epoch": [1, 2, 3]} | curves), chosen), tmp_path / "a.png")
     image = drawn(tmp_path / "a.png")
     middle = image.shape[1] // 2
     for quantity, half in [("loss", image[:, :middle]), ("accuracy", image[:, middle:])]:
@@ -46,7 +48,7 @@ def test_learning_curves_mark_the_chosen_epoch(tmp_path: Path, chosen: int) -> N
 
 
 def test_confusion_colours_by_the_share_of_the_row(tmp_path: Path) -> None:
-    pictures.confusion(tmp_path / "a.png", torch.tensor([[3, 0], [0, 300]]), ["few", "many"])
+    canvas.save(pictures.confusion(torch.tensor([[3, 0], [0, 300]]), ["few", "many"]), tmp_path / "a.png")
     image = drawn(tmp_path / "a.png")
     rows, columns = near(image[:, : int(0.76 * image.shape[1])], (8, 48, 107))  # the darkest of Blues
     few = rows < (rows.min() + rows.max()) / 2
@@ -62,7 +64,10 @@ def mistakes(
     wrong = pictures.most_confident(labels, predicted, probabilities)
     count = int((labels != predicted).sum())
     picked = (labels[wrong], predicted[wrong], probabilities[wrong].max(1).values)
-    pictures.mistakes(path, images[wrong], *picked, [f"${i}_$" for i in range(200)], [f"{i}.png" for i in wrong], count)
+    canvas.save(
+        pictures.mistakes(images[wrong], *picked, [f"${i}_$" for i in range(200)], [f"{i}.png" for i in wrong], count),
+        path,
+    )
     return drawn(path)
 
 
@@ -86,7 +91,7 @@ def test_the_most_confident_mistake_comes_first(tmp_path: Path) -> None:
 
 def test_examples_show_each_class_in_its_row(tmp_path: Path) -> None:
     images = torch.stack([torch.full((8, 8), value, dtype=torch.uint8) for value in (200, 40, 200, 40, 40)])
-    pictures.examples(tmp_path / "a.png", images, torch.tensor([1, 0, 1, 0, 0]), ["dark", "light"])
+    canvas.save(pictures.examples(images, torch.tensor([1, 0, 1, 0, 0]), ["dark", "light"]), tmp_path / "a.png")
     image = drawn(tmp_path / "a.png")
     dark, light = (near(image, (value, value, value))[0] for value in (40, 200))
     assert np.median(dark) < np.median(light)
@@ -97,7 +102,7 @@ def test_colours_are_drawn_as_they_are(tmp_path: Path) -> None:
     colours = [(200, 40, 90), (20, 160, 60)]
     images = torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(2, 3, 8, 8)
     labels = torch.tensor([0, 1])
-    pictures.examples(tmp_path / "a.png", images, labels, ["one", "other"])
+    canvas.save(pictures.examples(images, labels, ["one", "other"]), tmp_path / "a.png")
     both = [mistakes(tmp_path / "b.png", images, labels, 1 - labels, torch.eye(2)), drawn(tmp_path / "a.png")]
     for image in both:
         one, other = (near(image, colour) for colour in colours)
@@ -112,10 +117,10 @@ def test_a_hundred_classes_fit_on_a_page(tmp_path: Path) -> None:
     first = pictures.first_of_each(labels, 100)
     assert first.tolist() == [100 * k + label for label in range(pictures.ROWS) for k in range(12)]
     images = torch.randint(256, (len(first), 3, 224, 224), dtype=torch.uint8)
-    pictures.examples(tmp_path / "examples.png", images, labels[first], names)
-    pictures.confusion(tmp_path / "confusion.png", torch.eye(100, dtype=torch.int64) * 13, names)
+    canvas.save(pictures.examples(images, labels[first], names), tmp_path / "examples.png")
+    canvas.save(pictures.confusion(torch.eye(100, dtype=torch.int64) * 13, names), tmp_path / "confusion.png")
     table = pd.DataFrame({"class": names, "correct": 13, "total": 13, "recall": 1.0})
-    pictures.classes(tmp_path / "classes.png", table)
+    canvas.save(pictures.classes(table), tmp_path / "classes.png")
     for path in tmp_path.iterdir():
         assert drawn(path).shape[0] <= 1600
 
@@ -131,17 +136,19 @@ def test_mistakes_name_their_files_and_how_many_of_them_are_shown(tmp_path: Path
     mistakes(tmp_path / "a.png", images[:3], labels[:3], labels[:3] + 1, shares[:3])
     assert "All 3 mistakes, the most confident first" in written
     written.clear()
-    pictures.mistakes(tmp_path / "a.png", images[:1], labels[:1], labels[:1] + 1, None, ["a", "b"], ["1.png"], 1)
+    canvas.save(
+        pictures.mistakes(images[:1], labels[:1], labels[:1] + 1, None, ["a", "b"], ["1.png"], 1), tmp_path / "a.png"
+    )
     assert "b\nis a" in written, "no share, where it is none"
 
 
 def test_pictures_say_what_they_show(tmp_path: Path, written: list[str]) -> None:
     names = [f"class {i}" for i in range(41)]
     table = pd.DataFrame({"class": names, "correct": 1, "total": 2, "recall": 0.5})
-    pictures.classes(tmp_path / "a.png", table)
-    pictures.classes(tmp_path / "a.png", table[:2])
-    pictures.confusion(tmp_path / "a.png", torch.tensor([[3, 1], [0, 1000]]), ["few", "many"])
-    pictures.examples(tmp_path / "a.png", torch.zeros(2, 8, 8), torch.tensor([0, 1]), ["few", "many"])
+    canvas.save(pictures.classes(table), tmp_path / "a.png")
+    canvas.save(pictures.classes(table[:2]), tmp_path / "a.png")
+    canvas.save(pictures.confusion(torch.tensor([[3, 1], [0, 1000]]), ["few", "many"]), tmp_path / "a.png")
+    canvas.save(pictures.examples(torch.zeros(2, 8, 8), torch.tensor([0, 1]), ["few", "many"]), tmp_path / "a.png")
     assert {
         "Accuracy of the worst 40 of 41 classes",
         "Accuracy of each class",
@@ -152,11 +159,54 @@ def test_pictures_say_what_they_show(tmp_path: Path, written: list[str]) -> None
     } <= set(written)
 
 
+RESULT = pictures.Result(
+    classes=["few", "many"],
+    labels=torch.tensor([0, 1, 1]),
+    predicted=torch.tensor([0, 0, 1]),
+    probabilities=torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]),
+    is_probable=True,
+    confusion=torch.tensor([[1, 0], [1, 1]]),
+    per_class=pd.DataFrame({"class": ["few", "many"], "correct": 1, "total": [1, 2], "recall": [1.0, 0.5]}),
+    files=["a.png", "b.png", "c.png"],
+    images=torch.zeros(3, 8, 8, dtype=torch.uint8).__getitem__,
+    training_labels=torch.tensor([0, 1]),
+    training_images=torch.zeros(2, 8, 8, dtype=torch.uint8).__getitem__,
+)
+
+
+def test_a_function_in_the_table_is_a_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: list[str]
+) -> None:
+    before = dict(pictures.pictures(RESULT))
+    assert before.keys() == {"confusion", "classes", "mistakes", "examples"}
+    canvas.save(before["mistakes"], tmp_path / "a.png")
+    assert {"b.png", "few 60%\nis many"} <= set(written)
+    canvas.save(before["examples"], tmp_path / "b.png")
+    assert {"few", "many"} <= set(written)
+    monkeypatch.setitem(pictures.PICTURES, "mine", lambda _result: Figure())
+    assert dict(pictures.pictures(RESULT)).keys() == before.keys() | {"mine"}
+    with pytest.raises(InputError, match=r"PICTURES in stages/report/pictures\.py: 'mine' is the name of what stands"):
+        dict(pictures.pictures(RESULT, taken=["mine"]))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("confusion", "'mine' is 'confusion', should be a class or function"),
+        (print, "'mine' gives None, should be a Figure"),
+    ],
+)
+def test_what_is_no_picture(entry: object, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(pictures.PICTURES, "mine", entry)
+    with pytest.raises(InputError, match=message):
+        dict(pictures.pictures(RESULT))
+
+
 @pytest.mark.parametrize("n", [2, 10, 20, 21])
 def test_mistakes_in_a_confusion_matrix_are_orange(tmp_path: Path, n: int) -> None:
     table = 9 * torch.eye(n, dtype=torch.int64)
     table[0, 1] = 9
-    pictures.confusion(tmp_path / "a.png", table, [f"{'a long name ' * 5}{i}" for i in range(n)])
+    canvas.save(pictures.confusion(table, [f"{'a long name ' * 5}{i}" for i in range(n)]), tmp_path / "a.png")
     image = drawn(tmp_path / "a.png")
     warm = image[:, : int(0.7 * image.shape[1]), 0] - image[:, : int(0.7 * image.shape[1]), 2]
     wrong, right = (warm > 0.3).nonzero(), (warm < -0.3).nonzero()

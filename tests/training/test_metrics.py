@@ -77,7 +77,7 @@ def test_a_function_in_the_table_is_a_metric(monkeypatch: pytest.MonkeyPatch) ->
     assert before["accuracy"] == pytest.approx(2 / 3)
     monkeypatch.setitem(metrics.METRICS, "lowest_recall", lambda answers: answers.per_class.recall.min().item())
     assert metrics.measured(ANSWERS) == before | {"lowest_recall": 0.5}
-    with pytest.raises(InputError, match=r"'lowest_recall' is what evaluate calls another figure"):
+    with pytest.raises(InputError, match=r"'lowest_recall' is the name of what stands there already"):
         metrics.measured(ANSWERS, taken=["lowest_recall"])
 
 
