@@ -7,6 +7,7 @@ commit with today's configuration, and the error for a directory whose list of f
 
 import hashlib
 import json
+import shlex
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.base.errors import InputError, listed, unknown
 from stages.base.params import WEIGHTS
+from stages.base.text import shown_url
 from stages.base.yaml import read_yaml
 from stages.tracking import provenance
 from stages.tracking.git import GitError, git, git_bytes, prefix
@@ -65,12 +67,29 @@ class RecordedResult:
             paths = ["params.yaml", "dvc.yaml", "dvc.lock", weights, f"{prepared}/dataset.json", *others]
             missing = [path for path in paths if not copied(fs, path, Path(folder))]
             if missing:
-                where = f"dvc exp pull REMOTE {self.name}" if self.experiment else "dvc fetch --all-commits"
-                raise InputError(f"DVC's cache and remote lack {', '.join(missing)}; bring them with {where}")
+                raise InputError(self._where_to_get(missing))
             try:
                 yield _files(arguments, Path(folder))
             except InputError as error:
                 raise InputError(str(error).replace(f"{folder}/", "")) from error
+
+    def _where_to_get(self, missing: list[str]) -> str:
+        """Return what to say of files that neither DVC's cache nor its remote has: where they are, or can be put."""
+        from dvc.config import Config
+
+        config, lacks = Config.from_cwd(validate=False), f"DVC's cache lacks {', '.join(missing)}"
+        remotes, name = config["remote"], config["core"].get("remote")
+        if not remotes:
+            return f"{lacks}, and no DVC remote is set here: dvc remote add --local -d storage URL, and this again"
+        if not name:
+            default = f"dvc remote default --local {next(iter(remotes))}"
+            return f"{lacks}, and no DVC remote of {', '.join(remotes)} is the default: {default}, and this again"
+        url = shown_url(str(remotes[name]["url"]))
+        push = f"dvc exp push GIT_REMOTE {self.name}" if self.experiment else "dvc push --all-commits"
+        # DVC pushes a commit's files to the remote that this commit's own configuration names, or the local one.
+        if f'remote "{name}"' not in _text_at(self.commit, ".dvc/config"):
+            push = f"dvc remote add --local -f -d {name} {shlex.quote(url)} && {push}"
+        return f"{lacks}, and so does the remote {name} ({url}). In the clone that has them: {push}"
 
 
 def everything() -> list[RecordedResult]:
@@ -125,6 +144,11 @@ def as_yaml(content: bytes) -> dict[str, Any]:
     except InputError:  # such as the marks of a merge
         values = None
     return values if isinstance(values, dict) else {}
+
+
+def _text_at(commit: str, path: str) -> str:
+    """Return a file of the project at a commit, "" if it is not there."""
+    return git("show", f"{commit}:./{path}") if git("ls-tree", commit, path) else ""
 
 
 def _result_of(commit: str) -> object:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
     from mlflow.entities.model_registry import ModelVersion
 
+UNLOGGED = "python -m tools.sync adds what DVC has, taken from its cache or pulled, and MLflow has not"
+
 
 @dataclass(frozen=True)
 class EvaluatedRun:
@@ -69,7 +71,9 @@ class Runs:
         store = Store.from_environment()
         self.uri, self.name = store.uri, store.name
         if store.database and not store.database.exists():
-            raise InputError(f"there are no runs yet, since there is no {store.database}: make repro comes first")
+            raise InputError(
+                f"there are no runs yet, since there is no {store.database}: make repro comes first; {UNLOGGED}"
+            )
         try:
             self.client = store.client()
         except Exception as error:
@@ -152,7 +156,7 @@ class Runs:
                 found[0], f"{_named(found[0])} is the latest {name}; earlier: {earlier}" if earlier else ""
             )
         known = listed(["best", *dict.fromkeys(run.info.run_name for run in evaluated)])
-        raise InputError(f"no evaluated run is called {name!r} in {self.name}; there are: {known}")
+        raise InputError(f"no evaluated run is called {name!r} in {self.name}; there are: {known}; {UNLOGGED}")
 
     def _read(self, run: "MlflowRun", remark: str) -> EvaluatedRun:
         from mlflow.artifacts import load_text

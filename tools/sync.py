@@ -9,6 +9,9 @@ its run where the store could not be reached, where DVC took it from its cache, 
 Files and models that a run has lost are put back. What only a run knows is not made up: how long it took, and on what
 machine. Doing it twice changes nothing. A run that somebody deleted in MLflow comes back with --deleted only. Runs
 whose process was killed are ended.
+
+It ends with 1 where a result failed, or one that was asked for by name was skipped. Other results that cannot be used
+are skipped, which is no failure.
 """
 
 from collections import Counter
@@ -70,7 +73,8 @@ def main() -> None:
     failed, skipped = outcomes[Outcome.FAILED], outcomes[Outcome.SKIPPED]
     # What was asked for by name is expected to be there.
     if failed or (arguments.names and skipped):
-        raise InputError(f"{failed + skipped} of {len(results)} could not be given a run, see above")
+        counts = [f"{failed} failed"] * bool(failed) + [f"{skipped} skipped"] * bool(skipped)
+        raise InputError(f"{' and '.join(counts)} of {len(results)}, see above")
 
 
 class Sync:

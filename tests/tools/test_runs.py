@@ -10,7 +10,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from stages.base.errors import InputError
 from stages.tracking.result import EVALUATION_TAG
 from tests.conftest import Project
-from tools.runs import EvaluatedRun, Runs, read_predictions
+from tools.runs import UNLOGGED, EvaluatedRun, Runs, read_predictions
 
 
 def evaluated(store: Runs, name: str) -> str:
@@ -106,10 +106,12 @@ def test_unknown_names_are_answered_with_those_that_there_are(store: Runs) -> No
     with pytest.raises(InputError) as error:
         store.find("trained only")
     there_are = "there are: best, seed-1, seed-0, closed, others"
-    assert str(error.value) == f"no evaluated run is called 'trained only' in {store.uri}; {there_are}"
+    begins = f"no evaluated run is called 'trained only' in {store.uri}; {there_are}; "
+    assert str(error.value) == f"{begins}{UNLOGGED}"
+    assert UNLOGGED.startswith("python -m tools.sync ")
     for number in range(25):
         evaluated(store, f"more-{number}")
-    with pytest.raises(InputError, match=rf"{there_are}, more-\d+, .* and 10 more$"):
+    with pytest.raises(InputError, match=rf"{there_are}, more-\d+, .* and 10 more; {UNLOGGED}$"):
         store.find("seed-7")
 
 
@@ -137,7 +139,9 @@ def test_a_store_without_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     empty = mlflow.MlflowClient(f"sqlite:///{tmp_path}/empty.db")
     empty.create_experiment("repronet")
     for name in ("best", "seed-0"):
-        with pytest.raises(InputError, match=f"no evaluated run is called '{name}' in .*; there are: best$"):
+        with pytest.raises(
+            InputError, match=f"no evaluated run is called '{name}' in .*; there are: best; {UNLOGGED}$"
+        ):
             Runs().find(name)
 
 

@@ -272,8 +272,8 @@ def test_missing_files_are_named_and_hold_up_nothing_else(clone: Project, origin
         outcomes = synced(bare)
     finally:
         (tmp_path / "kept").rename(stored)
-    lacking = ", DVC's cache and remote lack models/net.safetensors; bring them with dvc exp pull REMOTE seed-1"
-    assert outcomes["seed-1"] == ("skipped", lacking)
+    lacks = f", DVC's cache lacks models/net.safetensors, and so does the remote storage ({storage}). "
+    assert outcomes["seed-1"] == ("skipped", f"{lacks}In the clone that has them: dvc exp push GIT_REMOTE seed-1")
     assert outcomes[last(bare)][0] == "created", "its files are in the remote"
     what, why = outcomes["workspace"]
     assert what == "skipped"
@@ -331,6 +331,9 @@ def test_one_failure_holds_up_nothing_else(clone: Project, tmp_path: Path, monke
     outcomes = synced(clone, f"sqlite:///{tmp_path}/mlflow.db")
     assert outcomes["seed-1"] == ("failed", ", TypeError: no such graph")
     assert done(outcomes) == ["failed", "created", "in place"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(InputError, match=r"^1 failed of 3, see above$"):
+        sync(clone)
 
 
 def test_a_run_that_was_deleted_comes_back_on_request_only(clone: Project, tmp_path: Path) -> None:
@@ -448,7 +451,7 @@ def test_names(clone: Project, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_result_that_was_asked_for_and_cannot_be_used(broken: Project, capsys: pytest.CaptureFixture[str]) -> None:
     broken.edit("params.yaml", "train:\n  seed: 0 ", "train:\n  seed: 7 ")
-    with pytest.raises(InputError, match="1 of 2 could not be given a run, see above"):
+    with pytest.raises(InputError, match=r"^1 skipped of 2, see above$"):
         sync(broken, "workspace", "seed-1")
     printed = [line.split(",")[0] for line in capsys.readouterr().out.splitlines()]
     assert printed == ["workspace: skipped", "seed-1: created", "in all: 1 skipped"]

@@ -1,0 +1,124 @@
+"""Experiments that go from clone to clone, as the README says, by a real git server and a real DVC remote."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Project
+
+[SHARE] = re.findall(r"^## Share\n\n```\n(.*?)^```\n(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S)
+TO_REMOTE, TO_GIT, IN_CLONE = (line.split("   #")[0].strip() for line in SHARE[0].splitlines())
+LACKS = "DVC's cache lacks models/net.safetensors, data/prepared/dataset.json, plots"
+
+
+def shell(project: Project, command: str, fails: bool = False) -> str:
+    return project("bash", "-ec", command.replace("URL", f"{project.root.parent}/storage"), fails=fails)
+
+
+def sync(project: Project, name: str, fails: bool = False) -> tuple[str, str]:
+    """Run tools.sync for a result; return what it says of it, and its last line."""
+    first, *_, last = project("python", "-m", "tools.sync", name, fails=fails).splitlines()
+    return first, last
+
+
+@pytest.fixture
+def two(tmp_path: Path, digits: Path) -> tuple[Project, Project]:
+    """A project with a committed result of its own, and a clone of it without DVC's files."""
+    (tmp_path / "p").mkdir()
+    project = Project(tmp_path / "p")
+    project("git", "init", "-q", "--bare", str(tmp_path / "hub"))
+    project("git", "remote", "add", "origin", str(tmp_path / "hub"))
+    (project.root / "dvc.lock").unlink()
+    project.edit("params.yaml", "epochs: 30", "epochs: 2")
+    shutil.copytree(digits, project.root / "data/prepared")
+    project("bash", "-ec", "dvc commit -q -f prepare && dvc repro && git add -A && git commit -q -m results")
+    project("git", "push", "-q", "origin", "HEAD")
+    project("git", "clone", "-q", str(tmp_path / "hub"), str(tmp_path / "clone"))
+    return project, Project.at(tmp_path / "clone")
+
+
+@pytest.mark.slow
+def test_an_experiment_after_the_remote(two: tuple[Project, Project]) -> None:
+    project, clone = two
+    shell(project, TO_REMOTE)
+    project("dvc", "exp", "run", "--temp", "--name", "seed-1", "-S", "train.seed=1")
+    assert "files uploaded" in shell(project, TO_GIT)
+    clone("git", "pull", "-q")
+    said = shell(clone, IN_CLONE)
+    assert re.search(r"^seed-1: created, run", said, re.M)
+    assert {run.info.run_name for run in clone.runs()} >= {"seed-1"}
+
+
+@pytest.mark.slow
+def test_an_experiment_before_the_remote(two: tuple[Project, Project]) -> None:
+    project, clone = two
+    project("dvc", "exp", "run", "--temp", "--name", "seed-1", "-S", "train.seed=1")
+    assert "Pushed experiment seed-1" in project("dvc", "exp", "push", "origin", "seed-1")
+    clone("dvc", "exp", "pull", "origin", "seed-1")
+    said, last = sync(clone, "seed-1", fails=True)
+    how = "and no DVC remote is set here: dvc remote add --local -d storage URL, and this again"
+    assert said == f"seed-1: skipped, {LACKS}, {how}"
+    assert last == "error: 1 skipped of 1, see above"
+
+    # The remote is there now, and committed, and DVC still sends nothing to it.
+    shell(project, TO_REMOTE)
+    assert "uploaded" not in shell(project, TO_GIT)
+    clone("git", "pull", "-q")
+    said, _ = sync(clone, "seed-1", fails=True)
+    storage = project.root.parent / "storage"
+    found = re.fullmatch(
+        rf"seed-1: skipped, DVC's cache lacks models/net.safetensors, plots, "
+        rf"and so does the remote storage \({storage}\)\. "
+        r"In the clone that has them: (dvc remote add --local -f -d storage .*)",
+        said,
+    )  # the prepared set is the commit's, too, and came with it
+    assert found is not None, said
+    advice = found[1].replace("GIT_REMOTE", "origin")
+    assert SHARE[1].count(f"`{advice.split(' && ')[0].replace(str(storage), 'URL')}`") == 1, "README says so, too"
+    assert "files uploaded" in shell(project, advice)
+    said, last = sync(clone, "seed-1")
+    assert said.startswith("seed-1: created, run ")
+    assert last == "in all: 1 created"
+
+
+@pytest.mark.slow
+def test_a_commit_before_the_remote_and_remotes_without_a_default(two: tuple[Project, Project]) -> None:
+    project, clone = two
+    shell(clone, "dvc remote add --local storage URL")
+    said, _ = sync(clone, "HEAD", fails=True)
+    name, what = said.split(": ", 1)
+    assert name == clone("git", "rev-parse", "HEAD").strip()[:9]
+    default = "dvc remote default --local storage"
+    assert what == (f"skipped, {LACKS}, and no DVC remote of storage is the default: {default}, and this again")
+    shell(clone, default)
+    said, _ = sync(clone, "HEAD", fails=True)
+    advice = said.split("In the clone that has them: ")[1]
+    assert advice.endswith(" && dvc push --all-commits")
+    shell(project, advice)
+    said, _ = sync(clone, "HEAD")
+    assert said.startswith(f"{name}: created, run ")
+
+
+@pytest.mark.slow
+def test_another_cpu(two: tuple[Project, Project]) -> None:
+    # As in a new user's clone: nobody has the files of the commit, and the sums round otherwise.
+    _, project = two
+    project("git", "config", "user.name", "test")
+    project("git", "config", "user.email", "test@localhost")
+    results = ("git", "checkout", "HEAD", "--", "params.yaml", "dvc.lock", "metrics")
+    cpu = {"ATEN_CPU_CAPABILITY": "default"}
+    project("dvc", "repro", **cpu)
+    assert "dvc.lock" in project("git", "diff", "--name-only"), "the two CPUs round alike"
+    project(*results)
+    assert "dvc_plots" not in project("dvc", "plots", "show"), "there is something to show, and README is wrong"
+
+    project("dvc", "repro", **cpu)
+    [command] = re.findall(r"commit that \(`(git commit .*)`\)", (ROOT / "README.md").read_text())
+    shell(project, command)
+    project(*results)
+    project("dvc", "plots", "show")
+    assert (project.root / "dvc_plots/index.html").is_file()
+    said, last = sync(project, "HEAD")
+    assert (said.split(": ")[1], last) == ("in place", "in all: 1 in place")
