@@ -108,13 +108,12 @@ def test_another_cpu(two: tuple[Project, Project]) -> None:
     project("git", "config", "user.name", "test")
     project("git", "config", "user.email", "test@localhost")
     results = ("git", "checkout", "HEAD", "--", "params.yaml", "dvc.lock", "metrics")
-    cpu = {"ATEN_CPU_CAPABILITY": "default"}
-    project("dvc", "repro", **cpu)
+    project("dvc", "repro", ATEN_CPU_CAPABILITY="default")
     assert "dvc.lock" in project("git", "diff", "--name-only"), "the two CPUs round alike"
     project(*results)
     assert "dvc_plots" not in project("dvc", "plots", "show"), "there is something to show, and README is wrong"
 
-    project("dvc", "repro", **cpu)
+    project("dvc", "repro", ATEN_CPU_CAPABILITY="default")
     [command] = re.findall(r"commit that \(`(git commit .*)`\)", (ROOT / "README.md").read_text())
     shell(project, command)
     project(*results)
