@@ -14,6 +14,7 @@ It ends with 1 where a result failed, or one that was asked for by name was skip
 are skipped, which is no failure.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -160,12 +161,14 @@ class Sync:
     def _lock(self) -> AbstractContextManager[object]:
         """Return what one process at a time holds in which results get their runs; a dry run needs none.
 
-        It is beside a SQLite file, so that it holds for all clones that use it, else in this clone.
+        It is beside a SQLite file, so that it holds for all clones that use it, else in this clone. Where that folder
+        is read-only it is of no use: SQLite, too, writes files beside its own, so nobody can write.
         """
-        if self._dry_run:
-            return nullcontext()
         database = self._store.database
-        return FileLock(f"{database}.sync.lock" if database else ".dvc/tmp/mlflow.sync.lock", mode=0o600)
+        lock = Path(f"{database}.sync.lock" if database else ".dvc/tmp/mlflow.sync.lock")
+        if self._dry_run or (database and not os.access(lock.parent, os.W_OK)):
+            return nullcontext()
+        return FileLock(lock, mode=0o600)
 
 
 def is_of(result: RecordedResult, run: "Run") -> bool:

@@ -33,7 +33,7 @@ from stages.base.text import say, warn
 from stages.tracking import colours
 from stages.tracking.search import equals
 from tools import pages
-from tools.runs import Runs
+from tools.runs import UNLOGGED, Runs
 from tools.serve import HOST, check_port
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def prepare(store: Runs, sweep: str | None, shown_by: str) -> View:
     """
     runs = store.store.search()
     if not runs:
-        raise InputError(f"there are no runs in {store.name} yet: make repro comes first")
+        raise InputError(f"there are no runs in {store.name} yet: make repro comes first; {UNLOGGED}")
     if sweep is not None:
         sweeps = sorted({run.data.tags["sweep"] for run in runs if run.data.tags.get("sweep")})
         if sweep not in sweeps:
