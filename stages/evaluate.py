@@ -82,11 +82,17 @@ def evaluate(
 
     # Predictions.
     scores = predict(classifier.to(device), test).cpu()
-    answers = Answers(test.labels.cpu(), scores.argmax(1), scores.softmax(1), params.evaluate.calibration_bins)
+    criterion = losses.criterion(**params.train.loss.model_dump(), n_classes=len(data.classes), device=scores.device)
+    answers = Answers(
+        test.labels.cpu(),
+        scores.argmax(1),
+        scores.softmax(1),
+        criterion.loss.gives_probabilities,
+        params.evaluate.calibration_bins,
+    )
     untrained_predicted = predict(untrained.to(device), test).cpu().argmax(1)
 
     # Metrics.
-    criterion = losses.criterion(**params.train.loss.model_dump(), n_classes=len(data.classes), device=scores.device)
     per_class = answers.per_class
     never_predicted = [name for name, count in zip(data.classes, per_class.predicted, strict=True) if count == 0]
     own = {
@@ -106,7 +112,7 @@ def evaluate(
         answers.labels,
         answers.predicted,
         answers.probabilities,
-        losses.LOSSES[params.train.loss.name].gives_probabilities,
+        answers.are_probabilities,
         answers.confusion,
         pd.DataFrame({"class": data.classes} | vars(per_class)),
         data.sources("test"),

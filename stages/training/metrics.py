@@ -106,7 +106,8 @@ class Answers:
 
     labels: Tensor  # int64 (n,)
     predicted: Tensor  # int64 (n,)
-    probabilities: Tensor  # float (n, n_classes)
+    probabilities: Tensor  # float (n, n_classes), the softmax of the scores
+    are_probabilities: bool  # whether the loss makes them so: others' mean nothing but their order
     bins: int  # of the calibration error
 
     @cached_property
@@ -127,12 +128,18 @@ METRICS: dict[str, Callable[[Answers], float]] = {
     "macro_f1": lambda answers: answers.per_class.f1.mean().item(),
 }
 
+OF_PROBABILITIES = ("ece",)
+
 
 def measured(answers: Answers, taken: Collection[str] = ()) -> dict[str, float]:
-    """Return the figure of each of METRICS. Raises InputError for what is no metric, or whose name is `taken`."""
+    """Return the figure of each of METRICS; of those that measure probabilities where the answers have some.
+
+    Raises InputError for what is no metric, or whose name is `taken`.
+    """
     place = "METRICS in stages/training/metrics.py"
     check_table(place, METRICS, by_name=False, taken=taken)
-    figures = {name: metric(answers) for name, metric in METRICS.items()}
+    left_out = () if answers.are_probabilities else OF_PROBABILITIES
+    figures = {name: metric(answers) for name, metric in METRICS.items() if name not in left_out}
     for name, figure in figures.items():
         if not isinstance(figure, int | float) or not math.isfinite(figure):
             raise InputError(f"{place}: {name!r} gives {figure!r}, should be a finite number")

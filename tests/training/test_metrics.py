@@ -1,5 +1,6 @@
 """Metrics against numbers worked out by hand, and against scikit-learn on random ones."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,8 +68,13 @@ ANSWERS = metrics.Answers(
     labels=torch.tensor([0, 0, 1]),
     predicted=torch.tensor([0, 1, 1]),
     probabilities=torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]]),
+    are_probabilities=True,
     bins=15,
 )
+
+
+def test_scores_that_are_no_probabilities_have_no_calibration_error() -> None:
+    assert metrics.measured(replace(ANSWERS, are_probabilities=False)).keys() == {"accuracy", "macro_f1"}
 
 
 def test_a_function_in_the_table_is_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
