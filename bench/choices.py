@@ -30,8 +30,10 @@ HEAD = """# Losses, optimizers and schedules by name
 
 What `train.loss.name`, `train.optimizer.name` and `train.schedule.name` in `params.yaml` accept: the classes of torch
 that can train a classifier of images. Each has defaults that suit the Net, so that naming it is enough; `arguments`
-changes them. The figures are the test accuracy on the digits, lowest and highest of seeds 0 to 2, with everything else
-as committed. `python -m bench.choices docs/choices.md` measures them anew and writes this file.
+changes them. What a training used in the end, torch's own defaults included, is in its run as `used.optimizer.lr` and
+so on, and in the weights file; `tools.compare` compares it. The figures are the test accuracy on the digits, lowest and
+highest of seeds 0 to 2, with everything else as committed. `python -m bench.choices docs/choices.md` measures them anew
+and writes this file.
 """
 LOSSES = """
 ## Losses of torch.nn

@@ -6,6 +6,7 @@ writes the weights (with what rebuilds the Net) and one row an epoch. The traini
 training, 30 epochs of digits take 0.5 s and 6 of Fashion-MNIST 25 s, on two cores of an x86-64 server; the start 4 s.
 """
 
+import json
 import math
 import os
 import time
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pandas as pd
 import torch
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.files import claimed, placing, rounded, write_csv
-from stages.base.params import WEIGHTS, TrainParams, load_params
+from stages.base.params import WEIGHTS, TrainParams, flattened, load_params
 from stages.base.registry import check_names
 from stages.base.text import say
 from stages.batches import transforms
@@ -83,6 +84,8 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
     schedule = schedules.schedule(
         **params.schedule.model_dump(), optimizer=optimizer, epochs=params.epochs, steps=steps
     )
+    used = {"optimizer": optimizer.defaults, "schedule": schedule.settings, "loss": criterion.settings}
+    plan = replace(plan, used=settings_used(used | {"net": plan.net["arguments"]}))
     precision, clip = options.precision(params.precision, device), options.clipping(net, params.clip_norm)
     ema = options.ema(net, params.ema_decay)
     totals = metrics.EpochTotals()
@@ -103,7 +106,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
     size = sum(tensor.nbytes for tensor in net.state_dict().values())
     with (
         claimed(weights, history, room=size + ROOM) as (kept, table),
-        tracker.training(data, device) as run,
+        tracker.training(data, device, plan.used) as run,
         placing(weights, history),
         determinism.required(f"train.net: {params.net.name}"),
         tqdm(total=steps * params.epochs, unit="step", disable=None) as progress,
@@ -164,6 +167,16 @@ def check_params(params: TrainParams, channels: int, device: torch.device) -> No
     parameters = [nn.Parameter(torch.zeros(shape, device=device)) for shape in ((2, 2), (2,))]
     optimizer = optimizers.optimizer(**params.optimizer.model_dump(), parameters=parameters)
     schedules.schedule(**params.schedule.model_dump(), optimizer=optimizer, epochs=params.epochs, steps=1)
+
+
+def settings_used(parts: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return the settings by their dotted names, as JSON but for texts; without those that are None, which say nothing.
+
+    Of what is no JSON, such as a function, it is the type: equal trainings are to give equal texts.
+    """
+    kept = {name: value for name, value in flattened(parts).items() if value is not None}
+    as_json = partial(json.dumps, default=lambda value: type(value).__name__)
+    return {name: value if isinstance(value, str) else as_json(value) for name, value in kept.items()}
 
 
 def learning_rate(optimizer: optim.Optimizer) -> float:

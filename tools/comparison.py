@@ -32,7 +32,8 @@ def compare(runs: Sequence[EvaluatedRun]) -> Comparison:
     """Compare the runs, and the first with each of the others image by image."""
     tables = {
         "metrics": [[name, *(_metric(run, name) for run in runs)] for name in METRICS],
-        "parameters that differ": differences([run.params for run in runs]),
+        "parameters that differ": (parameters := differences([run.params for run in runs])),
+        "settings used that differ": used(runs, parameters),
         "data that differ": differences([_data(run) for run in runs]),
         "code that differs": differences([_code(run) for run in runs]),
         "environment that differs": differences([_environment(run) for run in runs]),
@@ -52,6 +53,16 @@ def remarks(runs: Sequence[EvaluatedRun]) -> list[str]:
     if others := {run.loss for run in runs if not run.gives_probabilities}:
         found.append(f"test/ece is of probabilities, and scores trained with {'; '.join(sorted(others))} give none")
     return found
+
+
+def used(runs: Sequence[EvaluatedRun], parameters: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return which settings differ of those that runs were trained with, but what their `parameters` say already.
+
+    Of runs of earlier versions they are not known.
+    """
+    said = {tuple(cells) for _, *cells in parameters}
+    known = all(run.used for run in runs)
+    return [row for row in differences([run.used for run in runs]) if tuple(row[1:]) not in said] if known else []
 
 
 def differences(columns: Sequence[dict[str, str]]) -> list[list[str]]:

@@ -15,8 +15,9 @@ import pandas as pd
 from stages.base.errors import InputError, listed
 from stages.base.files import read_csv, sha256
 from stages.base.text import shown_url
-from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG
+from stages.tracking.result import EVALUATION_TAG, USED, WEIGHTS, WEIGHTS_TAG
 from stages.tracking.store import Store
+from stages.tracking.writer import given
 from stages.training.losses import LOSSES
 from stages.training.selection import rank
 
@@ -34,6 +35,7 @@ class EvaluatedRun:
     id: str
     name: str  # DVC's experiment, or the abbreviated commit
     params: dict[str, str]  # by their dotted names, as MLflow keeps them: text as it is, the rest as JSON
+    used: dict[str, str]  # likewise, what net, loss, optimizer and schedule were made with, all defaults included
     metrics: dict[str, float]
     tags: dict[str, str]
     data: dict[str, str]  # name and digest of the dataset by its context: training, validation, testing
@@ -166,7 +168,8 @@ class Runs:
         return EvaluatedRun(
             id=run.info.run_id,
             name=run.info.run_name,
-            params=run.data.params,
+            params=given(run),
+            used={name.removeprefix(USED): value for name, value in run.data.params.items() if name.startswith(USED)},
             metrics=run.data.metrics,
             tags=run.data.tags,
             data=_data(run),

@@ -32,6 +32,7 @@ from stages.base.params import load_params
 from stages.base.text import say, warn
 from stages.tracking import colours
 from stages.tracking.search import equals
+from stages.tracking.writer import given
 from tools import pages
 from tools.runs import UNLOGGED, Runs
 from tools.serve import HOST, check_port
@@ -115,7 +116,7 @@ def prepare(store: Runs, sweep: str | None, shown_by: str) -> View:
         return View(plain, plain, pages.SETTINGS)
     name = f"Sweep {sweep}" if sweep else "Training runs"
     key = re.sub(r"[^a-z0-9_.-]", "-", name.lower())
-    params = varying([run.data.params for run in runs], list(load_params().flat()))
+    params = varying([given(run) for run in runs], list(load_params().flat()))
     state = state_of(params, METRICS, search)
     try:
         give_colours(store, runs)

@@ -53,6 +53,12 @@ def class_of(section: str, name: str, module: ModuleType, own: type | None = Non
     return found
 
 
+def settings(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that `cls(…, **arguments)` is called with: those given, and the defaults of its own."""
+    taken = inspect.signature(cls).parameters.values()
+    return {known.name: known.default for known in taken if known.default is not known.empty} | arguments
+
+
 def build(
     section: str,
     cls: type,

@@ -4,7 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Description:
     epoch: int  # the one whose weights these are
     valid_accuracy: float
     valid_loss: float
+    used: dict[str, str] = field(default_factory=dict)  # in the training, by dotted names; earlier versions did not say
 
     def untrained(self) -> nn.Module:
         """Return the net as its seed starts it: before the first step, if that did not start from other weights."""

@@ -15,6 +15,7 @@ from stages.nets.weights import Description
 
 # Tags that tie a run to the files of its result, by which it is found again.
 WEIGHTS_TAG, EVALUATION_TAG = "weights.sha256", "evaluation.sha256"
+USED = "used."  # before the names of a run's params that are not params.yaml's, but what torch was given in the end
 WEIGHTS = "weights"  # the folder of a run's artifacts that holds its weights file
 
 

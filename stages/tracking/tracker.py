@@ -40,10 +40,14 @@ class Tracker:
         return cls(NoWriter())
 
     @contextmanager
-    def training(self, data: DatasetInfo, device: torch.device) -> Iterator["TrainingRun"]:
-        """Yield a new run; it ends FINISHED, KILLED after Ctrl-C or SIGTERM, or FAILED with the error noted."""
+    def training(self, data: DatasetInfo, device: torch.device, used: dict[str, str]) -> Iterator["TrainingRun"]:
+        """Yield a new run, of a training with the settings `used`.
+
+        It ends FINISHED, KILLED after Ctrl-C or SIGTERM, or FAILED with the error noted.
+        """
         no_run: ActiveRun | NoRun = NoRun()
-        started = self._guard.attempt(lambda: self._writer.start(data, provenance.of_computation(device)), no_run)
+        tags = provenance.of_computation(device)
+        started = self._guard.attempt(lambda: self._writer.start(data, used, tags), no_run)
         run = TrainingRun(started, self._guard)
         try:
             yield run

@@ -12,7 +12,7 @@ from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import load_weights
 from stages.tracking import provenance
 from stages.tracking.provenance import PROCESS_TAG, Provenance, has_ended
-from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG, ResultFiles
+from stages.tracking.result import EVALUATION_TAG, USED, WEIGHTS, WEIGHTS_TAG, ResultFiles
 from stages.tracking.run import ActiveRun, NoRun
 from stages.tracking.store import Store, dataset, log_model
 
@@ -35,23 +35,24 @@ class RunWriter:
             for key, value in params.items()
         }
 
-    def start(self, data: DatasetInfo, tags: dict[str, str]) -> "ActiveRun":
-        """Create a run with its params, its datasets, and what changed since the commit."""
+    def start(self, data: DatasetInfo, used: dict[str, str], tags: dict[str, str]) -> "ActiveRun":
+        """Create a run with its params, the settings `used`, its datasets, and what changed since the commit."""
         client = self.store.client()
         tags = self.provenance.tags | provenance.of_writer() | tags
         name = tags.get("dvc.exp_name") or tags.get("mlflow.source.git.commit", "no commit")[:9]
         created = self.store.create_run(name, tags, self.provenance.time)
         run = ActiveRun(client, created.info.run_id, self.provenance.time)
         with run.abandoned_on_error():
-            self._describe(run.id, data)
+            self._describe(run.id, data, used)
         return run
 
-    def _describe(self, run_id: str, data: DatasetInfo) -> None:
+    def _describe(self, run_id: str, data: DatasetInfo, used: dict[str, str]) -> None:
         """Log what is known before a training. Doing it twice changes nothing."""
         client = self.store.client()  # before anything else of mlflow, which reads its settings when it is imported
         from mlflow.entities import Param
 
-        client.log_batch(run_id, params=[Param(key, value) for key, value in self.params.items()])
+        for params in (self.params, {f"{USED}{name}": value[:LONGEST] for name, value in used.items()}):
+            client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])  # at most 100
         client.log_inputs(run_id, [dataset(data, split) for split in ("train", "valid")])
         self._log_origin(run_id, data)
 
@@ -75,7 +76,7 @@ class RunWriter:
     def found(self, digests: dict[str, str], deleted: bool = False) -> list["Run"]:
         """Return the runs of the weights with this digest and of the same params, the latest first."""
         runs = self.store.search(tags={WEIGHTS_TAG: digests[WEIGHTS_TAG]}, deleted=deleted)
-        return [run for run in runs if run.data.params == self.params]
+        return [run for run in runs if given(run) == self.params]
 
     def begun(self, files: ResultFiles) -> str:
         """Return the id of the run that began the training of this result and was abandoned, "" if there is none.
@@ -93,7 +94,7 @@ class RunWriter:
                 is_abandoned(run)
                 and WEIGHTS_TAG not in run.data.tags
                 and (ties or "dvc.exp_name" not in run.data.tags)
-                and run.data.params.items() <= self.params.items()
+                and given(run).items() <= self.params.items()
                 and {entry.dataset.digest for entry in (run.inputs.dataset_inputs if run.inputs else [])} <= data
                 and self._logged(run, epochs).items() <= expected.items()
             ):
@@ -115,12 +116,13 @@ class RunWriter:
             on_error = "FINISHED" if begun.info.status == "FINISHED" else "FAILED"
             run = ActiveRun(client, run_id, self.provenance.time, on_error)
         else:
-            run = self.start(data, {WEIGHTS_TAG: digests[WEIGHTS_TAG], "training": "not repeated for this run"})
+            tags = {WEIGHTS_TAG: digests[WEIGHTS_TAG], "training": "not repeated for this run"}
+            run = self.start(data, description.used, tags)
             begun = client.get_run(run.id)
         with run.abandoned_on_error():
             if begun.info.status != "FINISHED":
                 if run_id:
-                    self._describe(run.id, data)
+                    self._describe(run.id, data, description.used)
                 self._log_epochs(run, begun, epochs)
                 run.tag(WEIGHTS_TAG, digests[WEIGHTS_TAG])
             client.log_inputs(run.id, [dataset(data, "test")])
@@ -196,11 +198,16 @@ class NoWriter:
 
     store = Store("", "")
 
-    def start(self, _data: DatasetInfo, _tags: dict[str, str]) -> NoRun:
+    def start(self, _data: DatasetInfo, _used: dict[str, str], _tags: dict[str, str]) -> NoRun:
         return NoRun()
 
     def evaluated(self, _files: ResultFiles) -> None:
         pass
+
+
+def given(run: "Run") -> dict[str, str]:
+    """Return those of a run's params that params.yaml gave it."""
+    return {name: value for name, value in run.data.params.items() if not name.startswith(USED)}
 
 
 def lacks_evaluation(run: "Run") -> bool:

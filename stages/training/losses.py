@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.base.errors import InputError
-from stages.base.registry import build, check_names, class_of
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
+from stages.base.registry import build, check_names, class_of, settings
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,27 @@ class Loss:
     def gives_probabilities(self) -> bool:
         """Whether it trains scores whose softmax is each class's probability: others have no calibration."""
         return self.takes_softmax or self.input is LOG_PROBABILITIES
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A loss that was chosen: a function of scores and targets."""
+
+    loss: Loss
+    n_classes: int
+    module: nn.Module
+    settings: dict[str, Any]  # all arguments of its class
+
+    def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Return one float, (), for scores, float (n, n_classes).
+
+        Targets are labels, int64 (n,), or of mixed images the shares of the classes, float (n, n_classes). The value is
+        the mean over the images; where torch's class gives one value for each score, these are summed over the classes.
+        """
+        value: Tensor = self.module(self.loss.input.layer(scores), self.loss.target.encode(targets, self.n_classes))
+        if value.ndim:
+            raise ValueError(f"it gives {tuple(value.shape)} numbers, should be one")
+        return value if self.loss.target.is_one_class else value / len(scores)
 
 
 def _index(targets: Tensor, _n_classes: int) -> Tensor:
@@ -124,10 +142,7 @@ def output(name: str) -> str:
 def criterion(
     name: str, arguments: dict[str, dict[str, Any]], n_classes: int, device: torch.device, mixed: bool = False
 ) -> Criterion:
-    """Return the loss, a function of scores, float (n, n_classes), and targets, that gives one float, ().
-
-    Targets are labels, int64 (n,), or of `mixed` images the shares of the classes, float (n, n_classes). The value is
-    the mean over the images; where torch's class gives one value for each score, these are summed over the classes.
+    """Return the loss for labels, or for the targets of `mixed` images.
 
     Raises InputError for an unknown name, an unknown argument or a value that the class refuses.
     """
@@ -146,27 +161,17 @@ def criterion(
     derived |= {"reduce": None, "log_target": False, "log_input": True}
     taken = inspect.signature(cls).parameters
     label = torch.zeros(1, dtype=torch.int64, device=device)
+    derived, given = {key: value for key, value in derived.items() if key in taken}, arguments.get(name, {})
     built = build(
         "train.loss",
         cls,
         (),
-        {key: value for key, value in derived.items() if key in taken},
-        arguments.get(name, {}),
-        trial=lambda make: _value(
-            loss,
-            n_classes,
-            make().to(device),
-            torch.zeros(1, n_classes, device=device),
-            _one_hot(label, n_classes) if mixed else label,
+        derived,
+        given,
+        trial=lambda make: Criterion(loss, n_classes, make().to(device), {})(
+            torch.zeros(1, n_classes, device=device), _one_hot(label, n_classes) if mixed else label
         ),
         convert=lambda value: torch.tensor(value, dtype=torch.float) if isinstance(value, list) else value,
         purpose=f"for {n_classes} classes",
     )
-    return partial(_value, loss, n_classes, built.to(device))
-
-
-def _value(loss: Loss, n_classes: int, built: nn.Module, scores: Tensor, targets: Tensor) -> Tensor:
-    value: Tensor = built(loss.input.layer(scores), loss.target.encode(targets, n_classes))
-    if value.ndim:
-        raise ValueError(f"it gives {tuple(value.shape)} numbers, should be one")
-    return value if loss.target.is_one_class else value / len(scores)
+    return Criterion(loss, n_classes, built.to(device), settings(cls, derived | given))

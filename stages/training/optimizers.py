@@ -41,6 +41,7 @@ class MuonAndAdamW(optim.Optimizer):
     def __init__(self, muon: optim.Optimizer, adamw: optim.Optimizer) -> None:
         # The groups are shared, so what a schedule writes into them here is what the two read.
         super().__init__([*muon.param_groups, *adamw.param_groups], muon.defaults)
+        self.defaults = muon.defaults | {"AdamW": adamw.defaults}
         self.parts = (muon, adamw)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
-from stages.base.registry import build, check_names, class_of
+from stages.base.registry import build, check_names, class_of, settings
 
 
 def defaults(n: int, peaks: list[float]) -> dict[str, dict[str, Any]]:
@@ -69,6 +69,7 @@ class Schedule:
 
     after_batch: Callable[[], None]
     after_epoch: Callable[[float], None]  # takes the loss on the validation split
+    settings: dict[str, Any]  # all arguments of its class
 
 
 def schedule(
@@ -85,11 +86,12 @@ def schedule(
     stand_in = optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": peak} for peak in peaks], momentum=0.5)
     cls = class_of("train.schedule", name, lr_scheduler)
     built = build("train.schedule", cls, [optimizer], derived, given, trial=lambda make: _advance(make(stand_in)))
+    used = settings(cls, derived | given)
     if name in AFTER_BATCHES:
-        return Schedule(built.step, lambda _loss: None)
+        return Schedule(built.step, lambda _loss: None, used)
     if name == "ReduceLROnPlateau":
-        return Schedule(lambda: None, built.step)
-    return Schedule(lambda: None, lambda _loss: built.step())
+        return Schedule(lambda: None, built.step, used)
+    return Schedule(lambda: None, lambda _loss: built.step(), used)
 
 
 def _advance(tried: lr_scheduler.LRScheduler) -> None:

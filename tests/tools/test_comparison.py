@@ -50,6 +50,21 @@ def test_scores_that_are_no_probabilities_have_no_calibration_error(store: Runs)
     assert cells([run, trained_with(other, "a loss of ours that is gone")], "test/ece")[1] == "-"
 
 
+def test_settings_used_are_compared_beyond_the_parameters(store: Runs) -> None:
+    title, run = "settings used that differ", store.find("seed-0")
+    assert compare([run, store.find("seed-1")]).tables[title] == []
+    # The learning rate is in the parameters already; Adam's own betas are not.
+    given = run.params | {"train.optimizer.name": "Adam", "train.optimizer.lr": "0.01"}
+    adam = replace(run, params=given, used=run.used | {"optimizer.lr": "0.01", "optimizer.betas": "[0.9, 0.999]"})
+    first = replace(run, params=run.params | {"train.optimizer.lr": "0.03"})
+    assert compare([first, adam]).tables[title] == [["optimizer.betas", "-", "[0.9, 0.999]"]]
+    assert compare([run, adam]).tables[title] == [
+        ["optimizer.betas", "-", "[0.9, 0.999]"],
+        ["optimizer.lr", "0.03", "0.01"],
+    ]
+    assert compare([run, replace(adam, used={})]).tables[title] == [], "a run of before they were logged"
+
+
 def test_remarks_on_names(store: Runs) -> None:
     run = replace(store.find("seed-0"), remark="best is one of two")
     assert compare([run, store.find("seed-0")]).remarks == ["best is one of two", "a run is named more than once"]

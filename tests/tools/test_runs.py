@@ -23,7 +23,9 @@ def test_a_run_is_read_as_it_was_logged(store: Runs, compared: Project) -> None:
     run = store.find("seed-1")
     logged = store.client.get_run(run.id)
     assert (run.name, run.params["train.seed"]) == ("seed-1", "1")
-    assert (run.params, run.metrics, run.tags) == (logged.data.params, logged.data.metrics, logged.data.tags)
+    used = {f"used.{name}": value for name, value in run.used.items()}
+    assert (run.params | used, run.metrics, run.tags) == (logged.data.params, logged.data.metrics, logged.data.tags)
+    assert (run.params["train.optimizer.lr"], run.used["optimizer.lr"]) == ("null", "0.03")
     assert logged.outputs is not None
     assert run.model == f"models:/{logged.outputs.model_outputs[0].model_id}"
     artifacts = Path(logged.info.artifact_uri)

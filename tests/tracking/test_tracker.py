@@ -11,8 +11,10 @@ from mlflow.artifacts import load_text
 
 from stages.base.errors import InputError
 from stages.batches.prepared import DatasetInfo
+from stages.nets.weights import load_weights
 from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
+from stages.tracking.writer import given
 from tests.conftest import ROOT, params_with, runs, write_image
 from tests.tracking.conftest import SHORT, only_run, run_stages
 
@@ -29,8 +31,26 @@ def test_one_training_is_one_finished_run_named_as_dvc_s_experiment(store: Path)
 def test_params_have_the_keys_of_params_yaml(store: Path) -> None:
     run = only_run(store)
     flat = params_with(SHORT).flat()
-    assert run.data.params == {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()
+    assert given(run) == {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()}
+
+
+def test_settings_that_were_used_are_logged_with_all_defaults(store: Path) -> None:
+    params = only_run(store).data.params
+    assert (params["train.optimizer.lr"], params["train.loss.arguments"]) == ("null", "{}")
+    expected = {
+        "used.optimizer.lr": "0.03",
+        "used.optimizer.momentum": "0.9",
+        "used.optimizer.nesterov": "false",
+        "used.schedule.max_lr": "[0.03]",
+        "used.schedule.pct_start": "0.3",
+        "used.schedule.anneal_strategy": "cos",
+        "used.loss.label_smoothing": "0.0",
+        "used.net.output": "relu",
+    }
+    assert expected.items() <= params.items()
+    _, description = load_weights(store / "net.safetensors")
+    assert {f"used.{name}": value for name, value in description.used.items()} == {
+        name: value for name, value in params.items() if name.startswith("used.")
     }
 
 
@@ -161,7 +181,7 @@ def test_the_list_of_rejected_images_is_logged(tmp_path: Path) -> None:
     params = params_with({"prepare.source": "folder", "prepare.path": str(tmp_path / "set"), "prepare.on_bad": "skip"})
     prepare(params.prepare, tmp_path / "prepared")
     tracker = Tracker.from_environment(params, {"DVC_ROOT": str(tmp_path)})
-    with tracker.training(DatasetInfo(tmp_path / "prepared"), torch.device("cpu")):
+    with tracker.training(DatasetInfo(tmp_path / "prepared"), torch.device("cpu"), {}):
         pass
     logged = load_text(f"{only_run(tmp_path).info.artifact_uri}/rejected.csv")
     assert logged == (tmp_path / "prepared/rejected.csv").read_text()
