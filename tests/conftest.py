@@ -29,8 +29,10 @@ from stages.tracking.tracker import Tracker
 from stages.train import train
 from tests.scheduling import Scheduling
 
-# Where a shell has started the tests in the background, Ctrl-C is ignored by them, and would be by what they start.
+# Where a shell has started the tests in the background, Ctrl-C is ignored by them, and would be by what they start; a
+# closed terminal is under nohup.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).parents[1]
 YAML_READER = YAML(typ="safe", pure=True)

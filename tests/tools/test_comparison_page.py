@@ -88,7 +88,7 @@ def test_every_run_has_its_column_under_its_name(store: Runs) -> None:
     taken = Taken(page(store, *runs))
     assert {len(row) for row in taken.rows} == {4}
     heads = [row[0] for row in taken.rows if row[1:] == ["seed-0", "seed-1", "closed"]]
-    assert heads == ["run", "metrics", "parameters that differ"]
+    assert heads == ["run", "metrics", "parameters that differ", "settings used that differ"]
     rows = {row[0]: row[1:] for row in taken.rows}
     assert rows["test/accuracy"] == [f"{run.metrics['test/accuracy']:.6g}" for run in runs]
     assert rows["train.seed"] == ["0", "1", "0"]

@@ -371,7 +371,7 @@ def test_runs_of_killed_processes_are_completed_or_ended(
         "import os, sys, torch; from pathlib import Path; from stages.base.params import load_params;"
         "from stages.batches.prepared import Prepared; from stages.tracking.tracker import Tracker;"
         "tracker = Tracker.from_environment(load_params(Path(sys.argv[1])));"
-        "training = tracker.training(Prepared(Path('data/prepared')), torch.device('cpu')); training.__enter__();"
+        "training = tracker.training(Prepared(Path('data/prepared')), torch.device('cpu'), {}); training.__enter__();"
         "os.kill(os.getpid(), 9)"
     )
     names = {"DVC_EXP_BASELINE_REV": rows[0]["ties"]["dvc.baseline_rev"], "MLFLOW_TRACKING_URI": uri}

@@ -91,7 +91,7 @@ def test_telemetry_is_off_from_the_first_import(project: Project, digits: Path) 
         "from stages.batches.prepared import Prepared;"
         "from stages.tracking.tracker import Tracker; import torch;"
         f"tracker = Tracker.from_environment(load_params()); data = Prepared(Path({str(digits)!r}));"
-        "run = tracker.training(data, torch.device('cpu')); run.__enter__(); run.__exit__(None, None, None);"
+        "run = tracker.training(data, torch.device('cpu'), {}); run.__enter__(); run.__exit__(None, None, None);"
         "from mlflow.telemetry.client import get_telemetry_client; print('client:', get_telemetry_client())"
     )
     assert project("python", "-c", program).splitlines()[-1] == "client: None"
