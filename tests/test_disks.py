@@ -106,7 +106,7 @@ DISKS = {
     "full": ("size=16k", {"TMPDIR": "disk"}, "No space left on device"),
     "small": ("size=200k", {"TMPDIR": "disk"}, "No space left on device"),
     "store": ("size=100k", {"MLFLOW_TRACKING_URI": "sqlite:///disk/mlflow.db"}, "database or disk is full"),
-    "artifacts": ("size=1050k", {"MLFLOW_TRACKING_URI": "sqlite:///disk/mlflow.db"}, "No space left on device"),
+    "artifacts": ("size=1200k", {"MLFLOW_TRACKING_URI": "sqlite:///disk/mlflow.db"}, "No space left on device"),
     "read-only": ("ro", {"MLFLOW_TRACKING_URI": "sqlite:///disk/mlflow.db"}, "Read-only file system"),
 }
 

@@ -27,12 +27,12 @@ class Difference(NamedTuple):
 
     def remedy(self, params: CsvParams) -> str:
         """Return what to say of files that are there but for this."""
-        if self.surplus or self.case:
-            what = [f"without {self.surplus!r}"] * bool(self.surplus) + ["but for the case of letters"] * self.case
-            return " and ".join(what)
-        folder, suffix = f"{self.folder}{params.folder or ''}".rstrip("/"), f"{params.suffix or ''}{self.ending}"
-        values = {"folder": folder, "suffix": suffix}
-        return "with " + " and ".join(f"prepare.csv.{key}={value}" for key, value in values.items() if value)
+        what = [f"without {self.surplus!r}"] * bool(self.surplus) + ["but for the case of letters"] * self.case
+        if self.folder or self.ending:
+            folder, suffix = f"{self.folder}{params.folder or ''}".rstrip("/"), f"{params.suffix or ''}{self.ending}"
+            values = {"folder": folder, "suffix": suffix}
+            what.append("with " + " and ".join(f"prepare.csv.{key}={value}" for key, value in values.items() if value))
+        return " and ".join(what)
 
 
 def near_misses(missing: Sequence[str], root: Path, params: CsvParams) -> list[str]:

@@ -8,6 +8,7 @@ import shlex
 import sqlite3
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -166,7 +167,22 @@ def set_up_mlflow(uri: str) -> None:
     # What fails is raised as well, and said by us, once: they would print it with a traceback, and SQL.
     for name in ("mlflow", "alembic", "sqlalchemy"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if "%" in mlflow.__file__:
+        _escape_place_of_migrations()
     mlflow.set_tracking_uri(uri)
+
+
+@cache
+def _escape_place_of_migrations() -> None:
+    """Escape what MLflow does not: in the path of its migrations, where a % of alembic's settings refers to another."""
+    from alembic.config import Config
+
+    plain = Config.set_main_option
+
+    def escaped(self: Config, name: str, value: str) -> None:
+        plain(self, name, value.replace("%", "%%") if name == "script_location" else value)
+
+    Config.set_main_option = escaped  # type: ignore[method-assign]
 
 
 def dataset(data: DatasetInfo, split: str) -> "DatasetInput":

@@ -34,6 +34,11 @@ def said(tmp_path: Path, file: str, name: str, **changes: Any) -> str:
         ("x/#.png", "#", r"with prepare\.csv\.folder=x and prepare\.csv\.suffix=\.png, such as x/(\d+)\.png for \1"),
         ("x/IMG_#.PNG", "x/IMG_#.png", r"but for the case of letters, such as x/IMG_(\d+)\.PNG for x/IMG_\1\.png"),
         ("x/a_#.png", "X/A_#.png", r"but for the case of letters, such as x/a_(\d+)\.png for X/A_\1\.png"),
+        (
+            "x/a_#.png",
+            "X/A_#",
+            r"but for the case of letters and with prepare\.csv\.suffix=\.png, such as x/a_(\d+)\.png for X/A_\1",
+        ),
         ("x/#.png", "set/x/#.png", r"without 'set/', such as x/(\d+)\.png for set/x/\1\.png"),
     ],
 )

@@ -337,7 +337,7 @@ def test_ports_that_are_none() -> None:
 def test_no_runs(project: Project) -> None:
     for environment in ({"MLFLOW_TRACKING_URI": "sqlite:///none.db"}, {"MLFLOW_EXPERIMENT_NAME": "another"}):
         output = ui(project, fails=True, **environment)
-        assert re.match("error: there are no runs .*: make repro comes first\n$", output)
+        assert re.match("error: there are no runs .*: make repro comes first; python -m tools.sync adds .*\n$", output)
     assert not (project.root / "none.db").exists()
 
 

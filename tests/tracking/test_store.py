@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,20 @@ def test_telemetry_is_off_from_the_first_import(project: Project, digits: Path) 
         "from mlflow.telemetry.client import get_telemetry_client; print('client:', get_telemetry_client())"
     )
     assert project("python", "-c", program).splitlines()[-1] == "client: None"
+
+
+def test_an_environment_at_any_path(project: Project) -> None:
+    folder = project.root / "Tom's C# 100%"
+    folder.mkdir()
+    (folder / ".venv").symlink_to(sys.prefix)
+    program = (
+        "import mlflow; from stages.tracking.store import Store;"
+        "stores = [Store.from_environment() for _ in range(2)]; print([store.exists() for store in stores]);"
+        "stores[0].client(); print([store.exists() for store in stores]); print(mlflow.__file__)"
+    )
+    *said, place = project(str(folder / ".venv/bin/python"), "-c", program).splitlines()
+    assert Path(place).is_relative_to(folder)
+    assert said == ["[False, False]", "[True, True]"]
 
 
 def train_first(digits: Path, folder: Path, number: int) -> None:

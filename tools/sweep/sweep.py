@@ -39,7 +39,8 @@ class Sweep:
         """Run what has not been run yet. On Ctrl-C, stop what is running and leave nothing of it."""
         say = self._progress.say
         self._runner.clear()
-        say(f"sweep {self._plan.name}: {self._progress.total} experiments, {self._jobs} at once")
+        total = self._progress.total
+        say(f"sweep {self._plan.name}: {total} experiment{'s' * (total != 1)}, {self._jobs} at once")
         for path in self._plan.inputs:
             if said := going_into_git(path, os.environ):
                 say(f"warning: {said}")

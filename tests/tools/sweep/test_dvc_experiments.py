@@ -57,7 +57,7 @@ def test_run_all(project: Project) -> None:
     assert len(runs) == 2
     check_runs(project, runs)
     shown = project("make", "-o", ".venv/installed", "show", COLUMNS="200")
-    header = next(line for line in shown.splitlines() if "Experiment" in line)
+    header = next(line for line in shown.splitlines() if line.startswith("experiment"))
     assert "valid_accuracy" in header
     assert "train.seed" in header
     assert "stages/" not in shown
