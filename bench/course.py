@@ -3,7 +3,7 @@
     python -m bench.course
 
 Trains each for 30 epochs of batches of 20 with SGD at a learning rate of 0.001, as the notebooks do; theirs saw 60,000
-images and no validation, these see 54,000, normalised. Twenty minutes on two cores of an x86-64 server.
+images and no validation, these see 54,000, normalised. Half an hour on two cores of an x86-64 server.
 
 The first solution is two. Its code ends in log_softmax for NLLLoss, so does `course_1`. What its notebook prints,
 0.7461 and a test loss of 0.784023, its published weights give with a ReLU at the end and CrossEntropyLoss alone; with
