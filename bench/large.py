@@ -35,12 +35,12 @@ def main() -> None:
     if not (folder / "images").exists():
         write(folder / "images")
     if not (folder / "prepared").exists():
-        stage(folder, "prepare", {}, [folder / "images", folder / "prepared"])
+        stage(folder, "prepare", {}, [folder / "prepared"])
     size = (folder / "prepared" / "images.npy").stat().st_size
     print(f"{N_IMAGES:,} images, {size / 1e9:.2f} GB")
     for workers in (0, 2):
-        outputs = [folder / "net.safetensors", folder / "train.csv"]
-        stage(folder, "train", {"workers": workers}, [folder / "prepared", folder / "none", *outputs])
+        paths = [folder / "prepared", folder / "net.safetensors", folder / "train.csv"]
+        stage(folder, "train", {"workers": workers}, paths)
 
 
 def write(folder: Path) -> None:
@@ -73,7 +73,7 @@ def copy_of_the_code(folder: Path, changes: dict[str, object]) -> Path:
     folder.mkdir(exist_ok=True)
     yaml = YAML()
     values = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values["prepare"].update({"source": "folder", "channels": 3})
+    values["prepare"].update({"source": "folder", "path": str(folder.parent / "images"), "channels": 3})
     values["train"].update({"epochs": 1, **changes})
     values["train"]["net"]["arguments"]["Net"]["widths"] = [4]
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:

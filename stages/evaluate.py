@@ -140,16 +140,15 @@ def evaluate(
 def predictions(rows: Tensor, sources: list[str], answers: Answers, classes: list[str]) -> pd.DataFrame:
     """Return one row a test image: row in images.npy, file, label, predicted class, each class's probability."""
     labels, predicted = answers.labels, answers.predicted
-    table = pd.DataFrame(answers.probabilities.numpy(), columns=classes)
     first: dict[str, Any] = {
         "index": rows.numpy(),
         "source": sources,
         "label": [classes[label] for label in labels],
         "predicted": [classes[label] for label in predicted],
     }
-    for place, (name, values) in enumerate(first.items()):
-        table.insert(place, name, values, allow_duplicates=True)  # a class may have the name of one of these columns
-    return table
+    # A class may have the name of one of these columns.
+    columns = [f"{name} (class)" if name in first else name for name in classes]
+    return pd.concat([pd.DataFrame(first), pd.DataFrame(answers.probabilities.numpy(), columns=columns)], axis=1)
 
 
 def all_pictures(

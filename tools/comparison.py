@@ -1,6 +1,8 @@
 """What differs between runs, and whether the difference in test accuracy is real."""
 
+import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -128,7 +130,7 @@ def over_seeds(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Return for each group of runs that differ in their seed alone the mean test accuracy and its 95 % interval."""
     groups: dict[frozenset[tuple[str, str]], dict[str, EvaluatedRun]] = {}
     for run in runs:
-        same = run.params | _code(run) | {"test images": run.data["testing"]}
+        same = run.params | run.used | _code(run) | run.data
         seed = same.pop(SEED)
         groups.setdefault(frozenset(same.items()), {})[seed] = run
     texts = []
@@ -154,11 +156,19 @@ def _data(run: EvaluatedRun) -> dict[str, str]:
 
 def _code(run: EvaluatedRun) -> dict[str, str]:
     if not (commit := run.tags.get("mlflow.source.git.commit", "")):
-        return dict.fromkeys(("commit", "changed files"), "unknown")
+        return dict.fromkeys(("commit", "changed files", "untracked files"), "unknown")
     # What an experiment changes in params.yaml stands under the parameters.
-    changed = [line.split(" b/")[-1] for line in run.patch.splitlines() if line.startswith("diff --git")]
-    others = [name for name in changed if PurePosixPath(name).name != "params.yaml"]
-    return {"commit": commit[:9], "changed files": ", ".join(others) or "none"}
+    changes = {part.splitlines()[0].split(" b/")[-1]: part for part in re.split(r"(?m)^diff --git ", run.patch)[1:]}
+    digests = {
+        name: hashlib.sha256(part.encode()).hexdigest()[:8]
+        for name, part in changes.items()
+        if PurePosixPath(name).name != "params.yaml"
+    }
+    return {
+        "commit": commit[:9],
+        "changed files": ", ".join(f"{name} ({digest})" for name, digest in digests.items()) or "none",
+        "untracked files": run.tags.get("git.untracked", "none"),
+    }
 
 
 def _environment(run: EvaluatedRun) -> dict[str, str]:

@@ -30,6 +30,7 @@ from stages.nets.weights import load_weights
 LARGEST = 64 << 20  # bytes of a request's body
 THIS_MACHINE = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 # Keys of MLflow's protocol. Those of tables are refused: an image is no row of named columns.
+PIXELS = "pixels are whole numbers from 0 to 255, as they are prepared"
 TENSORS, TABLES = ("inputs", "instances"), ("dataframe_split", "dataframe_records")
 
 Scores = Callable[[npt.NDArray[np.uint8]], list[list[float]]]
@@ -103,6 +104,8 @@ def images_of(body: bytes) -> npt.NDArray[np.uint8]:
     if len(keys) != 1 or keys[0] in TABLES:
         found = ", ".join(map(repr, request)) if isinstance(request, dict) else f"a {type(request).__name__}"
         raise InputError(f'the body holds {found or "nothing"}; accepted: {{"inputs": [image, ...]}} or "instances"')
+    if isinstance(request[keys[0]], list) and not _are_numbers(request[keys[0]]):
+        raise InputError(f"{keys[0]}: {PIXELS}")
     try:
         values = np.array(request[keys[0]])
     except (ValueError, OverflowError) as error:
@@ -112,8 +115,23 @@ def images_of(body: bytes) -> npt.NDArray[np.uint8]:
     with np.errstate(invalid="ignore"):
         pixels = values.astype(np.uint8) if values.dtype.kind in "iuf" else np.zeros(0, np.uint8)
     if not np.array_equal(pixels, values):
-        raise InputError(f"{keys[0]}: pixels are whole numbers from 0 to 255, as they are prepared")
+        raise InputError(f"{keys[0]}: {PIXELS}")
     return pixels
+
+
+def _are_numbers(values: object) -> bool:
+    """Return whether these are lists of lists of numbers. One long text among them would make an array of its size."""
+    todo = [values]
+    while todo:
+        one = todo.pop()
+        if not isinstance(one, list):
+            return False
+        kinds = set(map(type, one))
+        if kinds == {list}:
+            todo += one
+        elif not kinds <= {int, float}:
+            return False
+    return True
 
 
 def _for_this_machine(inner: ASGIApp) -> ASGIApp:

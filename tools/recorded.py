@@ -155,18 +155,29 @@ def _result_of(commit: str) -> object:
     """Return what is equal for commits with the same result: params.yaml and the outputs. None if it holds none."""
     if not git("ls-tree", commit, "dvc.lock"):
         return None
-    stages = as_yaml(git_bytes("show", f"{commit}:./dvc.lock")).get("stages", {})
+    stages = _stages(as_yaml(git_bytes("show", f"{commit}:./dvc.lock")))
     if "evaluate" not in stages:
         return None
-    outs = [(out["path"], out["md5"]) for stage in stages.values() for out in stage.get("outs", [])]
+    outs = [(out["path"], _recorded(out)) for stage in stages.values() for out in stage.get("outs", [])]
     return git("ls-tree", commit, "params.yaml"), tuple(sorted(outs))
+
+
+def _stages(lock: dict[str, Any]) -> dict[str, Any]:
+    """Return the stages in dvc.lock, {} if it has none that can be read."""
+    stages = lock.get("stages")
+    return stages if isinstance(stages, dict) and all(isinstance(stage, dict) for stage in stages.values()) else {}
+
+
+def _recorded(entry: dict[str, Any]) -> str:
+    """Return the digest of a dep or output; where its remote keeps versions, dvc.lock has those of a folder's files."""
+    return str(entry.get("md5") or sorted((file["relpath"], file["md5"]) for file in entry.get("files", [])))
 
 
 def _arguments(lock: dict[str, Any]) -> list[str]:
     """Return weights, prepared set, history, results and plots, as on the command line of evaluate."""
-    if "evaluate" not in lock.get("stages", {}):
+    if "evaluate" not in (stages := _stages(lock)):
         raise InputError("dvc.lock has no evaluation")
-    command = lock["stages"]["evaluate"]["cmd"]
+    command = stages["evaluate"].get("cmd")
     words = command.split() if isinstance(command, str) else []
     if words[:3] != EVALUATE or len(words) != 8:
         raise InputError(f"evaluate was another command than today's: {command}")
@@ -215,7 +226,7 @@ def check_workspace() -> None:
 def check_commit(lock: dict[str, Any], fs: "DVCFileSystem") -> None:
     """Raise InputError if params or code were committed without the results that they give."""
     changed: dict[str, None] = {}
-    for stage in lock["stages"].values():
+    for stage in _stages(lock).values():
         for file, params in stage.get("params", {}).items():
             values = as_yaml(fs.read_bytes(file)) if fs.exists(file) else {}
             changed |= {f"{file}: {key}": None for key, value in params.items() if _value(values, key) != value}
@@ -227,7 +238,7 @@ def check_commit(lock: dict[str, Any], fs: "DVCFileSystem") -> None:
             is_data = "nfiles" in entry and not fs.exists(f"{path}/__init__.py")
             # Nor has it weights that it ignores.
             is_data |= Path(path).is_relative_to(WEIGHTS) and not fs.exists(path)
-            if in_git and not is_data and _digest(fs, path) != entry["md5"]:
+            if in_git and not is_data and _digest(fs, path) != entry.get("md5"):
                 changed[path] = None
     if changed:
         raise InputError(f"committed without dvc repro: {listed(changed)}")

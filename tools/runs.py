@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 UNLOGGED = "python -m tools.sync adds what DVC has, taken from its cache or pulled, and MLflow has not"
 
 
+COLUMNS = ["index", "source", "label", "predicted"]  # of predictions.csv, before each class's probability
+
+
 @dataclass(frozen=True)
 class EvaluatedRun:
     """A run that was trained and evaluated, as tools read it."""
@@ -183,10 +186,12 @@ class Runs:
 
 def read_predictions(text: str) -> pd.DataFrame:
     """Return the table of a predictions.csv. Texts are read as such: pandas would take NA for none, and 01 for 1."""
-    table = read_csv(StringIO(text), dtype={"source": str, "label": str, "predicted": str}, keep_default_na=False)
+    table = read_csv(StringIO(text), dtype=str, keep_default_na=False)
     if table.columns[1] != "source":  # of an earlier version
-        table.insert(1, "source", "images.npy/" + table["index"].astype(str), allow_duplicates=True)
-    return table
+        table.insert(1, "source", "images.npy/" + table["index"], allow_duplicates=True)
+    # By their places: an earlier version had two columns of one name where a class was called as one of these.
+    texts, probabilities = table.iloc[:, :4].set_axis(COLUMNS, axis=1), table.iloc[:, 4:].astype(float)
+    return pd.concat([texts.astype({"index": int}), probabilities], axis=1)
 
 
 def loss_of(params: dict[str, str]) -> str:

@@ -174,9 +174,11 @@ class Sync:
 def is_of(result: RecordedResult, run: "Run") -> bool:
     """Return whether a run is one of a result: an experiment's is its own, any will do for a commit or the workspace.
 
-    These may hold what an experiment made.
+    These may hold what an experiment made. Experiments from different commits may have one name.
     """
-    return result.experiment in ("", run.data.tags.get("dvc.exp_name"))
+    tags = run.data.tags
+    own = tags.get("dvc.exp_name") == result.experiment and tags.get("dvc.baseline_rev") == result.baseline
+    return own or not result.experiment
 
 
 @contextmanager

@@ -13,20 +13,28 @@ from stages.sources.rejections import Kind, UnusableError
 WHITE = 0xFFFF  # the largest value that 16 bits hold
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # modes of Pillow
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # of two, by the end of a raw mode
+GRAY_ALPHA = "LA;16B"  # the raw mode for which Pillow has none of the other bytes
 BITS, BLACK_OR_WHITE = 258, 262  # tags of TIFF
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """Return the low bytes, which Pillow leaves out, of an image in colours of 16 bits, not decoded yet; else None."""
+    """Return the low bytes, which Pillow leaves out, of an image in colours of 16 bits, not decoded yet; else None.
+
+    Gray with transparency of 16 bits, too, is in colours for Pillow. Raises whatever Pillow raises.
+    """
     file, tiles = getattr(image, "fp", None), getattr(image, "tile", [])
     modes = {tile.args if isinstance(tile.args, str) else str(tile.args[0]) for tile in tiles}
     mode = modes.pop() if len(modes) == 1 and image.mode in ("RGB", "RGBA") else ""
     if not mode.endswith((";16B", ";16L", ";16N")) or not isinstance(file, io.BytesIO):
         return None
     low = Image.open(io.BytesIO(file.getvalue()), formats=[image.format or ""])
-    other = mode[:-1] + OTHER_BYTE[mode[-1]]
+    other = "RGBA" if mode == GRAY_ALPHA else mode[:-1] + OTHER_BYTE[mode[-1]]
     low.tile = [tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in tiles]
-    return low
+    if mode != GRAY_ALPHA:
+        return low
+    gray = Image.merge("RGB", [low.getchannel("G")] * 3)  # of four bytes a pixel the second
+    gray.info = low.info  # which way up it is
+    return gray
 
 
 def eight_bits(image: Image.Image, low: Image.Image | None, white: int) -> tuple[Image.Image, int]:

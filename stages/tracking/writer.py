@@ -64,7 +64,8 @@ class RunWriter:
         its cache, a new one is made, unless the store failed during this training: then it is the run that began.
         """
         digests, tags = files.digests, self.provenance.tags
-        runs = [run for run in self.found(digests) if run.data.tags.get("dvc.exp_name") == tags.get("dvc.exp_name")]
+        own = {name: tags.get(name) for name in ("dvc.exp_name", "dvc.baseline_rev")}
+        runs = [run for run in self.found(digests) if own == {name: run.data.tags.get(name) for name in own}]
         lacking = [run for run in runs if lacks_evaluation(run)]
         # Another clone may have made the same weights in the same store: our own directory goes first.
         lacking.sort(key=lambda run: run.data.tags.get("directory") != tags["directory"])

@@ -59,6 +59,23 @@ def test_colour_with_transparency(tmp_path: Path) -> None:
     assert picture.largest == values[..., :3].max()
 
 
+def test_gray_with_transparency(tmp_path: Path) -> None:
+    values = VALUES[..., [0, 3]].copy()
+    values[..., 1] = 0xFFFF
+    values[0, ..., 1] = 0
+    picture = read(png(tmp_path / "a.png", values, 4), channels=1)
+    assert (picture.pixels[0] == 255).all()
+    assert (picture.pixels[1:] == SCALED[1:, :, 0]).all()
+    assert (picture.has_colour, picture.largest) == (False, values[..., 0].max())
+    assert (read(tmp_path / "a.png", bits=16).pixels[:, 1:] == values[1:, :, 0] >> 8).all()
+    turned = Image.Exif()
+    turned[0x0112] = 6  # as a camera that was held sideways
+    content = (tmp_path / "a.png").read_bytes()
+    exif = chunk(b"eXIf", turned.tobytes().removeprefix(b"Exif\0\0"))
+    (tmp_path / "b.png").write_bytes(content.replace(chunk(b"IEND", b""), exif + chunk(b"IEND", b"")))
+    assert (read(tmp_path / "b.png", channels=1).pixels == np.rot90(picture.pixels, -1)).all()
+
+
 def test_colour_in_tiff(tmp_path: Path) -> None:
     entries = {256: 8, 257: 8, 259: 1, 262: 2, 273: 8, 277: 3, 278: 8, 279: 384}
     (tmp_path / "a.tif").write_bytes(

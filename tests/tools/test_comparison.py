@@ -1,6 +1,7 @@
 """What is said of runs: figures that can be compared, those that cannot, and how sure a difference is."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -83,6 +84,39 @@ def test_p_is_never_nought(store: Runs, first: range, second: range, p: str, con
     text = verdict(with_right(store.find("seed-0"), first), with_right(store.find("seed-1"), second))
     assert f"McNemar's exact test: {p}.\n" in text
     assert conclusion in text
+
+
+PATCH = (
+    "diff --git a/params.yaml b/params.yaml\n+  seed: {}\ndiff --git a/stages/train.py b/stages/train.py\n+lr *= {}\n"
+)
+
+
+def test_the_same_code_has_the_same_contents(store: Runs) -> None:
+    title, runs = "code that differs", [store.find(name) for name in ("seed-0", "seed-1")]
+    assert compare(runs).tables[title] == []
+    same = [replace(run, patch=PATCH.format(seed, 2)) for seed, run in enumerate(runs)]
+    assert compare(same).tables[title] == []
+    assert len(compare(same).verdicts) == 2
+    edited = [replace(run, patch=PATCH.format(0, factor)) for factor, run in enumerate(runs)]
+    [[name, *cells]] = compare(edited).tables[title]
+    assert name == "changed files"
+    assert [re.sub(r"\(\w{8}\)$", "(…)", cell) for cell in cells] == ["stages/train.py (…)"] * 2
+    assert len(compare(edited).verdicts) == 1, "they differ in more than their seed"
+    tagged = [runs[0], replace(runs[1], tags=runs[1].tags | {"git.untracked": "stages/nets/mine.py"})]
+    assert compare(tagged).tables[title] == [["untracked files", "none", "stages/nets/mine.py"]]
+    assert len(compare(tagged).verdicts) == 1
+
+
+@pytest.mark.parametrize("what", ["training", "validation", "used"])
+def test_only_runs_that_differ_in_their_seed_alone_are_averaged(store: Runs, what: str) -> None:
+    one, two = (store.find(name) for name in ("seed-0", "seed-1"))
+    other = (
+        replace(two, used=two.used | {"optimizer.momentum": "0.8"})
+        if what == "used"
+        else replace(two, data=two.data | {what: "digits 0123456789abcdef"})
+    )
+    assert len(compare([one, two]).verdicts) == 2
+    assert len(compare([one, other]).verdicts) == 1
 
 
 def test_seeds_are_averaged(store: Runs) -> None:

@@ -1,5 +1,6 @@
 """What is read of MLflow's runs, and how people's names find them, in a real store."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -176,6 +177,13 @@ def test_predictions_of_before_images_had_names() -> None:
     table = read_predictions("index,label,predicted,a,b\n7,a,b,0.2,0.8\n")
     assert list(table) == ["index", "source", "label", "predicted", "a", "b"]
     assert table["source"].tolist() == ["images.npy/7"]
+
+
+@pytest.mark.parametrize("name", ["label", "label (class)"])  # of an earlier version, and of today
+def test_a_class_may_have_the_name_of_a_column(store: Runs, name: str) -> None:
+    table = read_predictions(f"index,source,label,predicted,{name},x\n7,a.png,label,x,0.2,0.8\n8,b.png,x,x,0.4,0.6\n")
+    assert replace(store.find("seed-0"), predictions=table).shares().tolist() == [0.8, 0.6]
+    assert table["label"].tolist() == ["label", "x"]
 
 
 def test_classes_are_text() -> None:

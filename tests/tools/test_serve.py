@@ -142,6 +142,9 @@ def test_only_names_of_this_machine_are_answered(server: Server, host: str, stat
         (b'{"inputs": [[[NaN]]]}', "pixels are whole numbers"),
         (b'{"inputs": [[[true]]]}', "pixels are whole numbers"),
         (b'{"inputs": [[["1"]]]}', "pixels are whole numbers"),
+        (b'{"inputs": [[[1, true]]]}', "pixels are whole numbers"),
+        # As an array of texts it would have 4 TB.
+        (b'{"inputs": ["' + b"a" * 1_000_000 + b'"' + b', ""' * 1_000_000 + b"]}", "pixels are whole numbers"),
         (b'{"inputs": [[[null]]]}', "pixels are whole numbers"),
         (b'{"inputs": [[[99999999999999999999]]]}', "pixels are whole numbers"),
     ],

@@ -26,7 +26,7 @@ from stages.train import train
 from tests.conftest import Project, free_port, runs, served
 from tools import recorded
 from tools.recorded import RecordedResult
-from tools.sync import Sync, main, read_params
+from tools.sync import Sync, is_of, main, read_params
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)
 TIES = ("dvc.exp_name", "dvc.baseline_rev", "mlflow.source.git.commit", "git.dirty")
@@ -479,6 +479,40 @@ def test_commits_with_one_result_are_one_and_branches_count(broken: Project) -> 
         names = [result.name for result in recorded.everything()]
     assert before not in names
     assert names == ["seed-1", here, there, "workspace"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        # As dvc push leaves it, where the remote keeps versions of files.
+        (
+            r"(path: data/prepared\n *hash: md5\n)( *)md5: \w+\.dir\n",
+            r"\1\2files:\n\2- relpath: images.npy\n\2  md5: 0a\n\2  size: 1\n",
+            True,
+        ),
+        (r"(?s)stages:.*", "stages:\n", False),
+        (r"(?s)stages:.*", "stages: [evaluate]\n", False),
+    ],
+)
+def test_a_dvc_lock_in_another_form_holds_up_nothing(broken: Project, old: str, new: str, found: bool) -> None:
+    lock = (broken.root / "dvc.lock").read_text()
+    (broken.root / "dvc.lock").write_text(re.sub(old, new, lock))
+    broken("git", "commit", "-qam", "another form")
+    here = last(broken)
+    (broken.root / "dvc.lock").write_text(lock)
+    broken("git", "commit", "-qam", "as before")
+    outcomes = synced(broken)
+    assert (here in outcomes) == found
+    assert "failed" not in {str(outcome) for outcome, _ in outcomes.values()}, outcomes
+
+
+def test_experiments_of_one_name_from_different_commits_are_two(original: Project) -> None:
+    [run] = [run for run in original.runs() if run.info.run_name == "seed-1"]
+    baseline = run.data.tags["dvc.baseline_rev"]
+    assert is_of(RecordedResult("seed-1", "0" * 40, baseline), run)
+    assert not is_of(RecordedResult("seed-1", "0" * 40, "0" * 40), run)
+    assert not is_of(RecordedResult("seed-2", "0" * 40, baseline), run)
+    assert is_of(RecordedResult("012345678", "0" * 40), run)
 
 
 def test_a_repository_without_commits(tmp_path: Path) -> None:

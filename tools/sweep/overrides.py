@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep, Sweep
 
 from stages.base.errors import InputError
 from stages.base.params import Params, flattened, load_params
@@ -74,6 +74,8 @@ def _axis(text: str) -> Axis:
         return Axis(key, (), Interval(low, high, log))
     if not override.is_sweep_override():
         return Axis(key, (text.split("=", 1)[1],))
+    if isinstance(value, ChoiceSweep) and any(isinstance(one, Sweep) for one in value.list):
+        raise InputError(f"-S {text!r}: an interval or a range stands alone; accepted: KEY={GRAMMAR}")
     if isinstance(value, ChoiceSweep | RangeSweep) and not value.shuffle:
         return Axis(key, tuple(override.sweep_string_iterator()))
     raise InputError(f"-S {text!r}: shuffled values and globs are not for a sweep; accepted: KEY={GRAMMAR}")

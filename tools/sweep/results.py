@@ -73,9 +73,9 @@ class SweepRuns:
         return [(metric.step, metric.value) for metric in metrics]
 
     def evaluated(self) -> dict[str, str]:
-        """Return the ids of the evaluated runs by the names of their experiments."""
-        runs = self._find(tags=self._ours, having=[EVALUATION_TAG])
-        return {run.data.tags.get("dvc.exp_name", ""): run.info.run_id for run in runs}
+        """Return the ids of the evaluated runs by the names of their experiments, of several the latest."""
+        latest_first = self._find(tags=self._ours, having=[EVALUATION_TAG])
+        return {run.data.tags.get("dvc.exp_name", ""): run.info.run_id for run in reversed(latest_first)}
 
     def add_missing(self, names: set[str]) -> Iterator[str]:
         """Give a run to those of the experiments that ran nothing, since DVC took every stage from its cache.

@@ -1,5 +1,6 @@
 """Where a sweep's configurations come from: a grid, or Optuna, which is told what came of them and proposes others."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,4 +105,8 @@ def _suggest(trial: "Trial", axis: Axis) -> str:
         return axis.values[0] if len(axis.values) == 1 else str(trial.suggest_categorical(axis.key, axis.values))
     if isinstance(interval.low, int) and isinstance(interval.high, int):
         return str(trial.suggest_int(axis.key, interval.low, interval.high, log=interval.log))
-    return f"{trial.suggest_float(axis.key, interval.low, interval.high, log=interval.log):.4g}"
+    value = trial.suggest_float(axis.key, interval.low, interval.high, log=interval.log)
+    # As many digits as tell a hundredth of a percent, of the value or of the interval: names are made of them.
+    finest = min(abs(value) or math.inf, interval.high - interval.low)
+    rounded = round(value, 3 - math.floor(math.log10(finest)))
+    return f"{min(max(rounded, interval.low), interval.high):.12g}"

@@ -59,6 +59,8 @@ def test_a_grid_is_every_combination() -> None:
         (["a=range(0,0)"], "-S a: no value; different values are accepted"),
         (["a=1", "+a=2"], "-S a: given 2 times"),
         (["a=interval(2,1)"], "from low to high"),
+        (["a=interval(1,2),3"], r"-S 'a=interval\(1,2\),3': an interval or a range stands alone; accepted: KEY="),
+        (["a=3,range(1,2)"], "stands alone"),
         (["a=tag(log,interval(0,1))"], "from above 0"),
     ],
 )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from stages.tracking.result import EVALUATION_TAG
+from stages.tracking.store import Store
 from tests.conftest import Project
 from tools.sweep.experiments import Metrics
 from tools.sweep.results import SweepRuns, commits_of, metrics_of
@@ -31,6 +33,18 @@ def test_experiments_are_those_of_the_baseline(project: Project, monkeypatch: py
     assert commits_of(other) == {"theirs": head}
     for baseline, name in ((head, "ours"), (other, "theirs")):
         project("git", "update-ref", "-d", f"refs/exps/{baseline[:2]}/{baseline[2:]}/{name}")
+
+
+def test_of_several_runs_of_an_experiment_the_latest_counts(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    runs = SweepRuns("s", "base", tmp_path)
+    store = Store.from_environment()
+    tags = {"sweep": "s", "dvc.baseline_rev": "base", "dvc.exp_name": "lr-1", EVALUATION_TAG: "0" * 64}
+    made = [store.client().create_run(store.experiment_id, time, tags).info.run_id for time in (1000, 3000, 2000)]
+    assert runs.evaluated() == {"lr-1": made[1]}
 
 
 def test_a_store_that_fails_costs_one_warning(

@@ -37,6 +37,18 @@ def test_a_search_proposes_within_the_intervals(tmp_path: Path) -> None:
     assert len({proposal.values["lr"] for proposal in proposals}) == 20
 
 
+def test_values_of_a_narrow_interval_are_told_apart_and_stay_in_it(tmp_path: Path) -> None:
+    axes = parse(["a=interval(0.999,0.99999)", "b=tag(log,interval(0.999,0.99999))", "c=interval(-1,1)"])
+    source, found = Search(axes, 60, tmp_path / "journal"), list[dict[str, str]]()
+    while proposal := source.ask():
+        found.append(proposal.values)
+        source.tell(proposal.number, 0.5)
+    for key in ("a", "b"):
+        assert all(0.999 <= float(values[key]) <= 0.99999 for values in found)
+        assert len({values[key] for values in found}) > 50
+    assert all(len(text.strip("-0.")) <= 9 for values in found for text in values.values()), "names are made of them"
+
+
 def test_a_search_finds_what_is_better(tmp_path: Path) -> None:
     source = Search(parse(["x=interval(0,1)"]), 40, tmp_path / "journal")
     tried = []
