@@ -7,7 +7,7 @@ export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help setup repro test soak show serve check format ui screenshots lock clean
+.PHONY: help setup repro test soak torture show serve check format ui screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,10 +27,13 @@ repro: setup ## prepare, train, evaluate: whatever has changed; ARGS=--force for
 	"$(BIN)"/dvc repro $(ARGS)
 
 test: setup ## the tests, but those of soak; TESTS=tests/nets for some of them
-	"$(BIN)"/python -m pytest -n 2 --dist loadscope -m "not slow" $(TESTS)
+	"$(BIN)"/python -m pytest -n 2 --dist loadscope -m "not slow and not torture" $(TESTS)
 
 soak: setup ## the tests that take minutes or drive a browser
 	"$(BIN)"/python -m pytest -n 2 --dist loadscope -m slow
+
+torture: setup ## long counts of kills, outages and rebuilds, and other CPUs; docs/reliability.md has the results
+	"$(BIN)"/python -m pytest -m torture $(TESTS)
 
 check: setup ## format, lint, types, contract
 	"$(BIN)"/ruff format --check .

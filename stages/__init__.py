@@ -3,6 +3,8 @@
 import gc
 import os
 
+from stages.base import instructions
+
 # Python looks for garbage after every 700 new objects. While torch and mlflow are imported that takes a quarter of the
 # time, and there is hardly any garbage to find.
 gc.set_threshold(100_000, 50, 1000)
@@ -10,3 +12,6 @@ gc.set_threshold(100_000, 50, 1000)
 # Read when torch is imported. Threads that wait actively take the cores that others need: two trainings at once on two
 # cores took 120 s instead of 54 s. No result depends on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Read when torch is imported, too, and the results depend on it.
+instructions.limit(os.environ)

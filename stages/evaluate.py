@@ -69,7 +69,7 @@ def evaluate(
 ) -> None:
     """Write `results` and the folder `plots`. Raises InputError if the weights do not fit the prepared set."""
     check_outputs(history, results, plots)
-    device = determinism.set_up(params.train.device, params.train.threads)
+    device = determinism.set_up(params.train.device, params.train.threads, params.train.determinism)
 
     # Data and net. The classifier takes images as they are prepared; its mean and deviation are the training's.
     data = Prepared(prepared)

@@ -57,7 +57,7 @@ def main() -> None:
 
 def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tracker: Tracker) -> None:
     """Write `weights` and `history`. Raises InputError for params that do not fit, and if the loss diverges."""
-    device = determinism.set_up(params.device, params.threads)
+    device = determinism.set_up(params.device, params.threads, params.determinism)
     data = Prepared(prepared)
     check_params(params, data.channels, device)
 

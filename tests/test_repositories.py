@@ -61,7 +61,7 @@ def test_a_folder_of_a_repository(tmp_path: Path) -> None:
     synced = project("python", "-m", "tools.sync").splitlines()
     assert [line for line in synced if ": in place" not in line] == ["in all: 4 in place"]
     compared = project("python", "-m", "tools.compare", "one", "two")
-    assert re.search(r"changed files +none +mono/sub/README.md\n", compared)
+    assert re.search(r"changed files +none +mono/sub/README.md \(\w{8}\)\n", compared)
     tags = next(run for run in project.runs() if run.info.run_name == "two").data.tags
     assert tags["git.dirty"] == "true"
 

@@ -131,7 +131,7 @@ def test_one_epoch_is_the_page_s_five_steps(digits: Path, tmp_path: Path) -> Non
 
     data = Prepared(digits)
     split = data.split("train", torch.device("cpu"))
-    pixels = split.read(slice(None)).float().unsqueeze(1)
+    pixels = split.read(slice(None)).float().unsqueeze(3).movedim(3, 1)
     images = (pixels - 255 * torch.tensor(data.mean[0])) / (255 * torch.tensor(data.std[0]))
     torch.manual_seed(0)
     conv1, fc1 = nn.Conv2d(1, 32, 5), nn.Linear(128, 10)

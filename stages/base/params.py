@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.base.errors import InputError, lines, unknown
+from stages.base.instructions import Level
 from stages.base.yaml import read_yaml
 
 SEED = "train.seed"  # the parameter in which repetitions of a training differ
@@ -86,6 +87,7 @@ class TrainParams(Section):
     batch_size: Positive
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Positive
+    determinism: Level
     workers: Annotated[int, Field(ge=0)]
     init_from: Annotated[str, Field(min_length=1)]
     new_head: bool

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from contextlib import suppress
 
 USER = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#@:]*:[^\s@]*@)")
 SECRET = re.compile(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|sig|cred|auth)[^=&;\s]*=)[^&;\s'\"#]+")
@@ -14,6 +15,8 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print to the standard error: the one way to do so."""
+    with suppress(OSError):  # it may be a closed pipe
+        sys.stdout.flush()  # what Ctrl-C has kept `say` from showing comes before, not after
     print(harmless(text), file=sys.stderr, flush=True)
 
 

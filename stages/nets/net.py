@@ -71,7 +71,8 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return scores, float (n, n_classes), for images, float (n, channels, image_size, image_size)."""
         for convolution in self.convolutions:
-            x = self.pool(F.relu(self.get_submodule(convolution)(x)))
+            # The largest of what ReLU leaves is what ReLU leaves of the largest, and there are fewer of these.
+            x = F.relu(self.pool(self.get_submodule(convolution)(x)))
         x = x.flatten(start_dim=1)
         for linear in self.linears[:-1]:
             x = F.dropout(F.relu(self.get_submodule(linear)(x)), self.dropout, self.training)

@@ -18,8 +18,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Adam": {"lr": 0.003},
     "AdamW": {"lr": 0.003},
     "Adamax": {"lr": 0.01},
-    # Without a line search, or with longer steps, some batch sends it to where classes are shut for good.
-    "LBFGS": {"lr": 0.003, "line_search_fn": "strong_wolfe", "max_iter": 4, "history_size": 10},
+    # A line search would go to the lowest point for one batch alone, where classes can be shut for good.
+    "LBFGS": {"lr": 0.2, "max_iter": 10, "history_size": 10},
     "Muon": {"lr": 0.003, "adjust_lr_fn": "match_rms_adamw"},
     "NAdam": {"lr": 0.003},
     "RAdam": {"lr": 0.01},

@@ -104,7 +104,10 @@ def test_a_commit_before_the_remote_and_remotes_without_a_default(two: tuple[Pro
 @pytest.mark.slow
 def test_another_cpu(two: tuple[Project, Project]) -> None:
     # As in a new user's clone: nobody has the files of the commit, and the sums round otherwise.
-    _, project = two
+    first, project = two
+    first.edit("params.yaml", "determinism: portable", "determinism: machine")
+    first("bash", "-ec", "dvc repro && git commit -qam machine && git push -q origin HEAD")
+    project("git", "pull", "-q")
     project("git", "config", "user.name", "test")
     project("git", "config", "user.email", "test@localhost")
     results = ("git", "checkout", "HEAD", "--", "params.yaml", "dvc.lock", "metrics")
