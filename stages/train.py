@@ -36,8 +36,8 @@ from stages.nets.prediction import predict
 from stages.nets.weights import describe, load_pretrained, save_weights
 from stages.tracking import data_in_git
 from stages.tracking.tracker import Tracker
-from stages.training import determinism, losses, metrics, optimizers, options, schedules
-from stages.training.selection import rank_of, should_stop
+from stages.training import checkpoints, determinism, losses, metrics, optimizers, options, schedules
+from stages.training.selection import should_stop
 
 ROOM = 1 << 16  # bytes of an output besides the weights: what rebuilds the net, or the history of 1,000 epochs
 
@@ -101,58 +101,69 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
         totals.add(loss.item(), scores, targets)
         return loss
 
-    rows: list[dict[str, float]] = []
-    best: dict[str, float] = {}
+    # What a killed training goes on from.
+    parts: dict[str, checkpoints.Stateful] = {
+        "net": net,
+        "average": ema.averaged,
+        "optimizer": optimizer,
+        "schedule": schedule.scheduler,
+        "totals": totals,
+    }
+    origin = checkpoints.origin(params, prepared, device)
     size = sum(tensor.nbytes for tensor in net.state_dict().values())
     with (
         claimed(weights, history, room=size + ROOM) as (kept, table),
-        tracker.training(data, device, plan.used) as run,
+        checkpoints.checkpoint(origin, weights, params.checkpoint_minutes) as checkpoint,
+        tracker.training(data, device, plan.used, checkpoint.name) as run,
         placing(weights, history),
         determinism.required(f"train.net: {params.net.name}"),
         tqdm(total=steps * params.epochs, unit="step", disable=None) as progress,
     ):
         started = time.perf_counter()
-        for epoch in range(1, params.epochs + 1):
-            lr = learning_rate(optimizer)
-            totals.clear()
+        at = checkpoint.resume(kept, parts)
+        run.resumed(at.rows)
+        progress.update(steps * (at.epoch - 1) + at.batches)
+        while not at.has_ended:
+            epoch = at.epoch
+            if not at.batches:
+                at.lr = learning_rate(optimizer)
+                totals.clear()
             net.train()
-            for step, (images, targets) in enumerate(loader.epoch(epoch), start=steps * (epoch - 1) + 1):  # batch
+            for images, targets in loader.epoch(epoch, at.batches):  # batch
                 optimizer.step(partial(closure, images, targets))  # type: ignore[arg-type]  # update
-                check_finite(totals.recent, step, learning_rate(optimizer))
+                at.batches += 1
+                check_finite(totals.recent, steps * (epoch - 1) + at.batches, learning_rate(optimizer))
                 schedule.after_batch()
                 ema.update()
                 progress.update()
+                checkpoint.after_batch(at, kept, parts)
 
             scores = predict(nn.Sequential(evaluation, normalise, ema.net), validation)
             row = {
                 "epoch": epoch,
                 "train/loss": totals.loss,
                 "train/accuracy": totals.accuracy,
-                "train/lr": lr,
+                "train/lr": at.lr,
                 "valid/loss": criterion(scores, validation.labels).item(),
                 "valid/accuracy": metrics.accuracy(scores.argmax(1), validation.labels),
             }
-            rows.append({name: rounded(value) for name, value in row.items()})
-            check_finite([*totals.recent, row["valid/loss"]], steps * epoch, lr)
+            check_finite([*totals.recent, row["valid/loss"]], steps * epoch, at.lr)
             schedule.after_epoch(row["valid/loss"])
-            run.log_epoch(rows[-1])
-            report(rows[-1], params.epochs, progress)
-            if not best or rank_of(rows[-1]) > rank_of(best):
-                best = rows[-1]
-                description = replace(
-                    plan,
-                    epoch=int(best["epoch"]),
-                    valid_accuracy=best["valid/accuracy"],
-                    valid_loss=best["valid/loss"],
-                )
-                save_weights(kept, ema.net.state_dict(), description)
-            if should_stop(epoch, int(best["epoch"]), params.early_stopping):
-                break
+            row = {name: rounded(value) for name, value in row.items()}
+            run.log_epoch(row)
+            report(row, params.epochs, progress)
+            if at.is_best(row):
+                at.best = row
+                save_weights(kept, ema.net.state_dict(), plan.scored(row))
+            at.rows.append(row)
+            at.epoch, at.batches = epoch + 1, 0
+            at.has_ended = should_stop(epoch, int(at.best["epoch"]), params.early_stopping) or epoch == params.epochs
+            checkpoint.after_epoch(at, kept, parts)
 
-        write_csv(table, pd.DataFrame(rows).astype({"epoch": int}))
+        write_csv(table, pd.DataFrame(at.rows).astype({"epoch": int}))
         run.log({"seconds/training": time.perf_counter() - started})
         run.trained(kept)
-    say(f"kept epoch {description.epoch}: validation accuracy {description.valid_accuracy:.4f}")
+    say(f"kept epoch {at.best['epoch']:.0f}: validation accuracy {at.best['valid/accuracy']:.4f}")
 
 
 def check_params(params: TrainParams, channels: int, device: torch.device) -> None:

@@ -219,6 +219,10 @@ class Read:
     def model_dump(self, exclude: frozenset[str] = frozenset()) -> dict[str, Any]:
         return {name: getattr(self, name) for name in type(self._section).model_fields if name not in exclude}
 
+    def model_dump_json(self, exclude: Any) -> str:
+        """As the origin of a checkpoint has them: that is no use of any."""
+        return str(self._section.model_dump_json(exclude=exclude))
+
 
 def table_of_images(folder: Path) -> Path:
     """Write two classes of ten images and one without a file."""

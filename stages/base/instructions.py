@@ -66,6 +66,16 @@ def has_avx2() -> bool:
         return True  # no Linux: nearly all have it
 
 
+def cpu_model() -> str:
+    """Return what the CPU calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
 def _level(params: Path) -> Any:
     try:
         return read_yaml(params.read_bytes(), str(params))["train"]["determinism"]

@@ -33,6 +33,18 @@ def locked(*outputs: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def locked_if_free(output: Path) -> Iterator[bool]:
+    """Yield whether no other process writes this, and none will meanwhile. It is not waited for."""
+    with ExitStack() as stack:
+        output = _absolute(output)
+        try:
+            is_free = output not in _held and stack.enter_context(_hold(output, wait=False)) is None
+        except InputError:
+            is_free = False
+        yield is_free
+
+
 def check_owner(output: Path) -> None:
     """Raise InputError if this process, which has locked the output, is not the one to write it any more."""
     check_dvc()
@@ -42,11 +54,11 @@ def check_owner(output: Path) -> None:
 
 
 @contextmanager
-def _hold(output: Path) -> Iterator[None]:
+def _hold(output: Path, wait: bool = True) -> Iterator[None]:
     lock = _file(output)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquired(lock, output)
+        descriptor = _acquired(lock, output, wait)
     except OSError as error:
         raise InputError(f"{output} cannot be written, nor its lock: {error.strerror}: {lock}") from error
     _held[output] = lock, descriptor
@@ -69,9 +81,9 @@ def _file(output: Path) -> Path:
     return folder / f"{hashlib.sha256(os.fsencode(output)).hexdigest()[:16]}.lock"
 
 
-def _acquired(lock: Path, output: Path) -> int:
+def _acquired(lock: Path, output: Path, wait: bool) -> int:
     """Return the descriptor of the file `lock`, which this process has locked."""
-    deadline = 0.0
+    deadline = 0.0 if wait else -1.0
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         owner = ""

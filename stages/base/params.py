@@ -89,6 +89,7 @@ class TrainParams(Section):
     threads: Positive
     determinism: Level
     workers: Annotated[int, Field(ge=0)]
+    checkpoint_minutes: Annotated[float, Field(gt=0)]
     init_from: Annotated[str, Field(min_length=1)]
     new_head: bool
     net: NamedParams

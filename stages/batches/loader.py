@@ -39,8 +39,8 @@ class Loader:
         """Return the number of batches in an epoch."""
         return math.ceil(len(self._split.labels) / self._batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of images and targets on the device; the last may be smaller.
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches of images and targets on the device, without the first `start`; the last may be smaller.
 
         The order follows from the seed and `epoch`, and what transforms draw for an image from its place in the order
         too. Without transforms images are uint8 (n, h, w) or (n, 3, h, w), and targets the labels, int64 (n,).
@@ -50,12 +50,12 @@ class Loader:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         order = torch.randperm(len(self._split.labels), generator=generator)
         if self._workers is None:
-            for indices in order.to(device).split(self._batch_size):
+            for indices in order.to(device).split(self._batch_size)[start:]:
                 yield self._split.take(indices), self._split.labels[indices]
             return
 
         seeds = torch.randint(2**63 - 1, (len(order),), generator=generator)
-        batches = zip(order.split(self._batch_size), seeds.split(self._batch_size), strict=True)
+        batches = list(zip(order.split(self._batch_size), seeds.split(self._batch_size), strict=True))[start:]
         for images, targets in self._workers.map([(indices.numpy(), own.numpy()) for indices, own in batches]):
             yield torch.from_numpy(images).to(device), torch.from_numpy(targets).to(device)
 

@@ -4,7 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ class Description:
     valid_accuracy: float
     valid_loss: float
     used: dict[str, str] = field(default_factory=dict)  # in the training, by dotted names; earlier versions did not say
+
+    def scored(self, row: dict[str, float]) -> "Description":
+        """Return what the weights are after the epoch with this row of the history."""
+        return replace(
+            self, epoch=int(row["epoch"]), valid_accuracy=row["valid/accuracy"], valid_loss=row["valid/loss"]
+        )
 
     def untrained(self) -> nn.Module:
         """Return the net as its seed starts it: before the first step, if that did not start from other weights."""

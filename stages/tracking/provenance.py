@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from stages.base.experiment import EXPERIMENT_NAME, SWEEP
+from stages.base.instructions import cpu_model
 from stages.base.text import warn
 from stages.tracking.git import GitError, git, git_bytes
 
@@ -86,7 +87,7 @@ def of_computation(device: torch.device) -> dict[str, str]:
         "env.torch": torch.__version__,
         "env.numpy": version("numpy"),
         "env.host": platform.node(),
-        "env.cpu": _cpu_model(),
+        "env.cpu": cpu_model(),
         "env.cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "env.device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "env.threads": str(torch.get_num_threads()),
@@ -125,12 +126,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return ""
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()

@@ -1,9 +1,11 @@
 """A run that is being written to the store."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+
+from stages.tracking.result import NOTE_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -16,9 +18,18 @@ class ActiveRun:
     """A run that is being written. Its methods raise what goes wrong with the store."""
 
     def __init__(
-        self, client: "MlflowClient", run_id: str, end_time: int | None, status_on_error: str = "FAILED"
+        self,
+        client: "MlflowClient",
+        run_id: str,
+        end_time: int | None,
+        status_on_error: str = "FAILED",
+        logged: Collection[tuple[str, int]] = (),
     ) -> None:
-        """`end_time` is the end to record, ms since 1970; None: the time when it ends."""
+        """`end_time` is the end to record, ms since 1970; None: the time when it ends.
+
+        What has been `logged`, a name at a step each, is not logged again.
+        """
+        self._logged = logged
         self.id, self._client, self._end_time, self._status_on_error = run_id, client, end_time, status_on_error
         self._collected: list[Metric] = []
         self._flushed = time.monotonic()
@@ -28,7 +39,11 @@ class ActiveRun:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._collected += [Metric(name, value, now, step, model_id) for name, value in metrics.items()]
+        self._collected += [
+            Metric(name, value, now, step, model_id)
+            for name, value in metrics.items()
+            if (name, step) not in self._logged
+        ]
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -52,7 +67,7 @@ class ActiveRun:
         with self.abandoned_on_error():
             self.flush()
             if note:
-                self.tag("mlflow.note.content", note)
+                self.tag(NOTE_TAG, note)
             self._client.set_terminated(self.id, status, self._end_time)
 
     @contextmanager

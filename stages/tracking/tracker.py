@@ -16,7 +16,7 @@ from stages.base.params import Params
 from stages.batches.prepared import DatasetInfo
 from stages.tracking import provenance
 from stages.tracking.guard import Guard
-from stages.tracking.result import WEIGHTS_TAG, ResultFiles
+from stages.tracking.result import RESUMED_TAG, WEIGHTS_TAG, ResultFiles
 from stages.tracking.run import ActiveRun, NoRun
 from stages.tracking.store import Store
 from stages.tracking.writer import NoWriter, RunWriter
@@ -40,14 +40,16 @@ class Tracker:
         return cls(NoWriter())
 
     @contextmanager
-    def training(self, data: DatasetInfo, device: torch.device, used: dict[str, str]) -> Iterator["TrainingRun"]:
-        """Yield a new run, of a training with the settings `used`.
+    def training(
+        self, data: DatasetInfo, device: torch.device, used: dict[str, str], checkpoint: str = ""
+    ) -> Iterator["TrainingRun"]:
+        """Yield a new run, of a training with the settings `used`, or the interrupted one with this checkpoint.
 
         It ends FINISHED, KILLED after Ctrl-C or SIGTERM, or FAILED with the error noted.
         """
         no_run: ActiveRun | NoRun = NoRun()
         tags = provenance.of_computation(device)
-        started = self._guard.attempt(lambda: self._writer.start(data, used, tags), no_run)
+        started = self._guard.attempt(lambda: self._writer.start(data, used, tags, checkpoint), no_run)
         run = TrainingRun(started, self._guard)
         try:
             yield run
@@ -68,6 +70,13 @@ class TrainingRun:
 
     def __init__(self, run: ActiveRun | NoRun, guard: Guard) -> None:
         self._run, self._guard = run, guard
+
+    def resumed(self, rows: list[dict[str, float]]) -> None:
+        """Go on after these rows of the history, of which the run has what was logged before the interruption."""
+        for row in rows:
+            self.log_epoch(row)
+        if rows:
+            self._guard.attempt(lambda: self._run.tag(RESUMED_TAG, f"{rows[-1]['epoch']:.0f}"), None)
 
     def log_epoch(self, row: dict[str, float]) -> None:
         """Log a row of the history: all but its "epoch", which is the step."""

@@ -12,7 +12,7 @@ from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import load_weights
 from stages.tracking import provenance
 from stages.tracking.provenance import PROCESS_TAG, Provenance, has_ended
-from stages.tracking.result import EVALUATION_TAG, USED, WEIGHTS, WEIGHTS_TAG, ResultFiles
+from stages.tracking.result import CHECKPOINT_TAG, EVALUATION_TAG, NOTE_TAG, USED, WEIGHTS, WEIGHTS_TAG, ResultFiles
 from stages.tracking.run import ActiveRun, NoRun
 from stages.tracking.store import Store, dataset, log_model
 
@@ -35,16 +35,44 @@ class RunWriter:
             for key, value in params.items()
         }
 
-    def start(self, data: DatasetInfo, used: dict[str, str], tags: dict[str, str]) -> "ActiveRun":
-        """Create a run with its params, the settings `used`, its datasets, and what changed since the commit."""
+    def start(self, data: DatasetInfo, used: dict[str, str], tags: dict[str, str], checkpoint: str = "") -> "ActiveRun":
+        """Create a run with its params, the settings `used`, its datasets, and what changed since the commit.
+
+        If one was interrupted that has this `checkpoint`, it is taken up again.
+        """
         client = self.store.client()
         tags = self.provenance.tags | provenance.of_writer() | tags
+        tags |= {CHECKPOINT_TAG: checkpoint} if checkpoint else {}
         name = tags.get("dvc.exp_name") or tags.get("mlflow.source.git.commit", "no commit")[:9]
-        created = self.store.create_run(name, tags, self.provenance.time)
-        run = ActiveRun(client, created.info.run_id, self.provenance.time)
+        if before := self._interrupted(checkpoint):
+            run = self._taken_up(before, name, tags)
+        else:
+            created = self.store.create_run(name, tags, self.provenance.time)
+            run = ActiveRun(client, created.info.run_id, self.provenance.time)
         with run.abandoned_on_error():
             self._describe(run.id, data, used)
         return run
+
+    def _interrupted(self, checkpoint: str) -> "Run | None":
+        """Return the latest run that was interrupted and has this checkpoint. Its process is gone: this one has it."""
+        runs = self.store.search(tags={CHECKPOINT_TAG: checkpoint}) if checkpoint else []
+        interrupted = ("KILLED", "RUNNING")
+        for run in runs:
+            if (run.info.status in interrupted or is_abandoned(run)) and WEIGHTS_TAG not in run.data.tags:
+                return run
+        return None
+
+    def _taken_up(self, before: "Run", name: str, tags: dict[str, str]) -> "ActiveRun":
+        """Let an interrupted run go on, as what it is now: the experiment may have another name this time."""
+        client, run_id = self.store.client(), before.info.run_id
+        from mlflow.entities import RunTag
+
+        client.update_run(run_id, "RUNNING", name)
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if NOTE_TAG in before.data.tags:
+            client.delete_tag(run_id, NOTE_TAG)
+        logged = {(key, point.step) for key in before.data.metrics for point in client.get_metric_history(run_id, key)}
+        return ActiveRun(client, run_id, self.provenance.time, logged=logged)
 
     def _describe(self, run_id: str, data: DatasetInfo, used: dict[str, str]) -> None:
         """Log what is known before a training. Doing it twice changes nothing."""
@@ -199,7 +227,7 @@ class NoWriter:
 
     store = Store("", "")
 
-    def start(self, _data: DatasetInfo, _used: dict[str, str], _tags: dict[str, str]) -> NoRun:
+    def start(self, _data: DatasetInfo, _used: dict[str, str], _tags: dict[str, str], _checkpoint: str) -> NoRun:
         return NoRun()
 
     def evaluated(self, _files: ResultFiles) -> None:
@@ -220,7 +248,7 @@ def is_abandoned(run: "Run") -> bool:
     """Return whether what wrote a run came to no end of it: it was killed, or the store failed, not the training."""
     if run.info.status == "RUNNING":
         return has_ended(run.data.tags.get(PROCESS_TAG, ""))
-    return run.info.status == "FAILED" and "mlflow.note.content" not in run.data.tags
+    return run.info.status == "FAILED" and NOTE_TAG not in run.data.tags
 
 
 def models_of(run: "Run") -> list[str]:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,15 @@ class EpochTotals:
         self._loss += loss * len(targets)
         self._hits += hits(scores, targets)
         self._images += len(targets)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been added up."""
+        return {"recent": list(self.recent), "sums": [self._loss, self._hits, self._images]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.recent.extend(state["recent"])
+        self._loss, self._hits, self._images = state["sums"]
 
     @property
     def loss(self) -> float:

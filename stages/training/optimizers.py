@@ -44,6 +44,16 @@ class MuonAndAdamW(optim.Optimizer):
         self.defaults = muon.defaults | {"AdamW": adamw.defaults}
         self.parts = (muon, adamw)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the two."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Give the two the states that `state_dict` returned."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]  # which are other ones now
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """Evaluate `closure` once, where there is one, and let both take a step. Return its loss."""

@@ -34,6 +34,7 @@ class Ema:
 
     net: nn.Module
     update: Callable[[], None]  # after every step
+    averaged: nn.Module  # the net, with what its average goes on from
 
 
 def ema(net: nn.Module, decay: float | None) -> Ema:
@@ -43,7 +44,7 @@ def ema(net: nn.Module, decay: float | None) -> Ema:
     stochastic approximation by averaging", 1992, with weights that fade.
     """
     if decay is None:
-        return Ema(net, lambda: None)
+        return Ema(net, lambda: None, net)
     follow = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
@@ -54,4 +55,4 @@ def ema(net: nn.Module, decay: float | None) -> Ema:
             torch._foreach_copy_(ours, theirs)
 
     averaged = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
-    return Ema(averaged.module, lambda: averaged.update_parameters(net))
+    return Ema(averaged.module, lambda: averaged.update_parameters(net), averaged)

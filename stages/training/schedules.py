@@ -70,6 +70,7 @@ class Schedule:
     after_batch: Callable[[], None]
     after_epoch: Callable[[float], None]  # takes the loss on the validation split
     settings: dict[str, Any]  # all arguments of its class
+    scheduler: lr_scheduler.LRScheduler  # which has its state
 
 
 def schedule(
@@ -88,10 +89,10 @@ def schedule(
     built = build("train.schedule", cls, [optimizer], derived, given, trial=lambda make: _advance(make(stand_in)))
     used = settings(cls, derived | given)
     if name in AFTER_BATCHES:
-        return Schedule(built.step, lambda _loss: None, used)
+        return Schedule(built.step, lambda _loss: None, used, built)
     if name == "ReduceLROnPlateau":
-        return Schedule(lambda: None, built.step, used)
-    return Schedule(lambda: None, lambda _loss: built.step(), used)
+        return Schedule(lambda: None, built.step, used, built)
+    return Schedule(lambda: None, lambda _loss: built.step(), used, built)
 
 
 def _advance(tried: lr_scheduler.LRScheduler) -> None:

@@ -14,7 +14,7 @@ import pytest
 from stages.base import locks
 from stages.base.errors import InputError
 from stages.base.files import replacing
-from stages.base.locks import locked
+from stages.base.locks import locked, locked_if_free
 from tests.conftest import ROOT, clean_environment
 
 HOLDS = """
@@ -157,3 +157,18 @@ def test_where_the_project_is_read_only_the_lock_is_beside_the_output(
     message = r"/sys/none/out cannot be written, nor its lock: .*: /sys/none/\.out\.lock"
     with pytest.raises(InputError, match=message), locked(Path("/sys/none/out")):
         pass
+
+
+def test_what_is_not_free_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    with held(output) as process:
+        assert said(process) == "holds"
+        with locked_if_free(output) as is_free:
+            assert not is_free
+    with locked_if_free(output) as is_free:
+        assert is_free
+        with locked_if_free(output) as once_more:
+            assert not once_more
+    with locked(output):
+        pass
+    assert capsys.readouterr().err == ""

@@ -20,7 +20,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from stages.base.errors import InputError
-from stages.base.experiment import SWEEP
+from stages.base.experiment import SWEEP, home
 from stages.tracking.git import GitError, git, git_bytes, prefix
 from tools.sweep import overrides
 from tools.sweep.copies import DVC, copy_repository
@@ -51,7 +51,8 @@ class LocalRunner(Runner):
         # What each of `jobs` slots adds to the environment of its experiment.
         self._free = [{"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if len(gpus) > 1 else {} for job in range(jobs)]
         self._used: dict[str, dict[str, str]] = {}
-        self._environment = {"MLFLOW_TRACKING_URI": self.runs.uri}  # by default a stage takes that of its copy
+        # By default a stage takes those of its copy, which is removed with what a killed one would go on from.
+        self._environment = {"MLFLOW_TRACKING_URI": self.runs.uri, "REPRONET_HOME": str(home(os.environ))}
 
     def start(self, description: Description) -> None:
         name, folder = description.name, self._copies / description.name

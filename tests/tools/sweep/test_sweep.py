@@ -51,7 +51,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_twelve_experiments_whatever_is_killed(prepared: Project) -> None:
     command = ["python", "-m", "tools.sweep", "--name", "killed", "--jobs", "2", "-S", SHORT]
     command += ["-S", "train.optimizer.name=SGD,Adam", "-S", "train.optimizer.lr=0.01,0.03,0.1", "-S", "train.seed=0,1"]
