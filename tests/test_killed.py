@@ -47,15 +47,22 @@ def checkpoints(project: Project) -> list[Path]:
     return list((project.root / ".repronet/checkpoints").glob("*.safetensors"))
 
 
+def written(project: Project) -> float:
+    """When the last checkpoint was written; 0 if there is none."""
+    with suppress(FileNotFoundError):  # it was just removed
+        return max((path.stat().st_mtime for path in checkpoints(project)), default=0.0)
+    return 0.0
+
+
 def killed(
     project: Project, command: tuple[str, ...], wait: Callable[[Project], object], number: int = signal.SIGKILL
 ) -> bool:
-    """Run a command, and kill all that it has started `wait` after the first checkpoint; return whether it still ran.
+    """Run a command, and kill all that it has started `wait` after its first checkpoint; return whether it still ran.
 
     SIGKILL is what a power cut is, as far as processes go.
     """
-    process = project.start(*command)
-    while not checkpoints(project) and process.poll() is None:
+    before, process = written(project), project.start(*command)
+    while written(project) <= before and process.poll() is None:
         time.sleep(0.01)
     wait(project)
     running = process.poll() is None
@@ -71,7 +78,7 @@ def after(seconds: float) -> Callable[[Project], None]:
 
 def in_a_write(project: Project) -> None:
     """Return while a checkpoint is being written."""
-    folder, deadline = project.root / ".repronet/checkpoints", time.monotonic() + 5
+    folder, deadline = project.root / ".repronet/checkpoints", time.monotonic() + 20
     while not any(name.endswith(".partial") for name in os.listdir(folder)):  # noqa: PTH208 (the quickest)
         assert time.monotonic() < deadline
 
