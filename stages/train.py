@@ -52,6 +52,7 @@ def main() -> None:
     )
     params = load_params()
     data_in_git.check(WEIGHTS / params.train.init_from, os.environ)
+    data_in_git.warn_of_lost(params.inputs, os.environ)
     train(params.train, **arguments, tracker=Tracker.from_environment(params))
 
 

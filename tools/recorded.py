@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from stages.base.errors import InputError, listed, unknown
-from stages.base.params import WEIGHTS
+from stages.base.params import WEIGHTS, flattened, load_params
 from stages.base.text import shown_url
 from stages.base.yaml import read_yaml
 from stages.tracking import provenance
@@ -56,7 +56,7 @@ class RecordedResult:
         """Yield its files, for a commit copies that go away again. Raises InputError if they cannot be used."""
         if not self.commit:
             check_workspace()
-            yield _files(_arguments(as_yaml(Path("dvc.lock").read_bytes())), Path())
+            yield files_of(as_yaml(Path("dvc.lock").read_bytes()), Path())
             return
         fs = _at_commit(self.commit)
         lock = as_yaml(fs.read_bytes("dvc.lock") if fs.exists("dvc.lock") else b"")
@@ -146,6 +146,14 @@ def as_yaml(content: bytes) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def read_params(path: Path) -> dict[str, Any]:
+    """Return the params of any commit by their dotted names, as they stand there if they are not today's."""
+    try:
+        return load_params(path).flat()
+    except InputError:
+        return flattened(as_yaml(path.read_bytes()))
+
+
 def _text_at(commit: str, path: str) -> str:
     """Return a file of the project at a commit, "" if it is not there."""
     return git("show", f"{commit}:./{path}") if git("ls-tree", commit, path) else ""
@@ -158,8 +166,7 @@ def _result_of(commit: str) -> object:
     stages = _stages(as_yaml(git_bytes("show", f"{commit}:./dvc.lock")))
     if "evaluate" not in stages:
         return None
-    outs = [(out["path"], _recorded(out)) for stage in stages.values() for out in stage.get("outs", [])]
-    return git("ls-tree", commit, "params.yaml"), tuple(sorted(outs))
+    return git("ls-tree", commit, "params.yaml"), tuple(sorted(digests_of({"stages": stages}, "outs").items()))
 
 
 def _stages(lock: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +189,17 @@ def _arguments(lock: dict[str, Any]) -> list[str]:
     if words[:3] != EVALUATE or len(words) != 8:
         raise InputError(f"evaluate was another command than today's: {command}")
     return words[3:]
+
+
+def files_of(lock: dict[str, Any], root: Path) -> ResultFiles:
+    """Return the files of the result in dvc.lock, from `root` on. Raises InputError if it has none."""
+    return _files(_arguments(lock), root)
+
+
+def digests_of(lock: dict[str, Any], kind: str) -> dict[str, str]:
+    """Return the digests of all "deps" or "outs" in dvc.lock by their paths."""
+    entries = [entry for stage in _stages(lock).values() for entry in stage.get(kind, [])]
+    return {entry["path"]: _recorded(entry) for entry in entries}
 
 
 def _files(arguments: list[str], root: Path) -> ResultFiles:

@@ -15,7 +15,7 @@ import pandas as pd
 from stages.base.errors import InputError, listed
 from stages.base.files import read_csv, sha256
 from stages.base.text import shown_url
-from stages.tracking.result import EVALUATION_TAG, USED, WEIGHTS, WEIGHTS_TAG
+from stages.tracking.result import EVALUATION_TAG, RECORD, RECORD_TAG, USED, WEIGHTS, WEIGHTS_TAG
 from stages.tracking.store import Store
 from stages.tracking.writer import given
 from stages.training.losses import LOSSES
@@ -166,6 +166,10 @@ class Runs:
     def _read(self, run: "MlflowRun", remark: str) -> EvaluatedRun:
         from mlflow.artifacts import load_text
 
+        if (version := int(run.data.tags.get(RECORD_TAG, RECORD))) > RECORD:
+            raise InputError(
+                f"the run {_named(run)} is of version {version}; this code reads up to {RECORD}: take the later code"
+            )
         assert run.outputs is not None  # evaluate logs the model
         files = {file.path for file in self.client.list_artifacts(run.info.run_id)}
         return EvaluatedRun(

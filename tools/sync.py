@@ -20,13 +20,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from stages.base import cli
 from stages.base.errors import InputError, listed
-from stages.base.params import flattened, load_params
 from stages.base.text import say
 from stages.tracking.store import Store
 from stages.tracking.writer import RunWriter, has_evaluation, is_abandoned, lacks_evaluation
@@ -107,7 +106,7 @@ class Sync:
 
     def _give(self, result: RecordedResult) -> tuple[Outcome, str]:
         with result.files() as files:
-            params = read_params(files.root / "params.yaml")
+            params = recorded.read_params(files.root / "params.yaml")
             writer = RunWriter(self._store, params, result.provenance())
             digests = files.digests
             runs = writer.found(digests) if self._exists else []
@@ -191,14 +190,6 @@ def reaching(store: Store) -> Iterator[None]:
             f"MLflow at {store.name} cannot be used: {store.why(error)}\n"
             "Run this again once it can be; what has its run by now will be left as it is."
         ) from error
-
-
-def read_params(path: Path) -> dict[str, Any]:
-    """Return the params of any commit by their dotted names, as they stand there if they are not today's."""
-    try:
-        return load_params(path).flat()
-    except InputError:
-        return flattened(recorded.as_yaml(path.read_bytes()))
 
 
 if __name__ == "__main__":

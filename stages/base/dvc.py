@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -36,6 +37,12 @@ def check_dvc() -> None:
         raise InputError(
             f"the DVC that ran this has ended ({STAGE}={os.environ[STAGE]} is set): its outputs stay as they are"
         )
+
+
+def command_of_dvc() -> str:
+    """Return the command of the DVC that runs this process, "" if none does."""
+    process = _dvc() if STAGE in os.environ else None
+    return shlex.join(process.cmdline()) if process is not None else ""
 
 
 def _watch() -> None:

@@ -24,6 +24,8 @@ from stages.nets.build import build_net, head, initial_net, net_spec
 # One metadata key only: safetensors writes several in a random order, and the file's bytes would change.
 KEY = "repronet"
 
+VERSION = 1  # of the description: a later one is refused
+
 Weights = dict[str, Tensor]
 
 
@@ -41,6 +43,7 @@ class Description:
     valid_accuracy: float
     valid_loss: float
     used: dict[str, str] = field(default_factory=dict)  # in the training, by dotted names; earlier versions did not say
+    version: int = VERSION  # of this description; the first ones did not say
 
     def scored(self, row: dict[str, float]) -> "Description":
         """Return what the weights are after the epoch with this row of the history."""
@@ -133,8 +136,13 @@ def read_weights(path: Path) -> tuple[Weights, Description | None]:
     if KEY not in metadata:
         return weights, None
     try:
-        return weights, Description(**json.loads(metadata[KEY]))
-    except (TypeError, RecursionError, json.JSONDecodeError) as error:
+        content = json.loads(metadata[KEY])
+        if (later := content.get("version", VERSION)) > VERSION:
+            raise InputError(f"{path} is of version {later}, and this code reads up to {VERSION}: take the later code")
+        return weights, Description(**content)
+    except InputError:
+        raise
+    except (TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
         raise InputError(
             f"{path} does not say what its weights are in a way that this version reads: {error}.\n"
             "If an earlier version wrote it, train it again with dvc repro."

@@ -2,13 +2,15 @@
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from stages.base.errors import InputError
 from stages.base.experiment import is_experiment, main_repository
+from stages.base.params import NOTHING, RANDOM, WEIGHTS
 from stages.base.text import warn
-from stages.tracking.git import untracked
+from stages.tracking.git import GitError, untracked
 
 LIMIT = "REPRONET_GIT_MB"  # the environment variable that lifts the limit
 
@@ -53,6 +55,26 @@ def going_into_git(path: Path, environment: Mapping[str, str]) -> str:
             f"{_dvc_add(path)} has DVC keep them instead; {LIMIT}={size + 1:.0f} in the environment lifts the limit."
         )
     return f"{what} go into git with the experiment's commit; {_dvc_add(path)} has DVC keep them instead"
+
+
+def warn_of_lost(paths: Iterable[Path], environment: Mapping[str, str]) -> None:
+    """Warn of data at `paths` that nobody could get back: neither git nor DVC has them, or will have them."""
+    for path in paths:
+        if not path.exists() or path in (NOTHING, WEIGHTS / RANDOM):
+            continue
+        lost = "it is" if not _is_inside(path) else ""
+        if not lost and not any(Path(f"{one}.dvc").exists() for one in (path, *path.parents)):
+            with suppress(GitError):  # of which the run in MLflow has warned
+                files = set(untracked(_only(path), ignored=True))
+                files -= set(untracked(_only(path))) if is_experiment(environment) else set()
+                lost = f"{len(files):,} file{'s' * (len(files) > 1)} of it {'are' if len(files) > 1 else 'is'}" * bool(
+                    files
+                )
+        if lost:
+            warn(
+                f"warning: results from {path} cannot be rebuilt once it is another: {lost} in neither git nor DVC."
+                + (f" {_dvc_add(path)} has DVC keep it." if _is_inside(path) else " A copy in the project can be kept.")
+            )
 
 
 def _dvc_add(path: Path) -> str:

@@ -51,19 +51,20 @@ def prefix() -> Path:
     return Path(git("rev-parse", "--show-prefix").removesuffix("\n"))
 
 
-def git_bytes(*arguments: str, folder: Path = Path(), stdin: bytes = b"") -> bytes:
-    """Return what git prints in `folder`, given `stdin`. Raises GitError."""
+def git_bytes(*arguments: str, folder: Path = Path(), stdin: bytes = b"", status: int = 0) -> bytes:
+    """Return what git prints in `folder`, given `stdin`. Raises GitError if it ends with another status than this."""
     # DVC may hold the index, so git must not wait for a lock on it.
     name, *others = arguments
     command = ["git", "--no-pager", "--no-optional-locks", *_OPTIONS, name, *_OF_COMMAND.get(name, []), *others]
     environment = without_git_redirects(os.environ) | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     try:
-        return subprocess.run(command, cwd=folder, env=environment, input=stdin, capture_output=True, check=True).stdout
+        ended = subprocess.run(command, cwd=folder, env=environment, input=stdin, capture_output=True, check=False)
     except OSError as error:
         raise GitError(f"git cannot be run: {error}") from error
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").strip()
-        raise GitError(f"git {' '.join(arguments)} failed: {said or f'status {error.returncode}'}") from error
+    if ended.returncode != status:
+        said = ended.stderr.decode(errors="replace").strip()
+        raise GitError(f"git {' '.join(arguments)} failed: {said or f'status {ended.returncode}'}")
+    return ended.stdout
 
 
 def untracked(*paths: str, folder: Path = Path(), ignored: bool = False) -> list[str]:

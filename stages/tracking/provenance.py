@@ -11,14 +11,16 @@ from pathlib import Path
 import psutil
 import torch
 
+from stages.base.errors import listed
 from stages.base.experiment import EXPERIMENT_NAME, SWEEP
 from stages.base.instructions import cpu_model
 from stages.base.text import warn
-from stages.tracking.git import GitError, git, git_bytes
+from stages.tracking.git import GitError, git, git_bytes, untracked
 
 PROCESS_TAG = "process"
 # What results follow from. The rest of a dirty tree is results themselves, which every run changes.
 SOURCES = (".", ":(exclude)dvc.lock", ":(exclude)metrics")
+LARGEST_NEW = 1_000_000  # bytes of a new file that a run's patch takes
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,22 @@ def patch(*commits: str) -> bytes:
     return git_bytes("diff", "--binary", *(commits or ["HEAD"]), "--", *SOURCES)
 
 
+def changes() -> tuple[bytes, list[str]]:
+    """Return the changes since the last commit, new files included, and the new files that are too large for that.
+
+    Data, which are large by nature, are not among them: DVC keeps those, see data_in_git.py. Raises GitError.
+    """
+    whole, left_out, beginning = patch(), list[str](), git("rev-parse", "--show-prefix").removesuffix("\n")
+    prefixes = [f"--src-prefix=a/{beginning}", f"--dst-prefix=b/{beginning}"]
+    of_dvc = (":(glob)data/**/*.dvc", ":(glob)data/**/.gitignore")
+    for name in [*untracked(*SOURCES, ":(exclude)data"), *untracked(*of_dvc)]:
+        if os.lstat(name).st_size > LARGEST_NEW:
+            left_out.append(name)
+        else:
+            whole += git_bytes("diff", "--binary", *prefixes, "--no-index", "--", os.devnull, name, status=1)
+    return whole, left_out
+
+
 def of_process(environment: Mapping[str, str]) -> Provenance:
     """Return where what this process makes comes from. Without git it warns, and lacks commit and changes."""
     tags = {
@@ -49,16 +67,20 @@ def of_process(environment: Mapping[str, str]) -> Provenance:
         "sweep": environment.get(SWEEP, ""),
         "directory": str(Path.cwd()),
     }
-    changes = b""
+    whole = b""
     try:
-        commit, changes = git("rev-parse", "HEAD").strip(), patch()
-        changed = git("status", "--porcelain", "--", *SOURCES).splitlines()
+        commit, (whole, left_out) = git("rev-parse", "HEAD").strip(), changes()
         tags["mlflow.source.git.commit"] = commit
-        tags["git.dirty"] = str(bool(changed)).lower()
-        tags["git.untracked"] = ", ".join(line[3:] for line in changed if line.startswith("??"))
+        tags["git.dirty"] = str(bool(git("status", "--porcelain", "--", *SOURCES))).lower()
+        tags["git.untracked"] = listed(left_out)
+        if left_out:
+            warn(
+                f"warning: this run cannot be rebuilt without {listed(left_out)}: git does not have it, and a run takes"
+                f" new files of up to {LARGEST_NEW / 1e6:.0f} MB: git add, or .gitignore where it plays no part"
+            )
     except GitError as error:
         warn(f"warning: the run in MLflow will not say which code made it: {error}")
-    return Provenance({name: value for name, value in tags.items() if value}, changes)
+    return Provenance({name: value for name, value in tags.items() if value}, whole)
 
 
 def of_commit(commit: str, experiment: str = "", baseline: str = "") -> Provenance:
@@ -67,17 +89,17 @@ def of_commit(commit: str, experiment: str = "", baseline: str = "") -> Provenan
     Raises GitError.
     """
     author, seconds = git("log", "-1", "--format=%an%n%ct", commit).splitlines()
-    changes = patch(baseline, commit) if baseline else b""
+    changed = patch(baseline, commit) if baseline else b""
     tags = {
         "mlflow.user": author,
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": baseline or commit,
-        "git.dirty": str(bool(changes)).lower(),
+        "git.dirty": str(bool(changed)).lower(),
         "dvc.exp_name": experiment,
         "dvc.baseline_rev": baseline,
     }
-    return Provenance({name: value for name, value in tags.items() if value}, changes, int(seconds) * 1000)
+    return Provenance({name: value for name, value in tags.items() if value}, changed, int(seconds) * 1000)
 
 
 def of_computation(device: torch.device) -> dict[str, str]:

@@ -15,6 +15,7 @@ from stages.base.files import sha256
 from stages.base.params import Params
 from stages.batches.prepared import DatasetInfo
 from stages.tracking import provenance
+from stages.tracking.environment import environment
 from stages.tracking.guard import Guard
 from stages.tracking.result import RESUMED_TAG, WEIGHTS_TAG, ResultFiles
 from stages.tracking.run import ActiveRun, NoRun
@@ -49,7 +50,9 @@ class Tracker:
         """
         no_run: ActiveRun | NoRun = NoRun()
         tags = provenance.of_computation(device)
-        started = self._guard.attempt(lambda: self._writer.start(data, used, tags, checkpoint), no_run)
+        started = self._guard.attempt(
+            lambda: self._writer.start(data, used, tags, checkpoint, environment(device)), no_run
+        )
         run = TrainingRun(started, self._guard)
         try:
             yield run

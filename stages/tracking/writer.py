@@ -11,8 +11,19 @@ from typing import TYPE_CHECKING, Any
 from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import load_weights
 from stages.tracking import provenance
+from stages.tracking.environment import ARTIFACT
 from stages.tracking.provenance import PROCESS_TAG, Provenance, has_ended
-from stages.tracking.result import CHECKPOINT_TAG, EVALUATION_TAG, NOTE_TAG, USED, WEIGHTS, WEIGHTS_TAG, ResultFiles
+from stages.tracking.result import (
+    CHECKPOINT_TAG,
+    EVALUATION_TAG,
+    NOTE_TAG,
+    RECORD,
+    RECORD_TAG,
+    USED,
+    WEIGHTS,
+    WEIGHTS_TAG,
+    ResultFiles,
+)
 from stages.tracking.run import ActiveRun, NoRun
 from stages.tracking.store import Store, dataset, log_model
 
@@ -29,20 +40,23 @@ class RunWriter:
 
     def __init__(self, store: Store, params: dict[str, Any], origin: Provenance) -> None:
         self.store, self.provenance = store, origin
-        # As MLflow keeps them: text as it is, the rest as JSON, and of either its beginning.
-        self.params = {
-            key: (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST]
-            for key, value in params.items()
-        }
+        self.params = as_logged(params)
 
-    def start(self, data: DatasetInfo, used: dict[str, str], tags: dict[str, str], checkpoint: str = "") -> "ActiveRun":
-        """Create a run with its params, the settings `used`, its datasets, and what changed since the commit.
+    def start(
+        self,
+        data: DatasetInfo,
+        used: dict[str, str],
+        tags: dict[str, str],
+        checkpoint: str = "",
+        environment: dict[str, Any] | None = None,
+    ) -> "ActiveRun":
+        """Create a run with its params, the settings `used`, datasets, `environment`, and changes since the commit.
 
         If one was interrupted that has this `checkpoint`, it is taken up again.
         """
         client = self.store.client()
         tags = self.provenance.tags | provenance.of_writer() | tags
-        tags |= {CHECKPOINT_TAG: checkpoint} if checkpoint else {}
+        tags |= {RECORD_TAG: str(RECORD)} | ({CHECKPOINT_TAG: checkpoint} if checkpoint else {})
         name = tags.get("dvc.exp_name") or tags.get("mlflow.source.git.commit", "no commit")[:9]
         if before := self._interrupted(checkpoint):
             run = self._taken_up(before, name, tags)
@@ -51,6 +65,8 @@ class RunWriter:
             run = ActiveRun(client, created.info.run_id, self.provenance.time)
         with run.abandoned_on_error():
             self._describe(run.id, data, used)
+            if environment:
+                client.log_dict(run.id, environment, ARTIFACT)
         return run
 
     def _interrupted(self, checkpoint: str) -> "Run | None":
@@ -227,11 +243,19 @@ class NoWriter:
 
     store = Store("", "")
 
-    def start(self, _data: DatasetInfo, _used: dict[str, str], _tags: dict[str, str], _checkpoint: str) -> NoRun:
+    def start(self, *_about: object) -> NoRun:
         return NoRun()
 
     def evaluated(self, _files: ResultFiles) -> None:
         pass
+
+
+def as_logged(params: dict[str, Any]) -> dict[str, str]:
+    """Return params as MLflow keeps them: text as it is, the rest as JSON, and of either its beginning."""
+    return {
+        key: (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST]
+        for key, value in params.items()
+    }
 
 
 def given(run: "Run") -> dict[str, str]:

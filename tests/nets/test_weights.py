@@ -2,7 +2,7 @@ import json
 import pickle
 import struct
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,20 @@ def test_files_of_others(tmp_path: Path, weights: dict[str, torch.Tensor]) -> No
     ]:
         with pytest.raises(InputError, match=message):
             load_weights(tmp_path / name)
+
+
+def test_descriptions_of_earlier_versions_are_read_and_later_ones_refused(
+    tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    content = asdict(DESCRIPTION)
+    assert content["version"] == 1
+    for version, changes in {"first": {"version", "used"}, "second": {"version"}}.items():
+        earlier = {name: value for name, value in content.items() if name not in changes}
+        save_file(weights, tmp_path / version, metadata={"repronet": json.dumps(earlier)})
+        assert load_weights(tmp_path / version)[1] == replace(DESCRIPTION, used=earlier.get("used", {}))
+    save_file(weights, tmp_path / "later", metadata={"repronet": json.dumps(content | {"version": 2, "more": 1})})
+    with pytest.raises(InputError, match="later is of version 2, and this code reads up to 1: take the later code"):
+        load_weights(tmp_path / "later")
 
 
 @pytest.mark.parametrize(

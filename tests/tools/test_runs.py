@@ -173,6 +173,19 @@ def test_links_and_files_and_curves(store: Runs, compared: Project, tmp_path: Pa
     assert store.address == "https://example.org/mlflow"
 
 
+def test_a_run_of_a_later_version(store: Runs) -> None:
+    run = store.find("seed-1")
+    assert run.tags["record.version"] == "1"
+    store.client.set_tag(run.id, "record.version", "2")
+    try:
+        with pytest.raises(
+            InputError, match=r"the run seed-1 \(\w{8}\) is of version 2; this code reads up to 1: take"
+        ):
+            store.find("seed-1")
+    finally:
+        store.client.set_tag(run.id, "record.version", "1")
+
+
 def test_predictions_of_before_images_had_names() -> None:
     table = read_predictions("index,label,predicted,a,b\n7,a,b,0.2,0.8\n")
     assert list(table) == ["index", "source", "label", "predicted", "a", "b"]

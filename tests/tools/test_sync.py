@@ -25,8 +25,8 @@ from stages.tracking.writer import RunWriter
 from stages.train import train
 from tests.conftest import Project, free_port, runs, served
 from tools import recorded
-from tools.recorded import RecordedResult
-from tools.sync import Sync, is_of, main, read_params
+from tools.recorded import RecordedResult, read_params
+from tools.sync import Sync, is_of, main
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)
 TIES = ("dvc.exp_name", "dvc.baseline_rev", "mlflow.source.git.commit", "git.dirty")
@@ -97,7 +97,11 @@ def row(uri: str, run: Any, folder: Path) -> dict[str, Any]:
             for entry in run.inputs.dataset_inputs
         ),
         "scores": model(torch.tensor(IMAGES)).tolist(),
-        "artifacts": {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()},
+        "artifacts": {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != "environment.json"
+        },
         "ties": {name: run.data.tags.get(name) for name in TIES},
     }
 

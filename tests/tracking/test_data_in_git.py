@@ -1,8 +1,12 @@
 """What is said of data that git would take into an experiment, or not, by real experiments of DVC."""
 
+from pathlib import Path
+
 import pytest
 
 from stages.base.cli import WAY_BACK
+from stages.base.params import NOTHING, RANDOM, WEIGHTS
+from stages.tracking import data_in_git
 from tests.conftest import Project, write_image
 
 OWN = "data/raw/own images"
@@ -55,3 +59,33 @@ def test_data_beside_the_repository_do_not_go_into_git(brought: Project) -> None
     output = brought(*RUN[:-1], f"prepare.path='../{beside.name}'", "--name", "beside", "prepare")
     assert "warning: " not in output.replace("WARNING", "")
     assert "prepared 40 images of folder" in output
+
+
+@pytest.mark.parametrize("where", ["own", "ignored", "committed", "DVC's", "beside"])
+def test_data_that_nobody_could_get_back_are_said(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    monkeypatch.chdir(project.root)
+    path = Path(OWN) if where != "beside" else project.root.parent / f"{project.root.name} data"
+    for seed in range(2):
+        write_image(path / f"{seed}.png", seed)
+    if where == "ignored":
+        (project.root / ".git/info/exclude").write_text("*.png\n")
+    if where == "committed":
+        project("git", "add", "data")
+        project("git", "commit", "-qm", "data")
+    if where == "DVC's":
+        project("dvc", "add", "-q", OWN)
+    paths = [path, NOTHING, WEIGHTS / RANDOM]
+
+    def said(environment: dict[str, str]) -> str:
+        data_in_git.warn_of_lost(paths, environment)
+        return capsys.readouterr().err
+
+    begins = f"warning: results from {path} cannot be rebuilt once it is another: "
+    of_it = "2 files of it are in neither git nor DVC. `dvc add 'data/raw/own images'` has DVC keep it.\n"
+    beside = "it is in neither git nor DVC. A copy in the project can be kept.\n"
+    expected = {"own": begins + of_it, "ignored": begins + of_it, "beside": begins + beside}.get(where, "")
+    assert said({}) == expected
+    # An experiment's commit takes what git does not ignore.
+    assert said({"DVC_EXP_NAME": "x"}) == ("" if where == "own" else expected)

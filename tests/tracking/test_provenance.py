@@ -48,8 +48,63 @@ def test_changes_since_the_commit_are_logged(digits: Path, project: Project, mon
     run_stages(digits, project.root, {}, {}, only="train")
     [run] = project.runs()
     assert run.data.tags["git.dirty"] == "true"
-    assert "new.py" in run.data.tags["git.untracked"]
-    assert '+"""What we measured' in load_text(f"{run.info.artifact_uri}/git.patch")
+    assert "git.untracked" not in run.data.tags
+    patch = load_text(f"{run.info.artifact_uri}/git.patch")
+    assert '+"""What we measured' in patch
+    assert "diff --git a/new.py b/new.py\nnew file mode" in patch
+
+
+@pytest.mark.parametrize("folder", [".", "sub/project"])
+def test_new_files_are_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    project = Project.at(tmp_path / "repository" / folder)
+    project.root.mkdir(parents=True)
+    project("git", "init", "-q", str(tmp_path / "repository"))
+    project("git", "config", "user.name", "test")
+    project("git", "config", "user.email", "test@localhost")
+    (project.root / "old.py").write_text("1\n")
+    (project.root / ".gitignore").write_text("/ignored\n")
+    project("git", "add", "-A")
+    project("git", "commit", "-qm", "first")
+    new = {
+        "stages/nets/__init__.py": b"",
+        'stages/nets/m\u00fc "t.py': b"caf\xe9\r\n",
+        "blob.bin": bytes(range(256)) * 3,
+    }
+    others = {
+        "old.py": b"2\n",
+        "ignored": b"x",
+        "data/raw/a.png": b"x",
+        "metrics/x": b"x",
+        "large.bin": b"x" * 1_000_001,
+    }
+    for name, content in {**new, **others}.items():
+        (project.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.root / name).write_bytes(content)
+    (project.root / "blob.bin").chmod(0o755)
+    (project.root / "link").symlink_to("old.py")
+    monkeypatch.chdir(project.root)
+    patch, left_out = provenance.changes()
+    assert left_out == ["large.bin"]
+    project("git", "clone", "-q", str(tmp_path / "repository"), str(tmp_path / "clone"))
+    subprocess.run(["git", "apply"], input=patch, cwd=tmp_path / "clone", check=True)
+    rebuilt = tmp_path / "clone" / folder
+    assert {name: (rebuilt / name).read_bytes() for name in new} == new
+    assert (rebuilt / "old.py").read_text() == "2\n"
+    assert os.access(rebuilt / "blob.bin", os.X_OK)
+    assert (rebuilt / "link").readlink() == Path("old.py")
+    assert not {"ignored", "data", "metrics", "large.bin"} & {path.name for path in rebuilt.iterdir()}
+
+
+def test_a_new_file_that_is_too_large_is_said(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project.root / "large.bin").write_bytes(b"x" * 1_000_001)
+    monkeypatch.chdir(project.root)
+    assert provenance.of_process({}).tags["git.untracked"] == "large.bin"
+    assert capsys.readouterr().err == (
+        "warning: this run cannot be rebuilt without large.bin: git does not have it, and a run takes new files of up"
+        " to 1 MB: git add, or .gitignore where it plays no part\n"
+    )
 
 
 def test_a_process_that_is_gone_is_told_from_a_living_one_and_an_unknown_one() -> None:

@@ -1,6 +1,8 @@
 """MLflow runs in real stores: what one holds, and which one an evaluation completes."""
 
 import json
+import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
@@ -91,7 +93,8 @@ def test_artifacts(store: Path) -> None:
     run = only_run(store)
     client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert names - {"git.patch"} == {"dvc.lock", "dvc.yaml", "evaluate.json", "params.yaml", "plots", "weights"}
+    written = {"dvc.lock", "dvc.yaml", "environment.json", "evaluate.json", "params.yaml", "plots", "weights"}
+    assert names - {"git.patch"} == written
     for folder in ("plots", "plots/pictures"):
         logged = {
             file.path: file.file_size for file in client.list_artifacts(run.info.run_id, folder) if not file.is_dir
@@ -102,6 +105,20 @@ def test_artifacts(store: Path) -> None:
     lock = load_text(f"{run.info.artifact_uri}/dvc.lock")
     assert "  train:" in lock
     assert "  evaluate:" not in lock, "DVC has not written that entry while evaluate runs"
+
+
+def test_the_environment_is_recorded(store: Path) -> None:
+    recorded = json.loads(load_text(f"{only_run(store).info.artifact_uri}/environment.json"))
+    assert recorded["version"] == 1
+    assert recorded["packages"]["torch"] == version("torch")
+    assert len(recorded["packages"]) > 100
+    assert recorded["python"] == platform.python_version()
+    assert recorded["cpu"]["model"]
+    assert "avx2" in recorded["cpu"]["flags"]
+    assert recorded["variables"]["MKL_CBWR"] == "COMPATIBLE"
+    assert recorded["variables"]["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert (recorded["threads"], recorded["gpu"], recorded["dvc"]) == (2, {}, "")
+    assert "python" in recorded["command"]
 
 
 def test_the_same_evaluation_again_adds_nothing(digits: Path, tmp_path: Path) -> None:

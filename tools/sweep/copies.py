@@ -38,8 +38,8 @@ def copy_repository(folder: Path, commit: str, patch: bytes, inputs: Collection[
             raise InputError(f"DVC commits experiments, and git has no {key}: git config --global {key} …") from error
     with suppress(FileNotFoundError):
         shutil.copy(".dvc/config.local", project / ".dvc/config.local")
-    cache = Path(_dvc("cache", "dir")).resolve()
-    _dvc("cache", "dir", "--local", str(cache), folder=project)
+    cache = Path(dvc("cache", "dir")).resolve()
+    dvc("cache", "dir", "--local", str(cache), folder=project)
 
 
 def _bring_inputs(folder: Path, inputs: Collection[Path]) -> None:
@@ -122,7 +122,8 @@ def _is_equal(file: Path, copied: Path) -> bool:
     return filecmp.cmp(file, copied, shallow=False)
 
 
-def _dvc(*arguments: str, folder: Path = Path()) -> str:
+def dvc(*arguments: str, folder: Path = Path()) -> str:
+    """Return what DVC prints in `folder`. Raises InputError with what it says if it fails."""
     try:
         return subprocess.run([*DVC, *arguments], cwd=folder, capture_output=True, check=True, text=True).stdout.strip()
     except subprocess.CalledProcessError as error:

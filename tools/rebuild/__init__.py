@@ -1,0 +1,1 @@
+"""Runs again, from what they recorded: python -m tools.rebuild."""

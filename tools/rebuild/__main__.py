@@ -1,0 +1,90 @@
+"""Runs a training of MLflow's store again, in a folder of its own, and says whether the result is the same.
+
+    python -m tools.rebuild seed-1
+    python -m tools.rebuild best 93c824800cbf4f12b0995cdb5167a671
+    python -m tools.rebuild --all
+
+A run is named by its id, by its name (which is the DVC experiment's), or as `best`. Its commit, patch, params and
+settings are put into an empty folder, with an empty cache of DVC, and its three stages run there. Of data, weights,
+history, metrics and predictions each is equal, bit for bit, or it is said by how much it differs, and why that may be.
+The exit status is 0 only where all is equal. With --venv the stages run with the packages that the run was made with,
+installed for it; without, those that are installed now.
+"""
+
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from stages.base import cli
+from stages.base.errors import InputError, listed
+from stages.base.experiment import home
+from stages.base.text import say
+from stages.tracking.result import EVALUATION_TAG
+from tools.rebuild.again import bring, check_out, run_stages
+from tools.rebuild.parts import Part, compared, reasons
+from tools.rebuild.record import Record
+from tools.runs import EvaluatedRun, Runs
+
+EQUAL = "all equal, bit for bit"
+
+
+def main() -> None:
+    parser = cli.parser("tools.rebuild", __doc__)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run id, run name, or best")
+    parser.add_argument("--all", action="store_true", help="every evaluated run of the store, and a table of them")
+    parser.add_argument("--venv", action="store_true", help="install the packages that the run was made with")
+    arguments = parser.parse_args()
+    if bool(arguments.runs) == arguments.all:
+        parser.error("name runs, or give --all")
+    store = Runs()
+    evaluated = store.store.search(having=[EVALUATION_TAG]) if arguments.all else []
+    names = [run.info.run_id for run in evaluated] or arguments.runs
+    outcomes: dict[str, str] = {}
+    for run in map(store.find, names):
+        say(f"{run.name} ({run.id[:8]}):")
+        outcomes[f"{run.name} ({run.id[:8]})"] = outcome = _outcome(store, run, arguments.venv)
+        say(f"  {outcome}")
+    if arguments.all:
+        width = max(map(len, outcomes), default=0)
+        say("\n".join(["", *(f"{name:{width}}  {outcome}" for name, outcome in outcomes.items())]))
+    if failed := [name for name, outcome in outcomes.items() if outcome != EQUAL]:
+        raise InputError(f"{len(failed)} of {len(outcomes)} are not as they were: {listed(failed)}")
+
+
+def _outcome(store: Runs, run: EvaluatedRun, venv: bool) -> str:
+    """Rebuild a run, say what is equal and what not, and return that in a line."""
+    try:
+        parts, reason = rebuild(store, run, venv)
+    except InputError as error:
+        return f"cannot be rebuilt: {error}"
+    for part in parts:
+        say(f"  {part.name}: {part.difference or 'equal, bit for bit'}")
+    different = [part.name for part in parts if part.difference]
+    if different and reason:
+        say(f"  others than for the run, so a likely reason: {reason}")
+    return f"different: {', '.join(different)}" if different else EQUAL
+
+
+def rebuild(store: Runs, run: EvaluatedRun, venv: bool = False) -> tuple[list[Part], str]:
+    """Run a run's stages again, and return what they made beside what it has, and what may be why it is another.
+
+    Raises InputError if something that it needs is missing, or a stage fails.
+    """
+    place = home(os.environ) / "rebuild"
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with TemporaryDirectory(dir=place) as name:
+        folder = Path(name)
+        record = Record(store, run, folder / "record")
+        project = check_out(record, folder / "repository")
+        for path in record.inputs:
+            bring(path, project)
+        python = record.venv(folder / "venv") if venv else Path(sys.executable)
+        if others := record.other_packages(python):
+            say(f"  packages that are others than the run's: {others}")
+        run_stages(record, project, python)
+        return list(compared(record, project)), reasons(record)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,84 @@
+"""A run's stages again, in an empty folder."""
+
+import os
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from stages.base.errors import InputError
+from stages.tracking.git import GitError, git, git_bytes, prefix
+from tools.rebuild.record import Record
+from tools.sweep.copies import dvc
+
+SHOWN_LINES = 12  # of what a stage that failed has printed
+# Settings of the run that the rebuilding process decides anew.
+OWN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "PYTHON")
+
+
+def check_out(record: Record, folder: Path) -> Path:
+    """Put the run's commit, patch and params into `folder`, and return where the project is there.
+
+    Raises InputError if the repository lacks the commit, or the patch does not fit.
+    """
+    repository = git("rev-parse", "--show-toplevel").removesuffix("\n")
+    try:
+        git("cat-file", "-e", f"{record.commit}^{{commit}}")
+    except GitError as error:
+        raise InputError(f"its commit {record.commit[:9]} is not in this repository; git fetch may bring it") from error
+    git("clone", "-q", "--shared", "--no-checkout", repository, str(folder))
+    git("checkout", "-q", "--detach", record.commit, folder=folder)
+    if record.patch:
+        try:
+            git_bytes("apply", folder=folder, stdin=record.patch)
+        except GitError as error:
+            raise InputError(f"its git.patch does not fit its commit: {error}") from error
+    project = folder / prefix()
+    (project / "dvc.lock").unlink(missing_ok=True)
+    return project
+
+
+def bring(path: Path, project: Path) -> None:
+    """Let the project have what the user has at `path`, from DVC or from the workspace, unless git has brought it.
+
+    Raises InputError if neither has it.
+    """
+    if (project / path).exists():
+        return
+    kept = next((Path(f"{one}.dvc") for one in (path, *path.parents) if (project / f"{one}.dvc").exists()), None)
+    if kept:
+        cache = Path(dvc("cache", "dir")).resolve()
+        dvc("remote", "add", "--local", "--force", "cache_of_origin", str(cache), folder=project)
+        for remote in (["--remote", "cache_of_origin"], []):
+            with suppress(InputError):
+                dvc("pull", "--quiet", *remote, str(kept), folder=project)
+                return
+        raise InputError(f"neither DVC's cache nor its remote has {path}")
+    if not path.exists():
+        raise InputError(f"{path} is in neither git nor DVC, nor in the workspace")
+    (project / path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(path, project / path) if path.is_dir() else shutil.copy(path, project / path)
+
+
+def run_stages(record: Record, project: Path, python: Path) -> None:
+    """Run the stages with the run's own settings. Raises InputError with the end of what one that fails has printed."""
+    foreign = ("DVC_", "GIT_", "MLFLOW_", "REPRONET_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    own = record.environment.get("variables", {})
+    settings = {name: value for name, value in own.items() if not name.startswith(OWN_VARIABLES)}
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        [str(python), "-m", "dvc", "repro", "--no-run-cache"],
+        cwd=project,
+        env=kept | settings | {"PATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if ended.returncode != 0:
+        raise InputError("\n    ".join(["a stage failed:", *ended.stdout.splitlines()[-SHOWN_LINES:]]))
+    ran = [line for line in ended.stdout.splitlines() if line.startswith("Running stage")]
+    if len(ran) != 3:
+        raise InputError(f"{len(ran)} of 3 stages have run")

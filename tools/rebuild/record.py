@@ -1,0 +1,71 @@
+"""What a run in MLflow says of itself."""
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from stages.base.errors import InputError, listed
+from stages.base.params import WEIGHTS
+from stages.tracking import environment
+from tools.recorded import as_yaml, read_params
+from tools.runs import EvaluatedRun, Runs
+
+
+class Record:
+    """What a run in MLflow says of itself; its artifacts are copied into `folder`."""
+
+    def __init__(self, store: Runs, run: EvaluatedRun, folder: Path) -> None:
+        """Raises InputError, which says what is missing."""
+        folder.mkdir()
+        self.run, self.folder, self._store = run, folder, store
+        self.commit = run.tags.get("mlflow.source.git.commit", "")
+        if not self.commit:
+            raise InputError("it was logged without a commit: there was no git")
+        if untracked := run.tags.get("git.untracked"):
+            raise InputError(f"it had files that neither its commit nor its patch holds: {untracked}")
+        self.patch = self.artifact("git.patch").read_bytes() if run.patch else b""
+        self.params = read_params(self.artifact("params.yaml"))
+        self.lock = as_yaml(self.artifact("dvc.lock").read_bytes())
+        self.environment: dict[str, Any] = {}
+        with suppress(InputError):  # of an earlier version
+            self.environment = json.loads(self.artifact(environment.ARTIFACT).read_bytes())
+
+    def artifact(self, name: str) -> Path:
+        """Return a copy of one of the run's artifacts. Raises InputError if it has none of this name."""
+        if (path := self._store.artifact(self.run, name, self.folder)) is None:
+            raise InputError(f"it has no {name}")
+        return path
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The data of the user, and the weights, that its stages read."""
+        names = [self.params.get("prepare.path"), self.params.get("train.init_from")]
+        return [Path(names[0] or "data/none"), WEIGHTS / (names[1] or "none")]
+
+    def curve(self, metric: str) -> dict[int, float]:
+        return self._store.curve(self.run, metric)
+
+    def other_packages(self, python: Path) -> str:
+        """Return which packages of `python` are not those of the run."""
+        recorded = self.environment.get("packages", {})
+        code = "import json; from stages.tracking.environment import packages; print(json.dumps(packages()))"
+        now = json.loads(subprocess.check_output([str(python), "-c", code], text=True))
+        names = [name for name in recorded if recorded[name] != now.get(name) and name != "repronet"]
+        return listed(f"{name} {recorded[name]} (now {now.get(name, 'none')})" for name in names)
+
+    def venv(self, folder: Path) -> Path:
+        """Make an environment of the run's packages, and return its Python. Raises InputError."""
+        if not (packages := self.environment.get("packages")):
+            raise InputError("it does not say which packages it was made with")
+        wanted = [f"{name}=={version}" for name, version in packages.items() if name not in ("pip", "repronet")]
+        python = folder / "bin/python"
+        try:
+            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, text=True)
+            install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *wanted]
+            subprocess.run(install, check=True, capture_output=True, text=True)
+        except subprocess.CalledProcessError as error:
+            raise InputError(f"its packages cannot be installed: {error.stderr.strip().splitlines()[-1]}") from error
+        return python
