@@ -2,7 +2,7 @@
 
     python -m bench.levels
 
-Each training is a process of its own, since torch takes its instructions when it is imported. 3 minutes on two cores
+Each training is a process of its own, since torch takes its instructions when it is imported. 7 minutes on two cores
 of an x86-64 server.
 """
 

@@ -21,7 +21,7 @@ from stages.base.errors import InputError, listed
 from stages.base.experiment import home
 from stages.base.text import say
 from stages.tracking.result import EVALUATION_TAG
-from tools.rebuild.again import bring, check_out, run_stages
+from tools.rebuild.again import bring, restored, run_stages
 from tools.rebuild.parts import Part, compared, reasons
 from tools.rebuild.record import Record
 from tools.runs import EvaluatedRun, Runs
@@ -76,11 +76,11 @@ def rebuild(store: Runs, run: EvaluatedRun, venv: bool = False) -> tuple[list[Pa
     with TemporaryDirectory(dir=place) as name:
         folder = Path(name)
         record = Record(store, run, folder / "record")
-        project = check_out(record, folder / "repository")
+        project = restored(record, folder / "repository")
         for path in record.inputs:
             bring(path, project)
         python = record.venv(folder / "venv") if venv else Path(sys.executable)
-        if others := record.other_packages(python):
+        if not venv and (others := record.other_packages()):
             say(f"  packages that are others than the run's: {others}")
         run_stages(record, project, python)
         return list(compared(record, project)), reasons(record)

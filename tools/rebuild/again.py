@@ -7,33 +7,28 @@ from contextlib import suppress
 from pathlib import Path
 
 from stages.base.errors import InputError
-from stages.tracking.git import GitError, git, git_bytes, prefix
+from stages.tracking.git import GitError, git
 from tools.rebuild.record import Record
-from tools.sweep.copies import dvc
+from tools.sweep.copies import check_out, dvc
 
 SHOWN_LINES = 12  # of what a stage that failed has printed
 # Settings of the run that the rebuilding process decides anew.
 OWN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "PYTHON")
 
 
-def check_out(record: Record, folder: Path) -> Path:
+def restored(record: Record, folder: Path) -> Path:
     """Put the run's commit, patch and params into `folder`, and return where the project is there.
 
     Raises InputError if the repository lacks the commit, or the patch does not fit.
     """
-    repository = git("rev-parse", "--show-toplevel").removesuffix("\n")
     try:
         git("cat-file", "-e", f"{record.commit}^{{commit}}")
     except GitError as error:
         raise InputError(f"its commit {record.commit[:9]} is not in this repository; git fetch may bring it") from error
-    git("clone", "-q", "--shared", "--no-checkout", repository, str(folder))
-    git("checkout", "-q", "--detach", record.commit, folder=folder)
-    if record.patch:
-        try:
-            git_bytes("apply", folder=folder, stdin=record.patch)
-        except GitError as error:
-            raise InputError(f"its git.patch does not fit its commit: {error}") from error
-    project = folder / prefix()
+    try:
+        project = check_out(folder, record.commit, record.patch)
+    except GitError as error:
+        raise InputError(f"its git.patch does not fit its commit: {error}") from error
     (project / "dvc.lock").unlink(missing_ok=True)
     return project
 

@@ -48,11 +48,9 @@ class Record:
     def curve(self, metric: str) -> dict[int, float]:
         return self._store.curve(self.run, metric)
 
-    def other_packages(self, python: Path) -> str:
-        """Return which packages of `python` are not those of the run."""
-        recorded = self.environment.get("packages", {})
-        code = "import json; from stages.tracking.environment import packages; print(json.dumps(packages()))"
-        now = json.loads(subprocess.check_output([str(python), "-c", code], text=True))
+    def other_packages(self) -> str:
+        """Return which of the installed packages are not those of the run."""
+        recorded, now = self.environment.get("packages", {}), environment.packages()
         names = [name for name in recorded if recorded[name] != now.get(name) and name != "repronet"]
         return listed(f"{name} {recorded[name]} (now {now.get(name, 'none')})" for name in names)
 

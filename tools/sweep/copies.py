@@ -23,11 +23,7 @@ def copy_repository(folder: Path, commit: str, patch: bytes, inputs: Collection[
     besides, it holds all that the workspace has, also what git ignores or does not track. Raises InputError where it
     cannot, and where git does not know who the user is.
     """
-    repository, project = git("rev-parse", "--show-toplevel").removesuffix("\n"), folder / prefix()
-    git("clone", "-q", "--shared", "--no-checkout", repository, str(folder))
-    git("checkout", "-q", "--detach", commit, folder=folder)
-    if patch:
-        git_bytes("apply", folder=folder, stdin=patch)
+    project = check_out(folder, commit, patch)
     with suppress(FileNotFoundError):  # what git ignores here, it should ignore there
         shutil.copy(git("rev-parse", "--git-path", "info/exclude").strip(), folder / ".git/info/exclude")
     _bring_inputs(project, inputs)
@@ -40,6 +36,16 @@ def copy_repository(folder: Path, commit: str, patch: bytes, inputs: Collection[
         shutil.copy(".dvc/config.local", project / ".dvc/config.local")
     cache = Path(dvc("cache", "dir")).resolve()
     dvc("cache", "dir", "--local", str(cache), folder=project)
+
+
+def check_out(folder: Path, commit: str, patch: bytes) -> Path:
+    """Make `folder` a clone at `commit` with `patch` applied; return where the project is there. Raises GitError."""
+    repository = git("rev-parse", "--show-toplevel").removesuffix("\n")
+    git("clone", "-q", "--shared", "--no-checkout", repository, str(folder))
+    git("checkout", "-q", "--detach", commit, folder=folder)
+    if patch:
+        git_bytes("apply", folder=folder, stdin=patch)
+    return folder / prefix()
 
 
 def _bring_inputs(folder: Path, inputs: Collection[Path]) -> None:
