@@ -143,7 +143,8 @@ def test_an_experiment_of_a_sweep(make_project: Callable[[], Project], expected:
     [training] = [
         process
         for process in psutil.process_iter(["cmdline", "cwd"])
-        if "stages.train" in process.info["cmdline"] and Path(process.info["cwd"]).is_relative_to(copies)
+        # A process that has just ended has none of these.
+        if "stages.train" in (process.info["cmdline"] or []) and Path(process.info["cwd"] or "/").is_relative_to(copies)
     ]
     training.kill()
     printed, _ = sweep.communicate()
