@@ -19,7 +19,7 @@ from stages.base.errors import InputError
 from stages.base.text import harmless
 from stages.batches.prepared import Prepared, Split
 from stages.report.canvas import TILE, over_epochs, short
-from stages.tracking.store import dataset
+from stages.tracking.datasets import dataset_input, dataset_record
 from tools.comparison import Comparison
 from tools.runs import EvaluatedRun, Runs
 
@@ -144,7 +144,7 @@ def _differing(first: EvaluatedRun, second: EvaluatedRun) -> list[str]:
 def tested_images(run: EvaluatedRun) -> Split:
     """Return the images that a run was tested on, in its order. Raises InputError if the workspace lacks them."""
     prepared = Prepared(PREPARED)
-    here = dataset(prepared, "test").dataset
+    here = dataset_input(dataset_record(prepared, "test")).dataset
     if f"{here.name} {here.digest}" != run.data["testing"]:
         raise InputError(f"{PREPARED} holds other test images than those of {run.name}")
     return prepared.split("test", torch.device("cpu"))

@@ -4,7 +4,10 @@
     python -m tools.sync --dry-run
     python -m tools.sync seed-1 HEAD workspace
 
-Results are those of all DVC experiments, of the commits of HEAD and of all branches, and of the workspace. One lacks
+First come the journals of trainings and evaluations that MLflow has not followed to their end, since it could not be
+reached: their runs get all that they would have had, with their times. Then come the results.
+
+These are those of all DVC experiments, of the commits of HEAD and of all branches, and of the workspace. One lacks
 its run where the store could not be reached, where DVC took it from its cache, or where it was pulled from others.
 Files and models that a run has lost are put back. What only a run knows is not made up: how long it took, and on what
 machine. Doing it twice changes nothing. A run that somebody deleted in MLflow comes back with --deleted only. Runs
@@ -27,8 +30,10 @@ from filelock import FileLock
 from stages.base import cli
 from stages.base.errors import InputError, listed
 from stages.base.text import say
+from stages.tracking.replay import delivered, pending
+from stages.tracking.run import is_abandoned
 from stages.tracking.store import Store
-from stages.tracking.writer import RunWriter, has_evaluation, is_abandoned, lacks_evaluation
+from stages.tracking.writer import RunWriter, has_evaluation, lacks_evaluation
 from tools import recorded
 from tools.recorded import RecordedResult
 
@@ -63,6 +68,8 @@ def main() -> None:
     sync = Sync(Store.from_environment(), arguments.dry_run, arguments.deleted)
 
     outcomes: Counter[Outcome] = Counter()
+    for line in sync.journals():
+        say(line)
     for result in results:
         outcome, detail = sync.outcome(result)
         say(f"{result.name}: {outcome}{detail}")
@@ -90,6 +97,27 @@ class Sync:
             if not dry_run:
                 store.client()
             self._exists = store.exists()
+
+    def journals(self) -> Iterator[str]:
+        """Bring the journals that wait; yield a line about each of them. Raises InputError if the store fails."""
+        for journal in pending():
+            what = f"journal of {journal.name}, {journal.what}"
+            if not journal.is_of(self._store):
+                yield f"{what}: left, it is for {journal.store}, experiment {journal.experiment}"
+            elif journal.is_going_on:
+                yield f"{what}: left, it goes on"
+            elif self._dry_run:
+                yield f"{what}: would be brought"
+            else:
+                try:
+                    with self._lock():
+                        run_id = delivered(self._store, journal.folder)
+                    yield f"{what}: brought, run {run_id}"
+                except InputError as error:  # DVC has the results
+                    yield f"{what}: skipped, {error}"
+                except Exception as error:
+                    with reaching(self._store):
+                        raise error
 
     def outcome(self, result: RecordedResult) -> tuple[Outcome, str]:
         """Give a result its run; return what was done, and details of it. Raises InputError if the store fails."""

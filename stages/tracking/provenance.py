@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from stages.base.errors import listed
 from stages.base.experiment import EXPERIMENT_NAME, SWEEP
 from stages.base.instructions import cpu_model
 from stages.base.text import warn
 from stages.tracking.git import GitError, git, git_bytes, untracked
+
+if TYPE_CHECKING:
+    import torch
 
 PROCESS_TAG = "process"
 # What results follow from. The rest of a dirty tree is results themselves, which every run changes.
@@ -102,8 +105,10 @@ def of_commit(commit: str, experiment: str = "", baseline: str = "") -> Provenan
     return Provenance({name: value for name, value in tags.items() if value}, changed, int(seconds) * 1000)
 
 
-def of_computation(device: torch.device) -> dict[str, str]:
+def of_computation(device: "torch.device") -> dict[str, str]:
     """Return tags of what changes float results besides the params: versions, processor, device."""
+    import torch
+
     return {
         "env.python": platform.python_version(),
         "env.torch": torch.__version__,

@@ -5,17 +5,20 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from ruamel.yaml import YAML
 
 from stages.base.files import sha256
 from stages.base.yaml import read_yaml
-from stages.nets.weights import Description
+
+if TYPE_CHECKING:
+    from stages.nets.weights import Description
 
 # Tags that tie a run to the files of its result, by which it is found again.
 WEIGHTS_TAG, EVALUATION_TAG = "weights.sha256", "evaluation.sha256"
 RECORD_TAG, RECORD = "record.version", 1  # of tags, params and artifacts; a later one is refused
+JOURNAL_TAG = "journal"  # of what was brought from one: it is not brought twice
 NOTE_TAG = "mlflow.note.content"  # MLflow shows it as the run's description
 CHECKPOINT_TAG, RESUMED_TAG = "checkpoint", "resumed.epoch"  # of an interrupted training, and where it went on
 USED = "used."  # before the names of a run's params that are not params.yaml's, but what torch was given in the end
@@ -39,7 +42,7 @@ class ResultFiles:
         evaluation = sha256(self.results, *sorted(self.plots.rglob("*.*")))
         return {WEIGHTS_TAG: sha256(self.weights), EVALUATION_TAG: evaluation}
 
-    def metrics(self, description: Description) -> dict[str, float]:
+    def metrics(self, description: "Description") -> dict[str, float]:
         """Return the metrics of the evaluation, and of the epoch whose weights were kept."""
         evaluated = json.loads(self.results.read_text(encoding="utf-8"))
         return {f"test/{name}": value for name, value in evaluated.items() if name != "valid_accuracy"} | {
@@ -50,6 +53,8 @@ class ResultFiles:
 
     def epochs(self) -> list[dict[str, float]]:
         """Return the rows of the history, one an epoch."""
+        import pandas as pd
+
         rows = pd.read_csv(self.history).to_dict("records")
         return [{str(name): value for name, value in row.items()} for row in rows]
 

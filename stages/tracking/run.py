@@ -1,104 +1,138 @@
 """A run that is being written to the store."""
 
-import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.tracking.result import NOTE_TAG
+from stages.tracking.datasets import dataset_input
+from stages.tracking.provenance import PROCESS_TAG, has_ended
+from stages.tracking.result import CHECKPOINT_TAG, JOURNAL_TAG, NOTE_TAG, WEIGHTS_TAG
+from stages.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
 
-FLUSH_SECONDS = 2.0  # metrics are collected and written in one call: writing one takes longer than a step
+
+@dataclass(frozen=True)
+class Start:
+    """What is known of a run at its start."""
+
+    tags: dict[str, str]
+    params: dict[str, str]  # as MLflow keeps them
+    datasets: list[dict[str, str]]
+    time: int  # ms since 1970
+    files: dict[str, Path] = field(default_factory=dict)  # artifacts by their names
+
+    @property
+    def name(self) -> str:
+        """What the run is called: as DVC's experiment, or its commit."""
+        return self.tags.get("dvc.exp_name") or self.tags.get("mlflow.source.git.commit", "no commit")[:9]
 
 
 class ActiveRun:
     """A run that is being written. Its methods raise what goes wrong with the store."""
 
-    def __init__(
-        self,
-        client: "MlflowClient",
-        run_id: str,
-        end_time: int | None,
-        status_on_error: str = "FAILED",
-        logged: Collection[tuple[str, int]] = (),
-    ) -> None:
-        """`end_time` is the end to record, ms since 1970; None: the time when it ends.
-
-        What has been `logged`, a name at a step each, is not logged again.
-        """
-        self._logged = logged
-        self.id, self._client, self._end_time, self._status_on_error = run_id, client, end_time, status_on_error
+    def __init__(self, client: "MlflowClient", run_id: str, logged: Collection[tuple[str, int]] = ()) -> None:
+        """What has been `logged`, a name at a step each, is not logged again; more can be added."""
+        self.id, self._client, self.logged = run_id, client, set(logged)
         self._collected: list[Metric] = []
-        self._flushed = time.monotonic()
 
-    def log(self, metrics: dict[str, float], step: int = 0, model_id: str | None = None) -> None:
-        """Log `metrics` at `step`; they may be held back for some seconds, to be written with others."""
+    def log(self, metrics: dict[str, float], step: int, time: int, model_id: str | None = None) -> None:
+        """Collect `metrics` at `step`, of this time in ms since 1970, for `flush`."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        self._collected += [
-            Metric(name, value, now, step, model_id)
-            for name, value in metrics.items()
-            if (name, step) not in self._logged
-        ]
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def log_epoch(self, row: dict[str, float]) -> None:
-        """Log a row of the history: all but its "epoch", which is the step."""
-        # MLflow's page that compares runs opens with the metric that came first: the validation accuracy is the last.
-        self.log({name: value for name, value in reversed(row.items()) if name != "epoch"}, step=int(row["epoch"]))
+        for name, value in metrics.items():
+            if (name, step) not in self.logged:
+                self.logged.add((name, step))
+                self._collected.append(Metric(name, value, time, step, model_id))
 
     def flush(self) -> None:
-        """Write what was held back."""
-        collected, self._collected, self._flushed = self._collected, [], time.monotonic()
-        for start in range(0, len(collected), 1000):  # as many as one call takes
-            self._client.log_batch(self.id, metrics=collected[start : start + 1000])
+        """Write what was collected: to write one takes longer than a step of a training."""
+        while self._collected:
+            batch = self._collected[:1000]  # as many as one call takes
+            self._client.log_batch(self.id, metrics=batch)
+            del self._collected[: len(batch)]
 
-    def tag(self, name: str, value: str) -> None:
-        """Set a tag, at once."""
-        self._client.set_tag(self.id, name, value)
+    def tag(self, tags: dict[str, str]) -> None:
+        """Set tags."""
+        from mlflow.entities import RunTag
 
-    def end(self, status: str, note: str = "") -> None:
-        """Write what was held back, and end with this status; `note` is shown as the run's description."""
-        with self.abandoned_on_error():
-            self.flush()
-            if note:
-                self.tag(NOTE_TAG, note)
-            self._client.set_terminated(self.id, status, self._end_time)
+        self._client.log_batch(self.id, tags=[RunTag(name, value) for name, value in tags.items()])
 
-    @contextmanager
-    def abandoned_on_error(self) -> Iterator[None]:
-        """Abandon the run if what is within does not come to an end, so that it does not stay RUNNING."""
-        try:
-            yield
-        except BaseException:
-            self.abandon()
-            raise
+    def describe(self, start: Start) -> None:
+        """Log what is known at the start, but for the tags. Doing it twice changes nothing."""
+        from mlflow.entities import Param
 
-    def abandon(self) -> None:
-        """Try to end the run with the status that it has where something went wrong."""
-        with suppress(Exception):
-            self._client.set_terminated(self.id, self._status_on_error)
+        params = [Param(name, value) for name, value in start.params.items()]
+        for first in range(0, len(params), 100):  # as many as one call takes
+            self._client.log_batch(self.id, params=params[first : first + 100])
+        self._client.log_inputs(self.id, [dataset_input(record) for record in start.datasets])
+        for path in start.files.values():
+            self._client.log_artifact(self.id, str(path))
+
+    def end(self, status: str, time: int, note: str = "") -> None:
+        """Write what was collected, and end with this status; `note` is shown as the run's description."""
+        self.flush()
+        if note:
+            self.tag({NOTE_TAG: note})
+        self._client.set_terminated(self.id, status, time)
 
 
-class NoRun:
-    """Does nothing of what an ActiveRun does."""
+def started(store: Store, start: Start) -> ActiveRun:
+    """Return a run that has all of its start: a new one, or the one that is there.
 
-    def log(self, _metrics: dict[str, float]) -> None:
-        pass
+    That is one of the same journal, or one that was interrupted and has the same checkpoint.
+    """
+    client = store.client()
+    if before := _same(store, start) or _interrupted(store, start.tags.get(CHECKPOINT_TAG, "")):
+        run = _taken_up(client, before, start)
+    else:
+        run = ActiveRun(client, store.create_run(start.name, start.tags, start.time).info.run_id)
+    run.describe(start)
+    return run
 
-    def log_epoch(self, _row: dict[str, float]) -> None:
-        pass
 
-    def tag(self, _name: str, _value: str) -> None:
-        pass
+def points_of(client: "MlflowClient", run: "Run") -> dict[tuple[str, int], float]:
+    """Return the values of a run's metrics by their names and steps."""
+    read = client.get_metric_history
+    return {(name, point.step): point.value for name in run.data.metrics for point in read(run.info.run_id, name)}
 
-    def end(self, _status: str, _note: str = "") -> None:
-        pass
 
-    def abandon(self) -> None:
-        pass
+def is_abandoned(run: "Run") -> bool:
+    """Return whether what wrote a run came to no end of it: it was killed, or the store failed, not the training."""
+    if run.info.status == "RUNNING":
+        return has_ended(run.data.tags.get(PROCESS_TAG, ""))
+    return run.info.status == "FAILED" and NOTE_TAG not in run.data.tags
+
+
+def _same(store: Store, start: Start) -> "Run | None":
+    """Return the run of this journal. An answer may have been lost, and the run asked for again: one of these stays."""
+    journal = start.tags.get(JOURNAL_TAG, "")
+    runs = store.search(tags={JOURNAL_TAG: journal}) if journal else []
+    for other in runs[:-1]:
+        store.client().delete_run(other.info.run_id)
+    return runs[-1] if runs else None
+
+
+def _interrupted(store: Store, checkpoint: str) -> "Run | None":
+    """Return the latest run that was interrupted and has this checkpoint. Its process is gone: this one has it."""
+    runs = store.search(tags={CHECKPOINT_TAG: checkpoint}) if checkpoint else []
+    for run in runs:
+        if (run.info.status in ("KILLED", "RUNNING") or is_abandoned(run)) and WEIGHTS_TAG not in run.data.tags:
+            return run
+    return None
+
+
+def _taken_up(client: "MlflowClient", before: "Run", start: Start) -> ActiveRun:
+    """Let a run go on, as what it is now: an experiment may have another name this time."""
+    run_id = before.info.run_id
+    if before.info.status == "FINISHED":  # evaluated by now
+        return ActiveRun(client, run_id, points_of(client, before))
+    client.update_run(run_id, "RUNNING", start.name)
+    run = ActiveRun(client, run_id, points_of(client, before))
+    run.tag(start.tags)
+    if NOTE_TAG in before.data.tags:
+        client.delete_tag(run_id, NOTE_TAG)
+    return run

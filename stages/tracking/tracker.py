@@ -1,11 +1,12 @@
 """MLflow, the mirror of DVC's record: one training is one run, which evaluate completes.
 
-A stage talks to its Tracker, which never fails. Behind it a RunWriter writes to the store, and raises what goes wrong
-there; behind one that is off there is a NoWriter, which does nothing.
+A stage tells its Tracker, which never fails, what happens. That writes it to a journal, which a process beside the
+stage brings to the store; what does not arrive, `tools.sync` brings.
 """
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,32 +14,37 @@ import torch
 
 from stages.base.files import sha256
 from stages.base.params import Params
+from stages.base.text import warn
 from stages.batches.prepared import DatasetInfo
 from stages.tracking import provenance
-from stages.tracking.environment import environment
-from stages.tracking.guard import Guard
-from stages.tracking.result import RESUMED_TAG, WEIGHTS_TAG, ResultFiles
-from stages.tracking.run import ActiveRun, NoRun
+from stages.tracking.datasets import dataset_record
+from stages.tracking.environment import ARTIFACT, environment
+from stages.tracking.follower import Follower
+from stages.tracking.journal import Journal
+from stages.tracking.provenance import Provenance
+from stages.tracking.result import CHECKPOINT_TAG, RECORD, RECORD_TAG, RESUMED_TAG, WEIGHTS_TAG, ResultFiles
 from stages.tracking.store import Store
-from stages.tracking.writer import NoWriter, RunWriter
+from stages.tracking.writer import as_logged, snapshot, with_used
 
 
 class Tracker:
-    """What a stage tells of its run. An error of the store costs a warning, and the rest of the run there."""
+    """What a stage tells of its run."""
 
-    def __init__(self, writer: RunWriter | NoWriter) -> None:
-        self._writer, self._guard = writer, Guard(writer.store)
+    def __init__(self, params: dict[str, str], origin: Provenance | None, environment: Mapping[str, str]) -> None:
+        """Without an origin nothing is tracked."""
+        self._params, self._origin, self._environment = params, origin, environment
+        self._store = Store.from_environment(environment)
+        self._evaluation: Record | None = None
 
     @classmethod
     def from_environment(cls, params: Params, environment: Mapping[str, str] = os.environ) -> "Tracker":
         """Return the tracker of a stage: to the store of the environment, of what this process is."""
-        store = Store.from_environment(environment)
-        return cls(RunWriter(store, params.flat(), provenance.of_process(environment)))
+        return cls(as_logged(params.flat()), provenance.of_process(environment), environment)
 
     @classmethod
     def off(cls) -> "Tracker":
         """Return one that writes nothing."""
-        return cls(NoWriter())
+        return cls({}, None, {})
 
     @contextmanager
     def training(
@@ -48,12 +54,11 @@ class Tracker:
 
         It ends FINISHED, KILLED after Ctrl-C or SIGTERM, or FAILED with the error noted.
         """
-        no_run: ActiveRun | NoRun = NoRun()
-        tags = provenance.of_computation(device)
-        started = self._guard.attempt(
-            lambda: self._writer.start(data, used, tags, checkpoint, environment(device)), no_run
-        )
-        run = TrainingRun(started, self._guard)
+        run = TrainingRun(self._record())
+        if self._origin:
+            tags = self._origin.tags | provenance.of_writer() | provenance.of_computation(device)
+            tags |= {RECORD_TAG: str(RECORD)} | ({CHECKPOINT_TAG: checkpoint} if checkpoint else {})
+            run.start(tags, with_used(self._params, used), data, environment(device), self._origin.patch)
         try:
             yield run
         except BaseException as error:
@@ -63,39 +68,124 @@ class Tracker:
             raise
         run.end("FINISHED")
 
+    def expect_evaluation(self) -> None:
+        """Get ready to log one, while it is computed."""
+        self._evaluation = self._record()
+        self._evaluation.follow(is_evaluation=True)
+
     def evaluated(self, files: ResultFiles) -> None:
         """Complete the run of the training that made these weights, or make one."""
-        self._guard.attempt(lambda: self._writer.evaluated(files), None)
+        record, origin = self._evaluation or self._record(), self._origin
+        if origin:
+            record.write(lambda journal: snapshot(journal, files, self._params, origin))
+        record.finish()
+
+    def _record(self) -> "Record":
+        return Record(self._store, self._environment, is_on=self._origin is not None)
+
+
+class Record:
+    """A journal and what follows it. What it costs if there is no place for the one is a warning, and the other."""
+
+    def __init__(self, store: Store, environment: Mapping[str, str], is_on: bool) -> None:
+        self._store, self._environment = store, environment
+        self._journal: Journal | None = None
+        self._follower: Follower | None = None
+        if is_on:
+            process = provenance.of_writer()[provenance.PROCESS_TAG]
+            about = {"store": store.name, "experiment": store.experiment, "process": process}
+            with self._warning():
+                self._journal = Journal(environment, **about)
+
+    def write(self, action: Callable[[Journal], None]) -> None:
+        """Write to the journal."""
+        if self._journal:
+            with self._warning():
+                action(self._journal)
+
+    def follow(self, is_evaluation: bool = False) -> None:
+        """Let MLflow follow the journal from now on."""
+        if self._journal and not self._follower:
+            self._follower = Follower(self._store, self._journal.folder, self._environment, is_evaluation)
+
+    def finish(self) -> None:
+        """End the journal, and wait for what follows it, but not for long."""
+        self.follow()
+        if self._journal and self._follower:
+            try:
+                self._follower.finish()
+            finally:
+                self._journal.close()
+
+    @contextmanager
+    def _warning(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            warn(
+                f"warning: this run cannot be logged: {error.strerror}: {error.filename or 'its journal'}; the results"
+                " are not affected, and python -m tools.sync brings them to MLflow once there is a place"
+            )
+            # What there is of the run will be completed from DVC's record, as that of a process that has ended.
+            if self._follower:
+                self._follower.abandon()
+            if self._journal:
+                self._journal.discard()
+            self._journal = self._follower = None
 
 
 class TrainingRun:
     """The run of a training that is going on."""
 
-    def __init__(self, run: ActiveRun | NoRun, guard: Guard) -> None:
-        self._run, self._guard = run, guard
+    def __init__(self, record: "Record") -> None:
+        self._record = record
+
+    def start(
+        self,
+        tags: dict[str, str],
+        params: dict[str, str],
+        data: DatasetInfo,
+        environment: dict[str, object],
+        patch: bytes,
+    ) -> None:
+        """Begin, with what is known before the training, what prepare left out and the changes since the commit."""
+
+        def start(journal: Journal) -> None:
+            files = journal.keep(ARTIFACT, json.dumps(environment, indent=2).encode())
+            if patch:
+                files |= journal.keep("git.patch", patch)
+            if (rejected := data.folder / "rejected.csv").exists():
+                files |= journal.keep(rejected.name, rejected)
+            datasets = [dataset_record(data, split) for split in ("train", "valid")]
+            journal.write("training", tags=tags, params=params, datasets=datasets, files=files)
+
+        self._record.write(start)
+        self._record.follow()
 
     def resumed(self, rows: list[dict[str, float]]) -> None:
         """Go on after these rows of the history, of which the run has what was logged before the interruption."""
         for row in rows:
             self.log_epoch(row)
         if rows:
-            self._guard.attempt(lambda: self._run.tag(RESUMED_TAG, f"{rows[-1]['epoch']:.0f}"), None)
+            self._tag(RESUMED_TAG, f"{rows[-1]['epoch']:.0f}")
 
     def log_epoch(self, row: dict[str, float]) -> None:
         """Log a row of the history: all but its "epoch", which is the step."""
-        self._guard.attempt(lambda: self._run.log_epoch(row), None)
+        # MLflow's page that compares runs opens with the metric that came first: the validation accuracy is the last.
+        self.log({name: value for name, value in reversed(row.items()) if name != "epoch"}, step=int(row["epoch"]))
 
-    def log(self, metrics: dict[str, float]) -> None:
-        """Log metrics of the training as a whole."""
-        self._guard.attempt(lambda: self._run.log(metrics), None)
+    def log(self, metrics: dict[str, float], step: int = 0) -> None:
+        """Log metrics, by default of the training as a whole."""
+        self._record.write(lambda journal: journal.write("points", step=step, metrics=metrics))
 
     def trained(self, weights: Path) -> None:
         """Tie the run to the weights file that it made."""
-        self._guard.attempt(lambda: self._run.tag(WEIGHTS_TAG, sha256(weights)), None)
+        self._tag(WEIGHTS_TAG, sha256(weights))
 
     def end(self, status: str, note: str = "") -> None:
         """End as FINISHED, FAILED or KILLED; `note` is shown as the run's description."""
-        if self._guard.has_failed:
-            self._run.abandon()
-        else:
-            self._guard.attempt(lambda: self._run.end(status, note), None)
+        self._record.write(lambda journal: journal.write("end", status=status, note=note))
+        self._record.finish()
+
+    def _tag(self, name: str, value: str) -> None:
+        self._record.write(lambda journal: journal.write("tags", tags={name: value}))

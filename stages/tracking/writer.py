@@ -1,9 +1,8 @@
-"""What writes runs to a store: a new one for a training, and the evaluation that completes it."""
+"""What completes runs in a store: the evaluation of a training, or the whole result where it has no run."""
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
-from functools import partial
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import load_weights
 from stages.tracking import provenance
-from stages.tracking.environment import ARTIFACT
-from stages.tracking.provenance import PROCESS_TAG, Provenance, has_ended
+from stages.tracking.datasets import dataset_input, dataset_record
+from stages.tracking.journal import FILES, Event, Journal, files_of, now
+from stages.tracking.models import log_model
+from stages.tracking.provenance import Provenance
 from stages.tracking.result import (
-    CHECKPOINT_TAG,
     EVALUATION_TAG,
-    NOTE_TAG,
+    JOURNAL_TAG,
     RECORD,
     RECORD_TAG,
     USED,
@@ -24,8 +24,8 @@ from stages.tracking.result import (
     WEIGHTS_TAG,
     ResultFiles,
 )
-from stages.tracking.run import ActiveRun, NoRun
-from stages.tracking.store import Store, dataset, log_model
+from stages.tracking.run import ActiveRun, Start, is_abandoned, points_of, started
+from stages.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,69 +39,10 @@ class RunWriter:
     """Writes runs of the same params and the same provenance to a store. Its methods raise what goes wrong there."""
 
     def __init__(self, store: Store, params: dict[str, Any], origin: Provenance) -> None:
-        self.store, self.provenance = store, origin
-        self.params = as_logged(params)
+        self.store, self.provenance, self.params = store, origin, as_logged(params)
 
-    def start(
-        self,
-        data: DatasetInfo,
-        used: dict[str, str],
-        tags: dict[str, str],
-        checkpoint: str = "",
-        environment: dict[str, Any] | None = None,
-    ) -> "ActiveRun":
-        """Create a run with its params, the settings `used`, datasets, `environment`, and changes since the commit.
-
-        If one was interrupted that has this `checkpoint`, it is taken up again.
-        """
-        client = self.store.client()
-        tags = self.provenance.tags | provenance.of_writer() | tags
-        tags |= {RECORD_TAG: str(RECORD)} | ({CHECKPOINT_TAG: checkpoint} if checkpoint else {})
-        name = tags.get("dvc.exp_name") or tags.get("mlflow.source.git.commit", "no commit")[:9]
-        if before := self._interrupted(checkpoint):
-            run = self._taken_up(before, name, tags)
-        else:
-            created = self.store.create_run(name, tags, self.provenance.time)
-            run = ActiveRun(client, created.info.run_id, self.provenance.time)
-        with run.abandoned_on_error():
-            self._describe(run.id, data, used)
-            if environment:
-                client.log_dict(run.id, environment, ARTIFACT)
-        return run
-
-    def _interrupted(self, checkpoint: str) -> "Run | None":
-        """Return the latest run that was interrupted and has this checkpoint. Its process is gone: this one has it."""
-        runs = self.store.search(tags={CHECKPOINT_TAG: checkpoint}) if checkpoint else []
-        interrupted = ("KILLED", "RUNNING")
-        for run in runs:
-            if (run.info.status in interrupted or is_abandoned(run)) and WEIGHTS_TAG not in run.data.tags:
-                return run
-        return None
-
-    def _taken_up(self, before: "Run", name: str, tags: dict[str, str]) -> "ActiveRun":
-        """Let an interrupted run go on, as what it is now: the experiment may have another name this time."""
-        client, run_id = self.store.client(), before.info.run_id
-        from mlflow.entities import RunTag
-
-        client.update_run(run_id, "RUNNING", name)
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        if NOTE_TAG in before.data.tags:
-            client.delete_tag(run_id, NOTE_TAG)
-        logged = {(key, point.step) for key in before.data.metrics for point in client.get_metric_history(run_id, key)}
-        return ActiveRun(client, run_id, self.provenance.time, logged=logged)
-
-    def _describe(self, run_id: str, data: DatasetInfo, used: dict[str, str]) -> None:
-        """Log what is known before a training. Doing it twice changes nothing."""
-        client = self.store.client()  # before anything else of mlflow, which reads its settings when it is imported
-        from mlflow.entities import Param
-
-        for params in (self.params, {f"{USED}{name}": value[:LONGEST] for name, value in used.items()}):
-            client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])  # at most 100
-        client.log_inputs(run_id, [dataset(data, split) for split in ("train", "valid")])
-        self._log_origin(run_id, data)
-
-    def evaluated(self, files: ResultFiles) -> None:
-        """Complete the run of the training that made these weights.
+    def evaluated(self, files: ResultFiles) -> str:
+        """Complete the run of the training that made these weights, and return its id.
 
         That is the latest run of these weights and params in the same DVC experiment that lacks an evaluation: none is
         overwritten. Where there is no such run, since this is another evaluation, or since DVC took the weights from
@@ -110,13 +51,15 @@ class RunWriter:
         digests, tags = files.digests, self.provenance.tags
         own = {name: tags.get(name) for name in ("dvc.exp_name", "dvc.baseline_rev")}
         runs = [run for run in self.found(digests) if own == {name: run.data.tags.get(name) for name in own}]
-        lacking = [run for run in runs if lacks_evaluation(run)]
+        # One that this journal has begun is taken up again.
+        lacking = [run for run in runs if lacks_evaluation(run) or is_of_journal(run, tags.get(JOURNAL_TAG))]
         # Another clone may have made the same weights in the same store: our own directory goes first.
         lacking.sort(key=lambda run: run.data.tags.get("directory") != tags["directory"])
         if lacking:
-            self.complete(files, lacking[0].info.run_id)
-        elif not any(has_evaluation(run, digests) for run in runs):
-            self.complete(files, self.begun(files))
+            return self.complete(files, lacking[0].info.run_id)
+        if present := next((run.info.run_id for run in runs if has_evaluation(run, digests)), ""):
+            return str(present)
+        return self.complete(files, self.begun(files))
 
     def found(self, digests: dict[str, str], deleted: bool = False) -> list["Run"]:
         """Return the runs of the weights with this digest and of the same params, the latest first."""
@@ -133,7 +76,7 @@ class RunWriter:
         ties = {name: tags[name] for name in ("dvc.exp_name", "dvc.baseline_rev") if name in tags}
         epochs = files.epochs()
         expected = {(name, int(row["epoch"])): value for row in epochs for name, value in row.items()}
-        data = {entry.dataset.digest for entry in map(partial(dataset, DatasetInfo(files.prepared)), SPLITS)}
+        data = {dataset_record(DatasetInfo(files.prepared), split)["digest"] for split in SPLITS}
         for run in self.store.search(tags=ties or {"directory": tags.get("directory", str(Path.cwd()))}):
             if (
                 is_abandoned(run)
@@ -141,7 +84,7 @@ class RunWriter:
                 and (ties or "dvc.exp_name" not in run.data.tags)
                 and given(run).items() <= self.params.items()
                 and {entry.dataset.digest for entry in (run.inputs.dataset_inputs if run.inputs else [])} <= data
-                and self._logged(run, epochs).items() <= expected.items()
+                and self._epochs_of(run, epochs).items() <= expected.items()
             ):
                 return str(run.info.run_id)
         return ""
@@ -155,29 +98,29 @@ class RunWriter:
         digests, data = files.digests, DatasetInfo(files.prepared)
         net, description = load_weights(files.weights)
         metrics, epochs = files.metrics(description), files.epochs()
-        client = self.store.client()
-        if run_id:
-            begun = client.get_run(run_id)
-            on_error = "FINISHED" if begun.info.status == "FINISHED" else "FAILED"
-            run = ActiveRun(client, run_id, self.provenance.time, on_error)
-        else:
-            tags = {WEIGHTS_TAG: digests[WEIGHTS_TAG], "training": "not repeated for this run"}
-            run = self.start(data, description.used, tags)
+        client, time = self.store.client(), self.provenance.time or now()
+        with self._origin(data) as origin:
+            tags = self.provenance.tags | provenance.of_writer() | {RECORD_TAG: str(RECORD)}
+            tags |= {WEIGHTS_TAG: digests[WEIGHTS_TAG], "training": "not repeated for this run"}
+            datasets = [dataset_record(data, split) for split in ("train", "valid")]
+            start = Start(tags, with_used(self.params, description.used), datasets, time, origin)
+            run = ActiveRun(client, run_id) if run_id else started(self.store, start)
             begun = client.get_run(run.id)
-        with run.abandoned_on_error():
-            if begun.info.status != "FINISHED":
-                if run_id:
-                    self._describe(run.id, data, description.used)
-                self._log_epochs(run, begun, epochs)
-                run.tag(WEIGHTS_TAG, digests[WEIGHTS_TAG])
-            client.log_inputs(run.id, [dataset(data, "test")])
-            model = log_model(run.id, description, net, data, next(iter(models_of(begun)), None))
-            if EVALUATION_TAG not in begun.data.tags:
-                run.log(metrics, model_id=model)
-            self._log_files(run.id, files)
-            run.flush()
-            run.tag(EVALUATION_TAG, digests[EVALUATION_TAG])
-            run.end("FINISHED")
+            has_training = begun.info.status == "FINISHED"
+            if run_id and not has_training:
+                run.describe(start)
+        run.logged |= {(name, 0) for name in metrics if name in begun.data.metrics}
+        if not has_training:
+            run.logged |= self._epochs_of(begun, epochs).keys()
+            for row in epochs:
+                run.log({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]), time)
+            run.tag({WEIGHTS_TAG: digests[WEIGHTS_TAG]})
+        client.log_inputs(run.id, [dataset_input(dataset_record(data, "test"))])
+        run.log(metrics, 0, time, log_model(run.id, description, net, data, next(iter(models_of(begun)), None)))
+        self._log_files(run.id, files)
+        run.flush()
+        run.tag({EVALUATION_TAG: digests[EVALUATION_TAG]})
+        run.end("FINISHED", time)
         return run.id
 
     def lacking(self, run_id: str, files: ResultFiles) -> list[str]:
@@ -201,18 +144,20 @@ class RunWriter:
         data, (net, description) = DatasetInfo(files.prepared), load_weights(files.weights)
         for model_id in _lost_models(self.store.client(), run_id):
             log_model(run_id, description, net, data, model_id)
-        self._log_origin(run_id, data)
+        with self._origin(data) as origin:
+            for path in origin.values():
+                self.store.client().log_artifact(run_id, str(path))
         self._log_files(run_id, files)
 
-    def _log_origin(self, run_id: str, data: DatasetInfo) -> None:
-        """Log what prepare left out, and what differed from the commit."""
-        client = self.store.client()
-        if (rejected := data.folder / "rejected.csv").exists():
-            client.log_artifact(run_id, str(rejected))
-        if self.provenance.patch:
-            with TemporaryDirectory() as folder:
-                (Path(folder) / "git.patch").write_bytes(self.provenance.patch)
-                client.log_artifact(run_id, f"{folder}/git.patch")
+    @contextmanager
+    def _origin(self, data: DatasetInfo) -> Iterator[dict[str, Path]]:
+        """Yield files by their names: what prepare left out, and what differed from the commit."""
+        with TemporaryDirectory() as folder:
+            files = {path.name: path for path in [data.folder / "rejected.csv"] if path.exists()}
+            if self.provenance.patch:
+                files["git.patch"] = Path(folder, "git.patch")
+                files["git.patch"].write_bytes(self.provenance.patch)
+            yield files
 
     def _log_files(self, run_id: str, files: ResultFiles) -> None:
         client, lock = self.store.client(), files.lock()
@@ -224,30 +169,38 @@ class RunWriter:
             client.log_text(run_id, lock, "dvc.lock")
         client.log_artifacts(run_id, str(files.plots), "plots")
 
-    def _log_epochs(self, run: ActiveRun, begun: "Run", epochs: list[dict[str, float]]) -> None:
-        """Log what a run does not have of its epochs."""
-        logged = self._logged(begun, epochs)
-        for row in epochs:
-            step = int(row["epoch"])
-            run.log({name: row[name] for name in row if name != "epoch" and (name, step) not in logged}, step)
-
-    def _logged(self, run: "Run", epochs: list[dict[str, float]]) -> dict[tuple[str, int], float]:
+    def _epochs_of(self, run: "Run", epochs: list[dict[str, float]]) -> dict[tuple[str, int], float]:
         """Return what a run has of these epochs by its name and step."""
-        names = set(epochs[0]) & set(run.data.metrics)
-        read = self.store.client().get_metric_history
-        return {(name, point.step): point.value for name in names for point in read(run.info.run_id, name)}
+        points = points_of(self.store.client(), run) if epochs[0].keys() & run.data.metrics.keys() else {}
+        return {point: value for point, value in points.items() if point[0] in epochs[0]}
 
 
-class NoWriter:
-    """Does nothing of what a RunWriter does."""
+def snapshot(journal: Journal, files: ResultFiles, params: dict[str, str], origin: Provenance) -> None:
+    """Write an evaluation to a journal, with all that its run is made of. Raises OSError if there is no place."""
+    kept = journal.keep("git.patch", origin.patch) if origin.patch else {}
+    fixed = [("weights", files.weights), *(("plots", path) for path in sorted(files.plots.rglob("*.*")))]
+    others = [("prepared", files.prepared / name) for name in ("dataset.json", "rejected.csv")]
+    others += [("root", files.root / name) for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
+    others += [("history", files.history), ("results", files.results)]
+    for place, path in [*fixed, *others]:
+        name = path.relative_to(files.plots) if place == "plots" else path.name
+        if path.exists():
+            kept |= journal.keep(f"{place}/{name}", path, is_fixed=place in ("weights", "plots"))
+    journal.write("evaluation", tags=origin.tags, params=params, files=kept)
 
-    store = Store("", "")
 
-    def start(self, *_about: object) -> NoRun:
-        return NoRun()
-
-    def evaluated(self, _files: ResultFiles) -> None:
-        pass
+def bring_evaluation(store: Store, folder: Path, event: Event) -> str:
+    """Bring an evaluation from a journal to a store, and return the id of its run."""
+    paths = files_of(folder, event["files"])
+    patch = paths["git.patch"].read_bytes() if "git.patch" in paths else b""
+    origin = Provenance(event["tags"] | {JOURNAL_TAG: folder.name}, patch, event["time"])
+    [weights], [history], [results] = (
+        [path for name, path in paths.items() if name.startswith(f"{place}/")]
+        for place in ("weights", "history", "results")
+    )
+    kept = folder / FILES
+    files = ResultFiles(weights, kept / "prepared", history, results, kept / "plots", kept / "root")
+    return RunWriter(store, event["params"], origin).evaluated(files)
 
 
 def as_logged(params: dict[str, Any]) -> dict[str, str]:
@@ -256,6 +209,11 @@ def as_logged(params: dict[str, Any]) -> dict[str, str]:
         key: (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST]
         for key, value in params.items()
     }
+
+
+def with_used(params: dict[str, str], used: dict[str, str]) -> dict[str, str]:
+    """Return params as MLflow keeps them, with the settings that were used."""
+    return params | {f"{USED}{name}": value[:LONGEST] for name, value in used.items()}
 
 
 def given(run: "Run") -> dict[str, str]:
@@ -268,11 +226,9 @@ def lacks_evaluation(run: "Run") -> bool:
     return (run.info.status == "FINISHED" or is_abandoned(run)) and EVALUATION_TAG not in run.data.tags
 
 
-def is_abandoned(run: "Run") -> bool:
-    """Return whether what wrote a run came to no end of it: it was killed, or the store failed, not the training."""
-    if run.info.status == "RUNNING":
-        return has_ended(run.data.tags.get(PROCESS_TAG, ""))
-    return run.info.status == "FAILED" and NOTE_TAG not in run.data.tags
+def is_of_journal(run: "Run", journal: str | None) -> bool:
+    """Return whether a run was begun by what a journal holds."""
+    return bool(journal) and run.data.tags.get(JOURNAL_TAG) == journal and EVALUATION_TAG not in run.data.tags
 
 
 def models_of(run: "Run") -> list[str]:

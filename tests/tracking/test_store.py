@@ -20,7 +20,8 @@ from stages.base.errors import InputError
 from stages.batches.prepared import DatasetInfo
 from stages.nets.build import initial_net, net_spec
 from stages.nets.weights import Description
-from stages.tracking.store import Store, log_model
+from stages.tracking.models import log_model
+from stages.tracking.store import Store
 from tests.conftest import ROOT, Project, free_port, runs, served
 from tests.tracking.conftest import only_run, run_stages
 

@@ -12,12 +12,12 @@ import pandas as pd
 
 from stages.base.errors import InputError
 from stages.tracking.git import git
-from stages.tracking.guard import Guard
 from stages.tracking.result import EVALUATION_TAG
 from stages.tracking.store import Store
 from stages.training.selection import rank_of
 from tools import recorded
 from tools.sweep.experiments import Metrics
+from tools.sweep.guard import Guard
 from tools.sync import Sync
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Tracking never costs a training: what keeps an error of the store from the stage."""
+"""What keeps an error of the store from a sweep."""
 
 from collections.abc import Callable
 from typing import TypeVar

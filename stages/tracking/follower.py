@@ -1,0 +1,84 @@
+"""The stage's side of the process that brings its journal to MLflow."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+
+import psutil
+
+from stages.base.processes import signals_held
+from stages.base.text import warn
+from stages.tracking.store import Store
+
+IDLE_SECONDS = 5.0  # how long it is waited for without a sign of work; a store that works takes less for an answer
+WORK_SECONDS = 0.02  # of processor time: such a sign; to wait for an answer takes none
+LONGEST_SECONDS = 120.0  # that it is waited for in all
+ROOT = Path(__file__).parents[2]
+
+
+class Follower:
+    """Follows a journal to a store. It warns once of what goes wrong, and holds nothing up for long."""
+
+    def __init__(self, store: Store, folder: Path, environment: Mapping[str, str], is_evaluation: bool = False) -> None:
+        self._store, self._has_warned = store, False
+        arguments = [str(folder), *["--evaluation"] * is_evaluation]
+        # Of the libraries' threads one is enough, and no GPU is used.
+        own = {"MLFLOW_TRACKING_URI": store.uri, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with signals_held():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "stages.tracking.deliver", *arguments],
+                cwd=ROOT,
+                env={"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} | os.environ | dict(environment) | own,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        Thread(target=self._listen, name="listens to MLflow", daemon=True).start()
+
+    def finish(self) -> None:
+        """Wait for the rest of the journal, which has its end now, to arrive, but not for a store that hangs."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+            self._wait()
+        finally:
+            self.abandon()
+        if self._process.returncode != 0:
+            self._warn("it does not answer")
+
+    def abandon(self) -> None:
+        """End the process, whatever it has done."""
+        self._process.kill()
+        self._process.wait()
+
+    def _wait(self) -> None:
+        """Wait for the process until it ends, or does nothing."""
+        watched, worked = psutil.Process(self._process.pid), 0.0
+        since = last = time.monotonic()
+        while self._process.poll() is None and time.monotonic() - since < LONGEST_SECONDS:
+            times = watched.cpu_times()
+            if times.user + times.system > worked + WORK_SECONDS:
+                worked, last = times.user + times.system, time.monotonic()
+            elif time.monotonic() - last > IDLE_SECONDS:
+                return
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._warn(json.loads(line)["failed"])
+
+    def _warn(self, why: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"warning: MLflow at {self._store.name} failed, so this run may be missing or incomplete there; the"
+                f" results are not affected, and python -m tools.sync brings them there once it is back. {why}"
+            )

@@ -1,0 +1,131 @@
+"""Journals brought to a store: as they are written, or later. Doing it twice changes nothing."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.base.errors import InputError
+from stages.base.locks import locked_if_free
+from stages.tracking.journal import DAMAGED, DamagedError, Event, Events, files_of, journals
+from stages.tracking.provenance import has_ended
+from stages.tracking.result import CHECKPOINT_TAG, JOURNAL_TAG, WEIGHTS_TAG
+from stages.tracking.run import ActiveRun, Start, started
+from stages.tracking.store import Store
+
+
+class Replay:
+    """Brings one journal to a store, from its beginning on. Its methods raise what goes wrong with the store."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self._store, self._folder, self._events = store, folder, Events(folder)
+        self._run: ActiveRun | None = None
+        self._time = 0
+        self.run_id, self.has_ended = "", False
+
+    def go_on(self) -> None:
+        """Bring what has been written by now."""
+        for event in self._events.read():
+            self._time = event["time"]
+            self._bring(event)
+        if self._run:
+            self._run.flush()
+
+    def kill(self) -> None:
+        """End the run of a process that was killed: no more is to come."""
+        if self._run and not self.has_ended:
+            self._run.end("KILLED", self._time)
+
+    def _bring(self, event: Event) -> None:
+        kind = event["kind"]
+        if kind == "training":
+            self._run = started(self._store, start_of(self._folder, event))
+            self.run_id = self._run.id
+        elif kind == "points" and self._run:
+            self._run.log(event["metrics"], event["step"], event["time"])
+        elif kind == "tags" and self._run:
+            self._run.tag(event["tags"])
+        elif kind == "end" and self._run:
+            self._run.end(event["status"], event["time"], event["note"])
+            self.has_ended = True
+        elif kind == "evaluation":
+            from stages.tracking.writer import bring_evaluation  # which needs torch
+
+            self.run_id = bring_evaluation(self._store, self._folder, event)
+            self.has_ended = True
+
+
+def start_of(folder: Path, event: Event) -> Start:
+    """Return the start of a run as an event has it."""
+    tags = event["tags"] | {JOURNAL_TAG: folder.name}
+    return Start(tags, event["params"], event["datasets"], event["time"], files_of(folder, event["files"]))
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A journal that its store has not got the whole of."""
+
+    folder: Path
+    store: str  # as it is shown
+    experiment: str
+    what: str  # "training" or "evaluation", "" for one that came to nothing
+    name: str  # of the run
+    checkpoint: str
+    weights: str  # their digest, "" if there are none
+    is_going_on: bool  # whether its process may write more
+
+    def is_of(self, store: Store) -> bool:
+        """Return whether it is for this store."""
+        return (self.store, self.experiment) == (store.name, store.experiment)
+
+
+def pending() -> Iterator[Pending]:
+    """Yield the journals of this project, the oldest first."""
+    for folder, (about, *events) in journals(os.environ):
+        begun = next((event for event in events if event["kind"] in ("training", "evaluation")), {})
+        tags = {name: value for event in events for name, value in event.get("tags", {}).items()}
+        has_end = bool(events) and events[-1]["kind"] in ("end", "evaluation")
+        yield Pending(
+            folder,
+            about["store"],
+            about["experiment"],
+            begun.get("kind", ""),
+            Start(tags, {}, [], 0).name,
+            tags.get(CHECKPOINT_TAG, ""),
+            tags.get(WEIGHTS_TAG, ""),
+            not has_end and not has_ended(about["process"]),
+        )
+
+
+def delivered(store: Store, folder: Path) -> str:
+    """Bring the whole journal of a process that has ended, remove it, and return the id of its run.
+
+    Raises InputError if another process is at it, or it is damaged, and whatever goes wrong with the store.
+    """
+    with locked_if_free(folder) as is_ours:
+        if not is_ours:
+            raise InputError("another process is bringing it")
+        replay = Replay(store, folder)
+        try:
+            replay.go_on()
+        except DamagedError:
+            folder.rename(f"{folder}{DAMAGED}")  # not to be met again, nor to be lost
+            raise
+        replay.kill()
+        shutil.rmtree(folder)
+    return replay.run_id
+
+
+def deliver_those_before(store: Store, folder: Path) -> None:
+    """Bring the journals that this one goes on from: of the same checkpoint, or the training of the same weights."""
+    before = list[Pending]()
+    for each in pending():
+        if each.folder.name == folder.name:
+            ties = {each.checkpoint, each.weights} - {""}
+            for other in before:
+                if {other.checkpoint, other.weights} & ties and not other.is_going_on:
+                    delivered(store, other.folder)
+            return
+        if each.is_of(store):
+            before.append(each)
