@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from ruamel.yaml import YAML
 from stages.base.params import Params
 from stages.evaluate import evaluate
 from stages.prepare import prepare
+from stages.tracking.follower import Follower
+from stages.tracking.replay import deliver_those_before, delivered
+from stages.tracking.store import Store
 from stages.tracking.tracker import Tracker
 from stages.train import train
 from tests.scheduling import Scheduling
@@ -62,6 +65,37 @@ def write_image(path: Path, seed: int, side: int = 8, mode: str = "L", **options
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, len(mode)), dtype=np.uint8)
     Image.fromarray(pixels.squeeze(), mode).save(path, **options)
+
+
+class FollowerHere(Follower):
+    """What brings a journal to MLflow in this process, at its end: a process for each of hundreds takes minutes.
+
+    The commands that tests run have those processes.
+    """
+
+    def __init__(self, store: Store, folder: Path, environment: Mapping[str, str], **_: bool) -> None:
+        self._store, self._folder, self._environment, self._has_warned = store, folder, environment, False
+
+    def finish(self) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self._environment.items():
+                patch.setenv(name, value)
+            try:
+                self._store.client()
+                deliver_those_before(self._store, self._folder)
+                delivered(self._store, self._folder)
+            except Exception as error:
+                self._warn(self._store.why(error))
+
+    def abandon(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _follower_here() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.tracking.tracker.Follower", FollowerHere)
+        yield
 
 
 @pytest.fixture(autouse=True)

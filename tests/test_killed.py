@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -162,10 +163,9 @@ def lock_of(project: Project, experiment: str) -> str:
 @pytest.mark.torture
 def test_many_times(make_project: Callable[[], Project], expected: dict[str, str]) -> None:
     """20 trainings, each killed up to three times; what became of each is printed: pytest -s."""
-    project, after_a_checkpoint = made(make_project), 0
+    after_a_checkpoint = 0
     for number in range(20):
-        for name in ("mlflow.db", "dvc.lock", "models/net.safetensors"):
-            (project.root / name).unlink(missing_ok=True)
+        project = made(make_project)
         said = []
         for _ in range(random.randint(1, 3)):
             wait = random.choice([in_a_write, *[after(random.uniform(0, 4))] * 2])
@@ -177,5 +177,6 @@ def test_many_times(make_project: Callable[[], Project], expected: dict[str, str
         after_a_checkpoint += epoch <= EPOCHS - 2
         check(project, (project.root / "dvc.lock").read_text(), expected, epoch)
         seconds = project.runs()[0].data.metrics["seconds/training"]
+        shutil.rmtree(project.root)
         print(f"{number + 1}: killed {', '.join(said)}; went on after epoch {epoch}, the rest in {seconds:.1f} s")
     assert after_a_checkpoint >= 12

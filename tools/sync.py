@@ -112,7 +112,7 @@ class Sync:
                 try:
                     with self._lock():
                         run_id = delivered(self._store, journal.folder)
-                    yield f"{what}: brought, run {run_id}"
+                    yield f"{what}: brought{f', run {run_id}' * bool(run_id)}"
                 except InputError as error:  # DVC has the results
                     yield f"{what}: skipped, {error}"
                 except Exception as error:

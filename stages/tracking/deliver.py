@@ -11,15 +11,17 @@ import os
 import select
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from stages.base.locks import locked_if_free
 from stages.base.processes import ignore_signals
 from stages.base.text import say
-from stages.tracking.replay import Replay, deliver_those_before
+from stages.tracking.replay import BusyError, Replay, deliver_those_before
 from stages.tracking.store import Store, set_up_mlflow
 
 POLL_SECONDS = 0.2
+BUSY_SECONDS = 30.0  # in all that another process is waited for, which brings a journal that comes before
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before what has failed is tried again
 
 
@@ -38,7 +40,7 @@ def main() -> None:
 def followed(folder: Path) -> bool:
     """Bring a journal as it is written; return whether all of it has arrived. Then it is removed."""
     store, replay = Store.from_environment(), None
-    pause, is_last, has_failed = FIRST_PAUSE, False, False
+    pause, busy, is_last, has_failed = FIRST_PAUSE, 0.0, False, False
     while True:
         is_last = is_last or stage_has_ended(0)
         try:
@@ -54,6 +56,10 @@ def followed(folder: Path) -> bool:
                 return True
             wait, pause = POLL_SECONDS, FIRST_PAUSE
         except Exception as error:
+            if isinstance(error, BusyError) and busy < BUSY_SECONDS:
+                time.sleep(POLL_SECONDS)
+                busy += POLL_SECONDS
+                continue
             if not has_failed:
                 say(json.dumps({"failed": store.why(error)}))
             has_failed, store, replay = True, Store.from_environment(), None

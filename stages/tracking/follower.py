@@ -16,7 +16,8 @@ from stages.base.processes import signals_held
 from stages.base.text import warn
 from stages.tracking.store import Store
 
-IDLE_SECONDS = 5.0  # how long it is waited for without a sign of work; a store that works takes less for an answer
+IDLE_SECONDS = 5.0  # how long it is waited for without a sign of work; a server that works takes less for an answer
+LOCKED_SECONDS = 60.0  # likewise for a file, where others may be at work: SQLite itself says when that takes too long
 WORK_SECONDS = 0.02  # of processor time: such a sign; to wait for an answer takes none
 LONGEST_SECONDS = 120.0  # that it is waited for in all
 ROOT = Path(__file__).parents[2]
@@ -59,13 +60,14 @@ class Follower:
 
     def _wait(self) -> None:
         """Wait for the process until it ends, or does nothing."""
+        idle = LOCKED_SECONDS if self._store.database else IDLE_SECONDS
         watched, worked = psutil.Process(self._process.pid), 0.0
         since = last = time.monotonic()
         while self._process.poll() is None and time.monotonic() - since < LONGEST_SECONDS:
             times = watched.cpu_times()
             if times.user + times.system > worked + WORK_SECONDS:
                 worked, last = times.user + times.system, time.monotonic()
-            elif time.monotonic() - last > IDLE_SECONDS:
+            elif time.monotonic() - last > idle:
                 return
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.05)

@@ -14,6 +14,8 @@ from stages.tracking.result import CHECKPOINT_TAG, JOURNAL_TAG, WEIGHTS_TAG
 from stages.tracking.run import ActiveRun, Start, started
 from stages.tracking.store import Store
 
+PLACE_TAGS = ("directory", "dvc.exp_name", "dvc.baseline_rev")
+
 
 class Replay:
     """Brings one journal to a store, from its beginning on. Its methods raise what goes wrong with the store."""
@@ -62,6 +64,10 @@ def start_of(folder: Path, event: Event) -> Start:
     return Start(tags, event["params"], event["datasets"], event["time"], files_of(folder, event["files"]))
 
 
+class BusyError(InputError):
+    """Another process is bringing a journal."""
+
+
 @dataclass(frozen=True)
 class Pending:
     """A journal that its store has not got the whole of."""
@@ -70,42 +76,45 @@ class Pending:
     store: str  # as it is shown
     experiment: str
     what: str  # "training" or "evaluation", "" for one that came to nothing
-    name: str  # of the run
-    checkpoint: str
-    weights: str  # their digest, "" if there are none
+    tags: dict[str, str]  # of the run
     is_going_on: bool  # whether its process may write more
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return Start(self.tags, {}, [], 0).name
 
     def is_of(self, store: Store) -> bool:
         """Return whether it is for this store."""
         return (self.store, self.experiment) == (store.name, store.experiment)
 
+    def goes_on_from(self, other: "Pending") -> bool:
+        """Return whether the other is of the same checkpoint, or the training here of the weights evaluated here."""
+        same = (CHECKPOINT_TAG,) if self.what == "training" else (WEIGHTS_TAG, *PLACE_TAGS)
+        return same[0] in self.tags and all(self.tags.get(name) == other.tags.get(name) for name in same)
+
 
 def pending() -> Iterator[Pending]:
     """Yield the journals of this project, the oldest first."""
     for folder, (about, *events) in journals(os.environ):
-        begun = next((event for event in events if event["kind"] in ("training", "evaluation")), {})
+        what = next((event["kind"] for event in events if event["kind"] in ("training", "evaluation")), "")
         tags = {name: value for event in events for name, value in event.get("tags", {}).items()}
         has_end = bool(events) and events[-1]["kind"] in ("end", "evaluation")
-        yield Pending(
-            folder,
-            about["store"],
-            about["experiment"],
-            begun.get("kind", ""),
-            Start(tags, {}, [], 0).name,
-            tags.get(CHECKPOINT_TAG, ""),
-            tags.get(WEIGHTS_TAG, ""),
-            not has_end and not has_ended(about["process"]),
-        )
+        is_going_on = not has_end and not has_ended(about["process"])
+        yield Pending(folder, about["store"], about["experiment"], what, tags, is_going_on)
 
 
 def delivered(store: Store, folder: Path) -> str:
     """Bring the whole journal of a process that has ended, remove it, and return the id of its run.
 
-    Raises InputError if another process is at it, or it is damaged, and whatever goes wrong with the store.
+    That is "" if another process has brought it. Raises BusyError if one is at it, DamagedError, and whatever goes
+    wrong with the store.
     """
     with locked_if_free(folder) as is_ours:
         if not is_ours:
-            raise InputError("another process is bringing it")
+            raise BusyError("another process is bringing it")
+        if not folder.exists():
+            return ""
         replay = Replay(store, folder)
         try:
             replay.go_on()
@@ -118,13 +127,12 @@ def delivered(store: Store, folder: Path) -> str:
 
 
 def deliver_those_before(store: Store, folder: Path) -> None:
-    """Bring the journals that this one goes on from: of the same checkpoint, or the training of the same weights."""
+    """Bring the journals that this one goes on from. Raises what `delivered` does."""
     before = list[Pending]()
     for each in pending():
         if each.folder.name == folder.name:
-            ties = {each.checkpoint, each.weights} - {""}
             for other in before:
-                if {other.checkpoint, other.weights} & ties and not other.is_going_on:
+                if each.goes_on_from(other) and not other.is_going_on:
                     delivered(store, other.folder)
             return
         if each.is_of(store):

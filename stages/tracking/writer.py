@@ -114,6 +114,7 @@ class RunWriter:
             run.logged |= self._epochs_of(begun, epochs).keys()
             for row in epochs:
                 run.log({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]), time)
+            run.flush()  # before a model is logged, which makes the run FINISHED
             run.tag({WEIGHTS_TAG: digests[WEIGHTS_TAG]})
         client.log_inputs(run.id, [dataset_input(dataset_record(data, "test"))])
         run.log(metrics, 0, time, log_model(run.id, description, net, data, next(iter(models_of(begun)), None)))
@@ -186,7 +187,8 @@ def snapshot(journal: Journal, files: ResultFiles, params: dict[str, str], origi
         name = path.relative_to(files.plots) if place == "plots" else path.name
         if path.exists():
             kept |= journal.keep(f"{place}/{name}", path, is_fixed=place in ("weights", "plots"))
-    journal.write("evaluation", tags=origin.tags, params=params, files=kept)
+    weights = {WEIGHTS_TAG: files.digests[WEIGHTS_TAG]}
+    journal.write("evaluation", tags=origin.tags | weights, params=params, files=kept)
 
 
 def bring_evaluation(store: Store, folder: Path, event: Event) -> str:

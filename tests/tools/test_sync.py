@@ -371,11 +371,18 @@ def test_runs_of_killed_processes_are_completed_or_ended(
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     (tmp_path / "params.yaml").write_bytes(rows[0]["artifacts"]["params.yaml"])
+    # A journal would say how it ended; one can be lost.
     program = (
         "import os, sys, torch; from pathlib import Path; from stages.base.params import load_params;"
-        "from stages.batches.prepared import Prepared; from stages.tracking.tracker import Tracker;"
-        "tracker = Tracker.from_environment(load_params(Path(sys.argv[1])));"
-        "training = tracker.training(Prepared(Path('data/prepared')), torch.device('cpu'), {}); training.__enter__();"
+        "from stages.batches.prepared import DatasetInfo; from stages.tracking import provenance;"
+        "from stages.tracking.datasets import dataset_record; from stages.tracking.journal import now;"
+        "from stages.tracking.run import Start, started;"
+        "from stages.tracking.store import Store; from stages.tracking.writer import as_logged;"
+        "origin = provenance.of_process(os.environ); data = DatasetInfo(Path('data/prepared'));"
+        "tags = origin.tags | provenance.of_writer() | provenance.of_computation(torch.device('cpu'));"
+        "params = as_logged(load_params(Path(sys.argv[1])).flat());"
+        "datasets = [dataset_record(data, split) for split in ('train', 'valid')];"
+        "started(Store.from_environment(), Start(tags, params, datasets, now()));"
         "os.kill(os.getpid(), 9)"
     )
     names = {"DVC_EXP_BASELINE_REV": rows[0]["ties"]["dvc.baseline_rev"], "MLFLOW_TRACKING_URI": uri}

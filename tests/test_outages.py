@@ -1,0 +1,359 @@
+"""MLflow's store fails, in all ways that were thought of: no result changes, and in the end it has every row as it was.
+
+Each is tried once in `make soak`, ten times in `make torture`, which prints the delays: pytest -s.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import mlflow
+import pytest
+
+from stages.tracking.store import Store
+from tests.conftest import Project, free_port
+from tests.test_disks import on_disk
+from tests.test_killed import outputs
+
+EPOCHS = 100
+REPRO = ("dvc", "repro", "--no-run-cache")
+SYNC = ("python", "-m", "tools.sync")
+WARNING = "warning: MLflow at "
+# What differs between two equal trainings.
+OWN_TAGS = {"directory", "journal", "process", "checkpoint", "mlflow.runColor", "mlflow.user"}
+
+
+class Server:
+    """A real server of MLflow, which can be harmed, and what stands in for one at its port."""
+
+    def __init__(self, project: Project) -> None:
+        self._project, self.port = project, free_port()
+        self._process: subprocess.Popen[str] | None = None
+        self._stub: socket.socket | None = None
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        backend = f"sqlite:///{self._project.root}/server.db"
+        artifacts = f"{self._project.root}/served"
+        command = ["mlflow", "server", "--backend-store-uri", backend, "--artifacts-destination", artifacts]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        # Its log into a file: a pipe that nobody reads would fill up, and stop it.
+        self._process = self._project.start(
+            "bash", "-c", 'exec "$@" > server.log 2>&1', "bash", *command, MLFLOW_DISABLE_TELEMETRY="true"
+        )
+        deadline = time.monotonic() + 90
+        while socket.socket().connect_ex(("127.0.0.1", self.port)) != 0:
+            assert self._process.poll() is None, self._process.communicate()[0]
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.1)
+
+    def send(self, number: int) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    def restart(self) -> None:
+        self.kill()
+        time.sleep(1)
+        self.start()
+
+    def answer_500(self) -> None:
+        """Let another server have the port, that answers everything with 500."""
+        self.answer_nothing()
+        assert self._stub is not None
+        threading.Thread(target=fails, args=(self._stub,), daemon=True).start()
+
+    def answer_nothing(self) -> None:
+        """Let the port take connections, and nothing ever come of them."""
+        self.kill()
+        deadline = time.monotonic() + 20
+        while self._stub is None:
+            try:
+                self._stub = socket.create_server(("127.0.0.1", self.port), backlog=100)
+            except OSError:  # what was killed has the port for a moment yet
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+    def come_back(self) -> None:
+        """Undo what stands in."""
+        assert self._stub is not None
+        with suppress(OSError):
+            self._stub.shutdown(socket.SHUT_RDWR)  # ends a waiting accept
+        self._stub.close()
+        self._stub = None
+        self.start()
+
+
+def fails(listening: socket.socket) -> None:
+    """Answer all that comes with 500, until the socket is closed."""
+    answer = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    with suppress(OSError):
+        while True:
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.recv(1 << 20)
+                connection.sendall(answer)
+
+
+def nothing(_server: Server) -> None:
+    pass
+
+
+@dataclass
+class Outage:
+    """What befalls a server: before a training, in its middle, and, for what lasted, after the evaluation."""
+
+    before: Callable[[Server], None] = nothing
+    middle: Callable[[Server], None] = nothing
+    after: Callable[[Server], None] = nothing
+
+
+def sends(number: int) -> Callable[[Server], None]:
+    return lambda server: server.send(number)
+
+
+OUTAGES = {
+    "down at the start": Outage(before=Server.kill, after=Server.start),
+    "killed, and back": Outage(middle=Server.restart),
+    "killed, and not back": Outage(middle=Server.kill, after=Server.start),
+    "stopped": Outage(middle=sends(signal.SIGSTOP), after=sends(signal.SIGCONT)),
+    "stopped at the start": Outage(before=sends(signal.SIGSTOP), after=sends(signal.SIGCONT)),
+    "answers 500": Outage(before=Server.answer_500, after=Server.come_back),
+    "never answers": Outage(before=Server.answer_nothing, after=Server.come_back),
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(make_project: Callable[[], Project]) -> Project:
+    """A project with prepared data and no result."""
+    project = make_project()
+    (project.root / "dvc.lock").unlink()
+    project.edit("params.yaml", "epochs: 30 ", f"epochs: {EPOCHS} ")
+    project("git", "commit", "-qam", "another training")
+    project("dvc", "repro", "prepare")
+    project("git", "add", "-A")
+    project("git", "commit", "-qm", "prepared")
+    return project
+
+
+@pytest.fixture
+def copy(prepared: Project, tmp_path: Path) -> Callable[[], Project]:
+    """Makes copies of that project."""
+    numbers = iter(range(1000))
+    return lambda: Project.at(shutil.copytree(prepared.root, tmp_path / f"copy-{next(numbers)}", symlinks=True))
+
+
+@pytest.fixture(scope="module")
+def server(make_project: Callable[[], Project]) -> Iterator[Server]:
+    server = Server(make_project())
+    server.start()
+    yield server
+    server.kill()
+
+
+def ran(project: Project, middle: Callable[[], object] = lambda: None, **environment: str) -> tuple[str, float]:
+    """Run the pipeline, with what happens when the training is going on; return what it printed, and the seconds."""
+    started = time.monotonic()
+    process = project.start(*REPRO, **environment)
+    journals = project.root / ".repronet/journals"
+    while process.poll() is None and not any(b'"points"' in path.read_bytes() for path in journals.glob("*/*.jsonl")):
+        time.sleep(0.02)
+    time.sleep(0.3)  # so that MLflow has some of it
+    middle()
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return printed, time.monotonic() - started
+
+
+def row(uri: str, experiment: str, within: tuple[float, float], folder: Path) -> dict[str, Any]:
+    """All that stands in the one run of an experiment, but for what two equal trainings differ in.
+
+    All its times lie within these, in seconds since 1970.
+    """
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    [run] = client.search_runs([found.experiment_id])
+    points = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    times = [point.timestamp for history in points.values() for point in history]
+    for milliseconds in [*times, run.info.start_time, run.info.end_time]:
+        assert within[0] - 1 <= milliseconds / 1000 <= within[1] + 1
+    assert min(times) >= run.info.start_time
+    client.download_artifacts(run.info.run_id, "", str(folder))
+    assert run.outputs is not None
+    assert run.inputs is not None
+    [model] = client.search_logged_models([found.experiment_id])
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    return {
+        "name": run.info.run_name,
+        "status": run.info.status,
+        "params": run.data.params,
+        "tags": {name: value for name, value in run.data.tags.items() if name not in OWN_TAGS},
+        "points": {
+            name: [(point.step, point.value if "seconds/" not in name else 0) for point in history]
+            for name, history in points.items()
+        },
+        "data": sorted((entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs),
+        "artifacts": {
+            str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != "environment.json"
+        },
+    }
+
+
+def two_syncs(project: Project, **environment: str) -> None:
+    """Run sync twice at once."""
+    processes = [project.start(*SYNC, **environment) for _ in range(2)]
+    for process in processes:
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+
+
+@dataclass
+class Reference:
+    """A training that nothing disturbs."""
+
+    row: dict[str, Any]
+    outputs: dict[str, str]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Project, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    project = Project.at(shutil.copytree(prepared.root, tmp_path_factory.mktemp("x") / "copy", symlinks=True))
+    before = time.time()
+    printed, seconds = ran(project, MLFLOW_TRACKING_URI=server.uri)
+    assert WARNING not in printed
+    assert not list((project.root / ".repronet/journals").iterdir())
+    found = row(server.uri, "repronet", (before, time.time()), tmp_path_factory.mktemp("row"))
+    return Reference(found, outputs((project.root / "dvc.lock").read_text()), seconds)
+
+
+def check_outage(
+    project: Project, server: Server, name: str, undisturbed: Reference, experiment: str, folder: Path
+) -> float:
+    """Train and evaluate in this outage; return by how many seconds it took longer."""
+    outage = OUTAGES[name]
+    own = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": experiment}
+    outage.before(server)
+    before = time.time()
+    printed, seconds = ran(project, lambda: outage.middle(server), **own)
+    within = before, time.time()
+    outage.after(server)
+    assert outputs((project.root / "dvc.lock").read_text()) == undisturbed.outputs
+    for stage in printed.split("Running stage 'evaluate'"):
+        assert stage.count(WARNING) <= 1, printed
+    if outage.after is not nothing:
+        assert WARNING in printed
+    two_syncs(project, **own)
+    assert row(server.uri, experiment, within, folder) == undisturbed.row
+    assert not list((project.root / ".repronet/journals").iterdir())
+    return seconds - undisturbed.seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OUTAGES)
+def test_an_outage(
+    copy: Callable[[], Project], server: Server, undisturbed: Reference, tmp_path: Path, name: str
+) -> None:
+    delay = check_outage(copy(), server, name, undisturbed, name, tmp_path / "row")
+    assert delay < 40, "it does not hang; how long it takes is measured by make torture"
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("name", OUTAGES)
+def test_ten_outages(
+    copy: Callable[[], Project], server: Server, undisturbed: Reference, tmp_path: Path, name: str
+) -> None:
+    delays = []
+    for number in range(10):
+        project = copy()
+        delays.append(check_outage(project, server, name, undisturbed, f"{name} {number}", tmp_path / f"row-{number}"))
+        shutil.rmtree(project.root)
+    print(f"{name}: 10 of 10 as undisturbed; longer by {mean(delays):.1f} s, at most {max(delays):.1f} s")
+    assert max(delays) <= 15
+
+
+# Local stores: what is wrong with one, and what mends it, in the project's folder. The disk is of its own name space.
+FULL = "size=1000k"
+SCRIPT_FULL = """
+dvc repro --no-run-cache || exit 1
+mount -o remount,size=100m disk || exit 1
+python -m tools.sync & python -m tools.sync && wait $!
+code=$?
+cp -r disk kept
+exit $code
+"""
+SCRIPT_READ_ONLY = """
+cp mlflow.db disk && mount -o remount,ro disk || exit 1
+dvc repro --no-run-cache || exit 1
+mount -o remount,rw disk || exit 1
+python -m tools.sync & python -m tools.sync && wait $!
+code=$?
+cp -r disk kept
+exit $code
+"""
+
+
+def check_local(project: Project, undisturbed: Reference, store: str, before: float, printed: str) -> None:
+    for stage in printed.split("journal of")[0].split("Running stage 'evaluate'"):
+        assert stage.count(WARNING) == 1, printed
+    assert outputs((project.root / "dvc.lock").read_text()) == undisturbed.outputs
+    uri = f"sqlite:///{project.root}/{store}"
+    Store.from_environment({"MLFLOW_TRACKING_URI": uri}).client()  # where the artifacts are now, if it was moved
+    found = row(uri, "repronet", (before, time.time()), project.root / "row")
+    assert found == undisturbed.row
+    assert not list((project.root / ".repronet/journals").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "script"), [(FULL, SCRIPT_FULL), ("size=100m", SCRIPT_READ_ONLY)])
+def test_a_disk(copy: Callable[[], Project], undisturbed: Reference, options: str, script: str) -> None:
+    project, before = copy(), time.time()
+    (project.root / "disk").mkdir()
+    (project.root / ".git/info/exclude").write_text("disk\nkept\nrow\n")
+    project("python", "-c", "from stages.tracking.store import Store; Store.from_environment().client()")
+    uri = f"sqlite:///{project.root}/disk/mlflow.db"
+    command = on_disk(options, project.root / "disk", project.root, "bash", "-c", script)
+    printed = project(*command, MLFLOW_TRACKING_URI=uri)
+    check_local(project, undisturbed, "kept/mlflow.db", before, printed)
+
+
+@pytest.mark.slow
+def test_a_broken_database(copy: Callable[[], Project], undisturbed: Reference) -> None:
+    project, before = copy(), time.time()
+    (project.root / "mlflow.db").write_bytes(b"no database" * 1000)
+    printed, _ = ran(project)
+    (project.root / "mlflow.db").unlink()
+    two_syncs(project)
+    check_local(project, undisturbed, "mlflow.db", before, printed)
+
+
+@pytest.mark.slow
+def test_a_database_that_another_process_holds(copy: Callable[[], Project], undisturbed: Reference) -> None:
+    project, before = copy(), time.time()
+    project("python", "-c", "from stages.tracking.store import Store; Store.from_environment().client()")
+    holder = sqlite3.connect(project.root / "mlflow.db", isolation_level=None)
+    holder.execute("begin exclusive")
+    printed, _ = ran(project)
+    holder.execute("rollback")
+    two_syncs(project)
+    check_local(project, undisturbed, "mlflow.db", before, printed)
