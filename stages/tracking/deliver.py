@@ -9,7 +9,6 @@ failed. It prints a line of JSON about the first failure. It ends with 0 if the 
 import json
 import os
 import select
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from stages.base.locks import locked_if_free
 from stages.base.processes import ignore_signals
 from stages.base.text import say
+from stages.tracking.journal import Events, has_end, remove
 from stages.tracking.replay import BusyError, Replay, deliver_those_before
 from stages.tracking.store import Store, set_up_mlflow
 
@@ -52,7 +52,7 @@ def followed(folder: Path) -> bool:
             if is_last:
                 replay.kill()
             if is_last or replay.has_ended:
-                shutil.rmtree(folder)
+                remove(folder)
                 return True
             wait, pause = POLL_SECONDS, FIRST_PAUSE
         except Exception as error:
@@ -64,7 +64,8 @@ def followed(folder: Path) -> bool:
                 say(json.dumps({"failed": store.why(error)}))
             has_failed, store, replay = True, Store.from_environment(), None
             wait, pause = pause, min(2 * pause, LONGEST_PAUSE)
-        if is_last:
+        # Processes that the stage has forked keep its end of the pipe open.
+        if is_last or (replay is None and has_end(Events(folder).read())):
             return False
         is_last = stage_has_ended(wait)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,7 +41,8 @@ class Follower:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-        Thread(target=self._listen, name="listens to MLflow", daemon=True).start()
+        self._listening = Thread(target=self._listen, name="listens to MLflow", daemon=True)
+        self._listening.start()
 
     def finish(self) -> None:
         """Wait for the rest of the journal, which has its end now, to arrive, but not for a store that hangs."""
@@ -50,8 +52,10 @@ class Follower:
             self._wait()
         finally:
             self.abandon()
+        self._listening.join(1)  # to what it has said at last
         if self._process.returncode != 0:
-            self._warn("it does not answer")
+            crashed = self._process.returncode not in (1, -signal.SIGKILL)
+            self._warn(f"its process ended with {self._process.returncode}" if crashed else "it does not answer")
 
     def abandon(self) -> None:
         """End the process, whatever it has done."""

@@ -20,7 +20,7 @@ from stages.base.experiment import home
 from stages.base.files import reserve, sha256
 
 VERSION = 1  # of all that a journal holds; of a later one it is said that later code is needed
-EVENTS, FILES, DAMAGED = "events.jsonl", "files", ".damaged"
+EVENTS, FILES, DAMAGED, DONE = "events.jsonl", "files", ".damaged", ".done"
 ROOM = 1 << 18  # bytes of the disk that it has from its start: the events of 700 epochs
 SYNC_SECONDS = 1.0  # between two times that it is made to outlast a power cut, as checkpoints are
 
@@ -129,11 +129,24 @@ def journals(environment: Mapping[str, str]) -> Iterator[tuple[Path, list[Event]
     found = []
     with suppress(OSError):
         for folder in folder_of(environment).iterdir():
+            if folder.suffix == DONE:  # a process was killed while it removed this
+                shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError, InputError):
-                if folder.suffix != DAMAGED and (events := Events(folder).read()):
+                if not folder.suffix and (events := Events(folder).read()):
                     found.append((events[0]["time"], folder, events))
     for _, folder, events in sorted(found, key=lambda each: (each[0], each[1])):
         yield folder, events
+
+
+def remove(folder: Path) -> None:
+    """Remove a journal that has arrived, in one step, so that no half of one is left."""
+    done = folder.rename(folder.with_suffix(DONE))
+    shutil.rmtree(done, ignore_errors=True)
+
+
+def has_end(events: list[Event]) -> bool:
+    """Return whether nothing more is to come."""
+    return bool(events) and events[-1]["kind"] in ("end", "evaluation")
 
 
 def files_of(folder: Path, digests: Mapping[str, str]) -> dict[str, Path]:

@@ -1,14 +1,13 @@
 """Journals brought to a store: as they are written, or later. Doing it twice changes nothing."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.base.errors import InputError
 from stages.base.locks import locked_if_free
-from stages.tracking.journal import DAMAGED, DamagedError, Event, Events, files_of, journals
+from stages.tracking.journal import DAMAGED, DamagedError, Event, Events, files_of, has_end, journals, remove
 from stages.tracking.provenance import has_ended
 from stages.tracking.result import CHECKPOINT_TAG, JOURNAL_TAG, WEIGHTS_TAG
 from stages.tracking.run import ActiveRun, Start, started
@@ -99,8 +98,7 @@ def pending() -> Iterator[Pending]:
     for folder, (about, *events) in journals(os.environ):
         what = next((event["kind"] for event in events if event["kind"] in ("training", "evaluation")), "")
         tags = {name: value for event in events for name, value in event.get("tags", {}).items()}
-        has_end = bool(events) and events[-1]["kind"] in ("end", "evaluation")
-        is_going_on = not has_end and not has_ended(about["process"])
+        is_going_on = not has_end(events) and not has_ended(about["process"])
         yield Pending(folder, about["store"], about["experiment"], what, tags, is_going_on)
 
 
@@ -122,7 +120,7 @@ def delivered(store: Store, folder: Path) -> str:
             folder.rename(f"{folder}{DAMAGED}")  # not to be met again, nor to be lost
             raise
         replay.kill()
-        shutil.rmtree(folder)
+        remove(folder)
     return replay.run_id
 
 

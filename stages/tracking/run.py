@@ -38,6 +38,7 @@ class ActiveRun:
         """What has been `logged`, a name at a step each, is not logged again; more can be added."""
         self.id, self._client, self.logged = run_id, client, set(logged)
         self._collected: list[Metric] = []
+        self.has_ended = False  # as it should: that stays so
 
     def log(self, metrics: dict[str, float], step: int, time: int, model_id: str | None = None) -> None:
         """Collect `metrics` at `step`, of this time in ms since 1970, for `flush`."""
@@ -75,6 +76,8 @@ class ActiveRun:
     def end(self, status: str, time: int, note: str = "") -> None:
         """Write what was collected, and end with this status; `note` is shown as the run's description."""
         self.flush()
+        if self.has_ended:
+            return
         if note:
             self.tag({NOTE_TAG: note})
         self._client.set_terminated(self.id, status, time)
@@ -128,10 +131,11 @@ def _interrupted(store: Store, checkpoint: str) -> "Run | None":
 def _taken_up(client: "MlflowClient", before: "Run", start: Start) -> ActiveRun:
     """Let a run go on, as what it is now: an experiment may have another name this time."""
     run_id = before.info.run_id
-    if before.info.status == "FINISHED":  # evaluated by now
-        return ActiveRun(client, run_id, points_of(client, before))
-    client.update_run(run_id, "RUNNING", start.name)
     run = ActiveRun(client, run_id, points_of(client, before))
+    if before.info.status == "FINISHED":
+        run.has_ended = True
+        return run
+    client.update_run(run_id, "RUNNING", start.name)
     run.tag(start.tags)
     if NOTE_TAG in before.data.tags:
         client.delete_tag(run_id, NOTE_TAG)

@@ -106,7 +106,10 @@ class Record:
     def follow(self, is_evaluation: bool = False) -> None:
         """Let MLflow follow the journal from now on."""
         if self._journal and not self._follower:
-            self._follower = Follower(self._store, self._journal.folder, self._environment, is_evaluation=is_evaluation)
+            with self._warning():
+                self._follower = Follower(
+                    self._store, self._journal.folder, self._environment, is_evaluation=is_evaluation
+                )
 
     def finish(self) -> None:
         """End the journal, and wait for what follows it, but not for long."""

@@ -117,6 +117,9 @@ class RunWriter:
             run.flush()  # before a model is logged, which makes the run FINISHED
             run.tag({WEIGHTS_TAG: digests[WEIGHTS_TAG]})
         client.log_inputs(run.id, [dataset_input(dataset_record(data, "test"))])
+        for lost in client.search_logged_models([begun.info.experiment_id], f"source_run_id = '{run.id}'"):
+            if lost.model_id not in models_of(begun):  # its process was killed before the run had it
+                client.delete_logged_model(lost.model_id)
         run.log(metrics, 0, time, log_model(run.id, description, net, data, next(iter(models_of(begun)), None)))
         self._log_files(run.id, files)
         run.flush()
