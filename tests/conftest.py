@@ -26,7 +26,7 @@ from stages.base.params import Params
 from stages.evaluate import evaluate
 from stages.prepare import prepare
 from stages.tracking.follower import Follower
-from stages.tracking.replay import deliver_those_before, delivered
+from stages.tracking.replay import delivered
 from stages.tracking.store import Store
 from stages.tracking.tracker import Tracker
 from stages.train import train
@@ -82,7 +82,6 @@ class FollowerHere(Follower):
                 patch.setenv(name, value)
             try:
                 self._store.client()
-                deliver_those_before(self._store, self._folder)
                 delivered(self._store, self._folder)
             except Exception as error:
                 self._warn(self._store.why(error))

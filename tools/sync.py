@@ -18,6 +18,7 @@ are skipped, which is no failure.
 """
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,12 +31,15 @@ from filelock import FileLock
 from stages.base import cli
 from stages.base.errors import InputError, listed
 from stages.base.text import say
-from stages.tracking.replay import delivered, pending
+from stages.tracking.journal import DamagedError
+from stages.tracking.replay import BusyError, Pending, delivered, pending
 from stages.tracking.run import is_abandoned
 from stages.tracking.store import Store
 from stages.tracking.writer import RunWriter, has_evaluation, lacks_evaluation
 from tools import recorded
 from tools.recorded import RecordedResult
+
+BUSY_SECONDS = 60.0  # that another process is waited for, which brings a journal
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -48,6 +52,8 @@ class Outcome(StrEnum):
     CREATED = "created"
     COMPLETED = "completed"
     RESTORED = "brought back"
+    BROUGHT = "brought"  # a journal
+    LEFT = "left"
     DELETED = "deleted in MLflow and left so"
     SKIPPED = "skipped"  # the result cannot be used
     FAILED = "failed"  # for another reason than the result or the store
@@ -56,6 +62,7 @@ class Outcome(StrEnum):
     WOULD_BE_CREATED = "would be created"
     WOULD_BE_COMPLETED = "would be completed"
     WOULD_BE_RESTORED = "would be brought back"
+    WOULD_BE_BROUGHT = "would be brought"
 
 
 def main() -> None:
@@ -68,8 +75,9 @@ def main() -> None:
     sync = Sync(Store.from_environment(), arguments.dry_run, arguments.deleted)
 
     outcomes: Counter[Outcome] = Counter()
-    for line in sync.journals():
-        say(line)
+    for name, outcome, detail in sync.journals():
+        say(f"journal of {name}: {outcome}{detail}")
+        outcomes[outcome] += outcome != Outcome.LEFT
     for result in results:
         outcome, detail = sync.outcome(result)
         say(f"{result.name}: {outcome}{detail}")
@@ -98,26 +106,43 @@ class Sync:
                 store.client()
             self._exists = store.exists()
 
-    def journals(self) -> Iterator[str]:
-        """Bring the journals that wait; yield a line about each of them. Raises InputError if the store fails."""
+    def journals(self) -> Iterator[tuple[str, Outcome, str]]:
+        """Bring the journals that wait; yield of each whose it is, and what was done, with details.
+
+        Raises InputError if the store fails.
+        """
         for journal in pending():
-            what = f"journal of {journal.name}, {journal.what}"
             if not journal.is_of(self._store):
-                yield f"{what}: left, it is for {journal.store}, experiment {journal.experiment}"
+                where = f"it is for MLflow at {journal.store}, experiment {journal.experiment}"
+                yield journal.name, Outcome.LEFT, f", {where}"
             elif journal.is_going_on:
-                yield f"{what}: left, it goes on"
+                yield journal.name, Outcome.LEFT, f", its {journal.what} goes on"
             elif self._dry_run:
-                yield f"{what}: would be brought"
+                if journal.what:
+                    yield journal.name, Outcome.WOULD_BE_BROUGHT, ""
             else:
+                with self._lock():
+                    brought = self._bring(journal)
+                if journal.what:
+                    yield journal.name, *brought
+
+    def _bring(self, journal: Pending) -> tuple[Outcome, str]:
+        deadline = time.monotonic() + BUSY_SECONDS
+        try:
+            while True:
                 try:
-                    with self._lock():
-                        run_id = delivered(self._store, journal.folder)
-                    yield f"{what}: brought{f', run {run_id}' * bool(run_id)}"
-                except InputError as error:  # DVC has the results
-                    yield f"{what}: skipped, {error}"
-                except Exception as error:
-                    with reaching(self._store):
-                        raise error
+                    run_id = delivered(self._store, journal.folder)
+                    return Outcome.BROUGHT, f", run {run_id}" * bool(run_id)
+                except BusyError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.2)
+        except DamagedError as error:
+            return Outcome.SKIPPED, f", {error}"  # DVC has the result
+        except Exception as error:
+            with reaching(self._store):
+                self._store.exists()
+            return Outcome.FAILED, f", {self._store.why(error)}"
 
     def outcome(self, result: RecordedResult) -> tuple[Outcome, str]:
         """Give a result its run; return what was done, and details of it. Raises InputError if the store fails."""

@@ -10,18 +10,19 @@ import json
 import os
 import select
 import sys
+import threading
 import time
 from pathlib import Path
 
 from stages.base.locks import locked_if_free
 from stages.base.processes import ignore_signals
 from stages.base.text import say
-from stages.tracking.journal import Events, has_end, remove
-from stages.tracking.replay import BusyError, Replay, deliver_those_before
+from stages.tracking.replay import BusyError, Replay
 from stages.tracking.store import Store, set_up_mlflow
 
 POLL_SECONDS = 0.2
-BUSY_SECONDS = 30.0  # in all that another process is waited for, which brings a journal that comes before
+BUSY_SECONDS = 4.0  # in all that another process is waited for, which brings a journal that comes before
+LAST_SECONDS = 150.0  # longer than a stage waits
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before what has failed is tried again
 
 
@@ -42,38 +43,42 @@ def followed(folder: Path) -> bool:
     store, replay = Store.from_environment(), None
     pause, busy, is_last, has_failed = FIRST_PAUSE, 0.0, False, False
     while True:
-        is_last = is_last or stage_has_ended(0)
+        if not is_last and (is_last := stage_has_ended(0)):
+            give_up_after(LAST_SECONDS)
         try:
             store.client()
-            if replay is None or is_last:
-                deliver_those_before(store, folder)
             replay = replay or Replay(store, folder)
             replay.go_on()
-            if is_last:
-                replay.kill()
             if is_last or replay.has_ended:
-                remove(folder)
+                replay.finish()
                 return True
             wait, pause = POLL_SECONDS, FIRST_PAUSE
         except Exception as error:
+            replay = None
             if isinstance(error, BusyError) and busy < BUSY_SECONDS:
                 time.sleep(POLL_SECONDS)
                 busy += POLL_SECONDS
                 continue
             if not has_failed:
                 say(json.dumps({"failed": store.why(error)}))
-            has_failed, store, replay = True, Store.from_environment(), None
+            has_failed, store = True, Store.from_environment()
             wait, pause = pause, min(2 * pause, LONGEST_PAUSE)
-        # Processes that the stage has forked keep its end of the pipe open.
-        if is_last or (replay is None and has_end(Events(folder).read())):
+        if is_last:
             return False
-        is_last = stage_has_ended(wait)
+        stage_has_ended(wait)
 
 
 def stage_has_ended(seconds: float) -> bool:
-    """Return whether the stage ends, within these seconds, what it writes."""
+    """Return whether the stage has said, or its end says, within these seconds, that no more is to come."""
     ready, _, _ = select.select([0], [], [], seconds)
-    return bool(ready) and not os.read(0, 1)
+    return bool(ready)
+
+
+def give_up_after(seconds: float) -> None:
+    """Let this process end then, whatever it waits for: nobody may be there to end it."""
+    timer = threading.Timer(seconds, os._exit, [1])
+    timer.daemon = True
+    timer.start()
 
 
 if __name__ == "__main__":

@@ -45,22 +45,31 @@ class Follower:
         self._listening.start()
 
     def finish(self) -> None:
-        """Wait for the rest of the journal, which has its end now, to arrive, but not for a store that hangs."""
+        """Wait for the rest of the journal, which has its end now, to arrive, but not for a store that hangs.
+
+        Ctrl-C ends the waiting, and nothing else: all is done but this.
+        """
         assert self._process.stdin is not None
         try:
-            self._process.stdin.close()
+            with suppress(OSError):  # it has ended
+                # Its end alone would not be seen while processes that were forked have it open.
+                self._process.stdin.write(b"\n")
+                self._process.stdin.close()
             self._wait()
+        except KeyboardInterrupt:
+            self._warn("it was not waited for")
         finally:
             self.abandon()
         self._listening.join(1)  # to what it has said at last
         if self._process.returncode != 0:
-            crashed = self._process.returncode not in (1, -signal.SIGKILL)
+            crashed = self._process.returncode not in (1, -signal.SIGKILL, None)
             self._warn(f"its process ended with {self._process.returncode}" if crashed else "it does not answer")
 
     def abandon(self) -> None:
         """End the process, whatever it has done."""
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # the disk that it writes to may hang
+            self._process.wait(2)
 
     def _wait(self) -> None:
         """Wait for the process until it ends, or does nothing."""
@@ -68,7 +77,8 @@ class Follower:
         watched, worked = psutil.Process(self._process.pid), 0.0
         since = last = time.monotonic()
         while self._process.poll() is None and time.monotonic() - since < LONGEST_SECONDS:
-            times = watched.cpu_times()
+            with suppress(psutil.Error):  # it has just ended
+                times = watched.cpu_times()
             if times.user + times.system > worked + WORK_SECONDS:
                 worked, last = times.user + times.system, time.monotonic()
             elif time.monotonic() - last > idle:
@@ -79,7 +89,8 @@ class Follower:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._warn(json.loads(line)["failed"])
+            with suppress(ValueError, LookupError, TypeError):  # not ours
+                self._warn(json.loads(line)["failed"])
 
     def _warn(self, why: str) -> None:
         if not self._has_warned:

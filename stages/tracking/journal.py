@@ -4,6 +4,8 @@ A journal is a folder: events.jsonl, numbered events one a line, and the files t
 goes when MLflow has all of it. Nothing in it is run, and no address with a password is in it.
 """
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -18,9 +20,11 @@ from uuid import uuid4
 from stages.base.errors import InputError, listed
 from stages.base.experiment import home
 from stages.base.files import reserve, sha256
+from stages.base.text import warn
 
 VERSION = 1  # of all that a journal holds; of a later one it is said that later code is needed
 EVENTS, FILES, DAMAGED, DONE = "events.jsonl", "files", ".damaged", ".done"
+FORGOTTEN_SECONDS = 3600.0  # after which one without an event, of a process that was killed at its start, is removed
 ROOM = 1 << 18  # bytes of the disk that it has from its start: the events of 700 epochs
 SYNC_SECONDS = 1.0  # between two times that it is made to outlast a power cut, as checkpoints are
 
@@ -51,16 +55,22 @@ class Journal:
         self.write("journal", version=VERSION, **about)
 
     def _open(self) -> None:
-        (self.folder / FILES).mkdir(parents=True, mode=0o700)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700)
+        (self.folder / FILES).mkdir()
         path = self.folder / EVENTS
         reserve(path, ROOM)
         self._file = path.open("r+b", buffering=0)
+        # Of this kind, since processes that are forked do not get it, and those that were killed have it no more.
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
 
     def write(self, kind: str, **content: Any) -> None:
         """Write an event, with the time, in ms since 1970."""
         self._n += 1
         event = {"n": self._n, "time": now(), "kind": kind} | content
-        self._file.write(json.dumps(event, separators=(",", ":")).encode() + b"\n")
+        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        if self._file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / EVENTS))
         if time.monotonic() - self._synced > SYNC_SECONDS or kind != "points":
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
@@ -95,6 +105,7 @@ class Events:
 
     def __init__(self, folder: Path) -> None:
         self._path, self._offset, self._n = folder / EVENTS, 0, 0
+        self.is_damaged = False  # whether more follows, but not what should
 
     def read(self) -> list[Event]:
         """Return the events that were written since the last time; what is cut or damaged ends it.
@@ -109,6 +120,7 @@ class Events:
         for line in lines:
             event = _event(line)
             if event.get("n") != self._n + 1:
+                self.is_damaged = True
                 break
             if event.get("version", VERSION) > VERSION:
                 raise InputError(
@@ -127,13 +139,18 @@ def folder_of(environment: Mapping[str, str]) -> Path:
 def journals(environment: Mapping[str, str]) -> Iterator[tuple[Path, list[Event]]]:
     """Yield the journals that MLflow has not got the whole of, with what they hold by now, the oldest first."""
     found = []
-    with suppress(OSError):
-        for folder in folder_of(environment).iterdir():
-            if folder.suffix == DONE:  # a process was killed while it removed this
+    folders = folder_of(environment)
+    for folder in folders.iterdir() if folders.is_dir() else ():
+        with suppress(OSError):  # another process removes it
+            try:
+                events = Events(folder).read() if not folder.suffix else []
+            except InputError as error:  # of later code
+                warn(f"warning: {error}")
+                continue
+            if events:
+                found.append((events[0]["time"], folder, events))
+            elif folder.suffix == DONE or (not folder.suffix and is_forgotten(folder)):
                 shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError, InputError):
-                if not folder.suffix and (events := Events(folder).read()):
-                    found.append((events[0]["time"], folder, events))
     for _, folder, events in sorted(found, key=lambda each: (each[0], each[1])):
         yield folder, events
 
@@ -142,6 +159,23 @@ def remove(folder: Path) -> None:
     """Remove a journal that has arrived, in one step, so that no half of one is left."""
     done = folder.rename(folder.with_suffix(DONE))
     shutil.rmtree(done, ignore_errors=True)
+
+
+def is_written(folder: Path) -> bool:
+    """Return whether its process may write more."""
+    try:
+        with (folder / EVENTS).open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def is_forgotten(folder: Path) -> bool:
+    """Return whether a process was killed before it could write anything."""
+    return not is_written(folder) and time.time() - folder.stat().st_mtime > FORGOTTEN_SECONDS
 
 
 def has_end(events: list[Event]) -> bool:

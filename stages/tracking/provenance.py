@@ -132,8 +132,10 @@ def has_ended(process: str) -> bool:
         return False
     number, start = process.split()[-2:]
     try:
+        found = psutil.Process(int(number))
         # Of another process by the same number; a clock that is set moves the start of all of them a little.
-        return abs(psutil.Process(int(number)).create_time() - float(start)) > 60
+        is_other = abs(found.create_time() - float(start)) > 60
+        return is_other or found.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:

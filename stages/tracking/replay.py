@@ -1,16 +1,26 @@
 """Journals brought to a store: as they are written, or later. Doing it twice changes nothing."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.base.errors import InputError
+from stages.base.experiment import main_repository
 from stages.base.locks import locked_if_free
-from stages.tracking.journal import DAMAGED, DamagedError, Event, Events, files_of, has_end, journals, remove
-from stages.tracking.provenance import has_ended
+from stages.tracking.journal import (
+    DAMAGED,
+    DamagedError,
+    Event,
+    Events,
+    files_of,
+    has_end,
+    is_written,
+    journals,
+    remove,
+)
 from stages.tracking.result import CHECKPOINT_TAG, JOURNAL_TAG, WEIGHTS_TAG
-from stages.tracking.run import ActiveRun, Start, started
+from stages.tracking.run import ActiveRun, Start, delete_others, started
 from stages.tracking.store import Store
 
 PLACE_TAGS = ("directory", "dvc.exp_name", "dvc.baseline_rev")
@@ -30,16 +40,23 @@ class Replay:
         for event in self._events.read():
             self._time = event["time"]
             self._bring(event)
+        if self._events.is_damaged:
+            raise DamagedError(f"the journal {self._folder} is damaged")
         if self._run:
             self._run.flush()
 
-    def kill(self) -> None:
-        """End the run of a process that was killed: no more is to come."""
+    def finish(self) -> None:
+        """Remove the journal, to which no more is to come; without an end, its process was killed."""
         if self._run and not self.has_ended:
             self._run.end("KILLED", self._time)
+        if self._run:
+            delete_others(self._store, self._folder.name, self._run.id)
+        remove(self._folder)
 
     def _bring(self, event: Event) -> None:
         kind = event["kind"]
+        if kind in ("training", "evaluation"):
+            deliver_those_before(self._store, self._folder)
         if kind == "training":
             self._run = started(self._store, start_of(self._folder, event))
             self.run_id = self._run.id
@@ -72,7 +89,7 @@ class Pending:
     """A journal that its store has not got the whole of."""
 
     folder: Path
-    store: str  # as it is shown
+    store: str  # see place_of
     experiment: str
     what: str  # "training" or "evaluation", "" for one that came to nothing
     tags: dict[str, str]  # of the run
@@ -85,7 +102,7 @@ class Pending:
 
     def is_of(self, store: Store) -> bool:
         """Return whether it is for this store."""
-        return (self.store, self.experiment) == (store.name, store.experiment)
+        return (self.store, self.experiment) == (place_of(store, os.environ), store.experiment)
 
     def goes_on_from(self, other: "Pending") -> bool:
         """Return whether the other is of the same checkpoint, or the training here of the weights evaluated here."""
@@ -93,17 +110,22 @@ class Pending:
         return same[0] in self.tags and all(self.tags.get(name) == other.tags.get(name) for name in same)
 
 
+def place_of(store: Store, environment: Mapping[str, str]) -> str:
+    """Return what a journal calls its store: without what is secret, and in a project's own folder wherever that is."""
+    return store.name.replace(str(main_repository(environment)), "PROJECT")
+
+
 def pending() -> Iterator[Pending]:
     """Yield the journals of this project, the oldest first."""
     for folder, (about, *events) in journals(os.environ):
         what = next((event["kind"] for event in events if event["kind"] in ("training", "evaluation")), "")
         tags = {name: value for event in events for name, value in event.get("tags", {}).items()}
-        is_going_on = not has_end(events) and not has_ended(about["process"])
+        is_going_on = not has_end(events) and is_written(folder)
         yield Pending(folder, about["store"], about["experiment"], what, tags, is_going_on)
 
 
 def delivered(store: Store, folder: Path) -> str:
-    """Bring the whole journal of a process that has ended, remove it, and return the id of its run.
+    """Bring the whole journal of a process that has ended, and those before it; return the id of its run.
 
     That is "" if another process has brought it. Raises BusyError if one is at it, DamagedError, and whatever goes
     wrong with the store.
@@ -119,8 +141,7 @@ def delivered(store: Store, folder: Path) -> str:
         except DamagedError:
             folder.rename(f"{folder}{DAMAGED}")  # not to be met again, nor to be lost
             raise
-        replay.kill()
-        remove(folder)
+        replay.finish()
     return replay.run_id
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # Tags that tie a run to the files of its result, by which it is found again.
 WEIGHTS_TAG, EVALUATION_TAG = "weights.sha256", "evaluation.sha256"
 RECORD_TAG, RECORD = "record.version", 1  # of tags, params and artifacts; a later one is refused
-JOURNAL_TAG = "journal"  # of what was brought from one: it is not brought twice
+# The journals that a run, and its evaluation, were brought from: it is not brought twice.
+JOURNAL_TAG, EVALUATED_BY_TAG = "journal", "journal.evaluation"
 NOTE_TAG = "mlflow.note.content"  # MLflow shows it as the run's description
 CHECKPOINT_TAG, RESUMED_TAG = "checkpoint", "resumed.epoch"  # of an interrupted training, and where it went on
 USED = "used."  # before the names of a run's params that are not params.yaml's, but what torch was given in the end

@@ -89,12 +89,19 @@ def started(store: Store, start: Start) -> ActiveRun:
     That is one of the same journal, or one that was interrupted and has the same checkpoint.
     """
     client = store.client()
-    if before := _same(store, start) or _interrupted(store, start.tags.get(CHECKPOINT_TAG, "")):
+    if before := _same(store, start) or _interrupted(store, start):
         run = _taken_up(client, before, start)
     else:
         run = ActiveRun(client, store.create_run(start.name, start.tags, start.time).info.run_id)
     run.describe(start)
     return run
+
+
+def delete_others(store: Store, journal: str, run_id: str) -> None:
+    """Delete runs of a journal but this one: asked for, and made when the answer could not arrive any more."""
+    for run in store.search(tags={JOURNAL_TAG: journal}):
+        if run.info.run_id != run_id:
+            store.client().delete_run(run.info.run_id)
 
 
 def points_of(client: "MlflowClient", run: "Run") -> dict[tuple[str, int], float]:
@@ -111,19 +118,22 @@ def is_abandoned(run: "Run") -> bool:
 
 
 def _same(store: Store, start: Start) -> "Run | None":
-    """Return the run of this journal. An answer may have been lost, and the run asked for again: one of these stays."""
+    """Return the run of this journal, the first of several."""
     journal = start.tags.get(JOURNAL_TAG, "")
     runs = store.search(tags={JOURNAL_TAG: journal}) if journal else []
-    for other in runs[:-1]:
-        store.client().delete_run(other.info.run_id)
     return runs[-1] if runs else None
 
 
-def _interrupted(store: Store, checkpoint: str) -> "Run | None":
-    """Return the latest run that was interrupted and has this checkpoint. Its process is gone: this one has it."""
+def _interrupted(store: Store, start: Start) -> "Run | None":
+    """Return the latest run that was interrupted and has this checkpoint. Its process is gone: this one has it.
+
+    Params on which no result of a training depends may be others now; then it is another run.
+    """
+    checkpoint = start.tags.get(CHECKPOINT_TAG, "")
     runs = store.search(tags={CHECKPOINT_TAG: checkpoint}) if checkpoint else []
     for run in runs:
-        if (run.info.status in ("KILLED", "RUNNING") or is_abandoned(run)) and WEIGHTS_TAG not in run.data.tags:
+        is_interrupted = run.info.status in ("KILLED", "RUNNING") or is_abandoned(run)
+        if is_interrupted and WEIGHTS_TAG not in run.data.tags and run.data.params.items() <= start.params.items():
             return run
     return None
 

@@ -22,6 +22,7 @@ from stages.tracking.environment import ARTIFACT, environment
 from stages.tracking.follower import Follower
 from stages.tracking.journal import Journal
 from stages.tracking.provenance import Provenance
+from stages.tracking.replay import place_of
 from stages.tracking.result import CHECKPOINT_TAG, RECORD, RECORD_TAG, RESUMED_TAG, WEIGHTS_TAG, ResultFiles
 from stages.tracking.store import Store
 from stages.tracking.writer import as_logged, snapshot, with_used
@@ -92,8 +93,7 @@ class Record:
         self._journal: Journal | None = None
         self._follower: Follower | None = None
         if is_on:
-            process = provenance.of_writer()[provenance.PROCESS_TAG]
-            about = {"store": store.name, "experiment": store.experiment, "process": process}
+            about = {"store": place_of(store, environment), "experiment": store.experiment}
             with self._warning():
                 self._journal = Journal(environment, **about)
 
@@ -106,10 +106,12 @@ class Record:
     def follow(self, is_evaluation: bool = False) -> None:
         """Let MLflow follow the journal from now on."""
         if self._journal and not self._follower:
-            with self._warning():
+            try:
                 self._follower = Follower(
                     self._store, self._journal.folder, self._environment, is_evaluation=is_evaluation
                 )
+            except (OSError, RuntimeError) as error:  # no memory for a process, or a thread
+                warn(f"warning: nothing brings this run to MLflow now; python -m tools.sync will. {error}")
 
     def finish(self) -> None:
         """End the journal, and wait for what follows it, but not for long."""

@@ -15,6 +15,7 @@ from stages.tracking.journal import FILES, Event, Journal, files_of, now
 from stages.tracking.models import log_model
 from stages.tracking.provenance import Provenance
 from stages.tracking.result import (
+    EVALUATED_BY_TAG,
     EVALUATION_TAG,
     JOURNAL_TAG,
     RECORD,
@@ -109,6 +110,8 @@ class RunWriter:
             has_training = begun.info.status == "FINISHED"
             if run_id and not has_training:
                 run.describe(start)
+        if JOURNAL_TAG in self.provenance.tags:
+            run.tag(provenance.of_writer() | {EVALUATED_BY_TAG: self.provenance.tags[JOURNAL_TAG]})
         run.logged |= {(name, 0) for name in metrics if name in begun.data.metrics}
         if not has_training:
             run.logged |= self._epochs_of(begun, epochs).keys()
@@ -233,7 +236,8 @@ def lacks_evaluation(run: "Run") -> bool:
 
 def is_of_journal(run: "Run", journal: str | None) -> bool:
     """Return whether a run was begun by what a journal holds."""
-    return bool(journal) and run.data.tags.get(JOURNAL_TAG) == journal and EVALUATION_TAG not in run.data.tags
+    tags = run.data.tags
+    return journal in (tags.get(JOURNAL_TAG, ""), tags.get(EVALUATED_BY_TAG, "")) and EVALUATION_TAG not in tags
 
 
 def models_of(run: "Run") -> list[str]:
