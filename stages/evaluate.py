@@ -69,8 +69,6 @@ def evaluate(
 ) -> None:
     """Write `results` and the folder `plots`. Raises InputError if the weights do not fit the prepared set."""
     check_outputs(history, results, plots)
-    if history:
-        tracker.expect_evaluation()
     device = determinism.set_up(params.train.device, params.train.threads, params.train.determinism)
 
     # Data and net. The classifier takes images as they are prepared; its mean and deviation are the training's.
@@ -79,6 +77,8 @@ def evaluate(
     tensors, described = read_weights(weights)
     description = described or outside(params.train, data, weights, history)
     check_fit(description, data, weights)
+    if history:
+        tracker.expect_evaluation()
     net = rebuild(weights, tensors, description)
     classifier, untrained = description.classifier(net), description.classifier(description.untrained())
 

@@ -1,5 +1,6 @@
 """The stage's side of the process that brings its journal to MLflow."""
 
+import atexit
 import json
 import os
 import signal
@@ -43,6 +44,7 @@ class Follower:
             )
         self._listening = Thread(target=self._listen, name="listens to MLflow", daemon=True)
         self._listening.start()
+        atexit.register(self.abandon)  # of a stage that fails before it has anything to log
 
     def finish(self) -> None:
         """Wait for the rest of the journal, which has its end now, to arrive, but not for a store that hangs.
@@ -60,6 +62,7 @@ class Follower:
             self._warn("it was not waited for")
         finally:
             self.abandon()
+            atexit.unregister(self.abandon)
         self._listening.join(1)  # to what it has said at last
         if self._process.returncode != 0:
             crashed = self._process.returncode not in (1, -signal.SIGKILL, None)

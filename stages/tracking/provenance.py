@@ -52,7 +52,11 @@ def changes() -> tuple[bytes, list[str]]:
     prefixes = [f"--src-prefix=a/{beginning}", f"--dst-prefix=b/{beginning}"]
     of_dvc = (":(glob)data/**/*.dvc", ":(glob)data/**/.gitignore")
     for name in [*untracked(*SOURCES, ":(exclude)data"), *untracked(*of_dvc)]:
-        if os.lstat(name).st_size > LARGEST_NEW:
+        try:
+            size = os.lstat(name).st_size
+        except FileNotFoundError:  # another process has had it for a moment
+            continue
+        if size > LARGEST_NEW:
             left_out.append(name)
         else:
             whole += git_bytes("diff", "--binary", *prefixes, "--no-index", "--", os.devnull, name, status=1)
