@@ -89,7 +89,7 @@ def main() -> None:
     # What was asked for by name is expected to be there.
     if failed or (arguments.names and skipped):
         counts = [f"{failed} failed"] * bool(failed) + [f"{skipped} skipped"] * bool(skipped)
-        raise InputError(f"{' and '.join(counts)} of {len(results)}, see above")
+        raise InputError(f"{' and '.join(counts)} of {outcomes.total()}, see above")
 
 
 class Sync:

@@ -14,6 +14,7 @@ from threading import Thread
 
 import psutil
 
+from stages.base.dvc import STAGE
 from stages.base.processes import signals_held
 from stages.base.text import warn
 from stages.tracking.store import Store
@@ -33,11 +34,13 @@ class Follower:
         arguments = [str(folder), *["--evaluation"] * is_evaluation]
         # Of the libraries' threads one is enough, and no GPU is used.
         own = {"MLFLOW_TRACKING_URI": store.uri, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        env = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} | os.environ | dict(environment) | own
+        env.pop(STAGE, "")  # what it writes is no output: it may go on where the DVC that ran the stage has ended
         with signals_held():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "stages.tracking.deliver", *arguments],
                 cwd=ROOT,
-                env={"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} | os.environ | dict(environment) | own,
+                env=env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
