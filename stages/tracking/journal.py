@@ -164,8 +164,8 @@ def remove(folder: Path) -> None:
 def is_written(folder: Path) -> bool:
     """Return whether its process may write more."""
     try:
-        with (folder / EVENTS).open("r+b") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (folder / EVENTS).open("rb") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # which others that ask have at the same time
     except (BlockingIOError, PermissionError):
         return True
     except OSError:
