@@ -25,6 +25,7 @@ from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.files import claimed, placing, rounded, write_csv
 from stages.base.params import WEIGHTS, TrainParams, flattened, load_params
+from stages.base.processes import check_interrupted
 from stages.base.registry import check_names
 from stages.base.text import say
 from stages.batches import transforms
@@ -131,6 +132,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
                 totals.clear()
             net.train()
             for images, targets in loader.epoch(epoch, at.batches):  # batch
+                check_interrupted()
                 optimizer.step(partial(closure, images, targets))  # type: ignore[arg-type]  # update
                 at.batches += 1
                 check_finite(totals.recent, steps * (epoch - 1) + at.batches, learning_rate(optimizer))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+_interrupted = False
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, and a terminal that was closed
 
 # What of git's variables says who the user is and how git reaches others. The rest, which git sets for its hooks, leads
@@ -42,6 +43,14 @@ def interrupt_on_signals() -> None:
         signal.signal(signal.SIGHUP, _interrupt)
 
 
+def check_interrupted() -> None:
+    """Raise the KeyboardInterrupt that was lost: one that is raised in a destructor, or within C, is ignored there."""
+    global _interrupted
+    if _interrupted:
+        _interrupted = False
+        raise KeyboardInterrupt
+
+
 def ignore_signals() -> None:
     """Let nothing interrupt this process from now on: for an end that takes its time, but not for ever."""
     for number in STOPPING:
@@ -67,6 +76,8 @@ def leave_signals_to_parent() -> None:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    global _interrupted
+    _interrupted = True
     for each in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     if number == signal.SIGHUP:

@@ -35,7 +35,8 @@ def main() -> None:
 
         import stages.tracking.writer  # noqa: F401
     with locked_if_free(folder) as is_ours:
-        sys.exit(0 if is_ours and followed(folder) else 1)
+        has_arrived = is_ours and followed(folder)
+    os._exit(0 if has_arrived else 1)  # whatever threads MLflow has
 
 
 def followed(folder: Path) -> bool:

@@ -83,10 +83,11 @@ class Follower:
         watched, worked = psutil.Process(self._process.pid), 0.0
         since = last = time.monotonic()
         while self._process.poll() is None and time.monotonic() - since < LONGEST_SECONDS:
+            now = worked
             with suppress(psutil.Error):  # it has just ended
-                times = watched.cpu_times()
-            if times.user + times.system > worked + WORK_SECONDS:
-                worked, last = times.user + times.system, time.monotonic()
+                now = sum(watched.cpu_times()[:2])
+            if now > worked + WORK_SECONDS:
+                worked, last = now, time.monotonic()
             elif time.monotonic() - last > idle:
                 return
             with suppress(subprocess.TimeoutExpired):

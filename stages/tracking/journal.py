@@ -66,11 +66,11 @@ class Journal:
 
     def write(self, kind: str, **content: Any) -> None:
         """Write an event, with the time, in ms since 1970."""
-        self._n += 1
-        event = {"n": self._n, "time": now(), "kind": kind} | content
+        event = {"n": self._n + 1, "time": now(), "kind": kind} | content
         line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
         if self._file.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / EVENTS))
+        self._n += 1  # what comes between may be Ctrl-C: then two have one number
         if time.monotonic() - self._synced > SYNC_SECONDS or kind != "points":
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
@@ -119,14 +119,14 @@ class Events:
         *lines, _ = data.split(b"\n")
         for line in lines:
             event = _event(line)
-            if event.get("n") != self._n + 1:
+            if event.get("n") not in (self._n, self._n + 1) or not event.keys() >= {"time", "kind"}:
                 self.is_damaged = True
                 break
             if event.get("version", VERSION) > VERSION:
                 raise InputError(
                     f"{self._path} is of version {event['version']}; this code reads up to {VERSION}: take later code"
                 )
-            self._n, self._offset = self._n + 1, self._offset + len(line) + 1
+            self._n, self._offset = event["n"], self._offset + len(line) + 1
             found.append(event)
         return found
 

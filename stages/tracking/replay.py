@@ -121,7 +121,7 @@ def pending() -> Iterator[Pending]:
         what = next((event["kind"] for event in events if event["kind"] in ("training", "evaluation")), "")
         tags = {name: value for event in events for name, value in event.get("tags", {}).items()}
         is_going_on = not has_end(events) and is_written(folder)
-        yield Pending(folder, about["store"], about["experiment"], what, tags, is_going_on)
+        yield Pending(folder, about.get("store", ""), about.get("experiment", ""), what, tags, is_going_on)
 
 
 def delivered(store: Store, folder: Path) -> str:

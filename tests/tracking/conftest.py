@@ -18,6 +18,8 @@ def run_stages(
 ) -> None:
     """Train and evaluate, or one of them, as the stages' main functions do."""
     params = params_with(SHORT | changes)
+    if "DVC_ROOT" not in environment:
+        environment = environment | {"REPRONET_HOME": str(folder / "home")}  # not this project's own
     weights, history = folder / "net.safetensors", folder / "train.csv"
     if only != "evaluate":
         train(params.train, digits, weights, history, Tracker.from_environment(params, environment))

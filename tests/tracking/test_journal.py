@@ -112,6 +112,15 @@ def test_a_file_of_one_is_as_it_was_and_inside(environment: dict[str, str], tmp_
         files_of(journal.folder, {name: digest})
 
 
+def test_one_of_nobody_is_no_harm(environment: dict[str, str]) -> None:
+    (folder_of(environment) / "a").mkdir(parents=True)
+    (folder_of(environment) / "b").mkdir(parents=True)
+    (folder_of(environment) / "a" / EVENTS).write_text('{"n":1}\n')
+    (folder_of(environment) / "b" / EVENTS).write_text('{"n":1,"time":1,"kind":"journal"}\n[]\n')
+    assert [each.store for each in pending()] == [""]
+    assert not next(pending()).is_of(store())
+
+
 def test_one_of_later_code_says_so(environment: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     journal = begun(environment)
     path = journal.folder / EVENTS
@@ -134,11 +143,13 @@ def test_what_killed_processes_left_of_one_goes(environment: dict[str, str]) -> 
 
 
 def test_one_is_written_as_long_as_its_process_lives(environment: dict[str, str]) -> None:
-    program = "from stages.tracking.journal import Journal; j = Journal({}); print(j.folder, flush=True); input()"
+    program = (
+        "import os; from stages.tracking.journal import Journal; j = Journal(os.environ); print(j.folder); input()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=ROOT,
-        env=clean_environment() | environment | {"REPRONET_HOME": environment["DVC_ROOT"]},
+        env=clean_environment() | environment | {"PYTHONUNBUFFERED": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
