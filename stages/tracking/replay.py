@@ -20,7 +20,7 @@ from stages.tracking.journal import (
     remove,
 )
 from stages.tracking.result import CHECKPOINT_TAG, JOURNAL_TAG, WEIGHTS_TAG
-from stages.tracking.run import ActiveRun, Start, delete_others, started
+from stages.tracking.run import ActiveRun, Start, delete_others, run_name, started
 from stages.tracking.store import Store
 
 PLACE_TAGS = ("directory", "dvc.exp_name", "dvc.baseline_rev")
@@ -91,14 +91,10 @@ class Pending:
     folder: Path
     store: str  # see place_of
     experiment: str
+    name: str  # of the run
     what: str  # "training" or "evaluation", "" for one that came to nothing
     tags: dict[str, str]  # of the run
     is_going_on: bool  # whether its process may write more
-
-    @property
-    def name(self) -> str:
-        """What the run is called."""
-        return Start(self.tags, {}, [], 0).name
 
     def is_of(self, store: Store) -> bool:
         """Return whether it is for this store."""
@@ -121,7 +117,8 @@ def pending() -> Iterator[Pending]:
         what = next((event["kind"] for event in events if event["kind"] in ("training", "evaluation")), "")
         tags = {name: value for event in events for name, value in event.get("tags", {}).items()}
         is_going_on = not has_end(events) and is_written(folder)
-        yield Pending(folder, about.get("store", ""), about.get("experiment", ""), what, tags, is_going_on)
+        place = about.get("store", ""), about.get("experiment", "")
+        yield Pending(folder, *place, run_name(tags), what, tags, is_going_on)
 
 
 def delivered(store: Store, folder: Path) -> str:

@@ -1,6 +1,6 @@
 """A run that is being written to the store."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +24,6 @@ class Start:
     datasets: list[dict[str, str]]
     time: int  # ms since 1970
     files: dict[str, Path] = field(default_factory=dict)  # artifacts by their names
-
-    @property
-    def name(self) -> str:
-        """What the run is called: as DVC's experiment, or its commit."""
-        return self.tags.get("dvc.exp_name") or self.tags.get("mlflow.source.git.commit", "no commit")[:9]
 
 
 class ActiveRun:
@@ -83,6 +78,11 @@ class ActiveRun:
         self._client.set_terminated(self.id, status, time)
 
 
+def run_name(tags: Mapping[str, str]) -> str:
+    """Return what a run with these tags is called: as DVC's experiment, or its commit."""
+    return tags.get("dvc.exp_name") or tags.get("mlflow.source.git.commit", "no commit")[:9]
+
+
 def started(store: Store, start: Start) -> ActiveRun:
     """Return a run that has all of its start: a new one, or the one that is there.
 
@@ -92,7 +92,7 @@ def started(store: Store, start: Start) -> ActiveRun:
     if before := _same(store, start) or _interrupted(store, start):
         run = _taken_up(client, before, start)
     else:
-        run = ActiveRun(client, store.create_run(start.name, start.tags, start.time).info.run_id)
+        run = ActiveRun(client, store.create_run(run_name(start.tags), start.tags, start.time).info.run_id)
     run.describe(start)
     return run
 
@@ -145,7 +145,7 @@ def _taken_up(client: "MlflowClient", before: "Run", start: Start) -> ActiveRun:
     if before.info.status == "FINISHED":
         run.has_ended = True
         return run
-    client.update_run(run_id, "RUNNING", start.name)
+    client.update_run(run_id, "RUNNING", run_name(start.tags))
     run.tag(start.tags)
     if NOTE_TAG in before.data.tags:
         client.delete_tag(run_id, NOTE_TAG)
