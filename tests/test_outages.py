@@ -32,7 +32,7 @@ REPRO = ("dvc", "repro", "--no-run-cache")
 SYNC = ("python", "-m", "tools.sync")
 WARNING = "warning: MLflow at "
 # What differs between two equal trainings.
-OWN_TAGS = {"directory", "journal", "journal.evaluation", "process", "checkpoint", "mlflow.runColor", "mlflow.user"}
+OWN_TAGS = {"directory", "journal", "journal.evaluation", "process", "training.id", "mlflow.runColor", "mlflow.user"}
 
 
 class Server:

@@ -19,7 +19,7 @@ from stages.tracking.journal import (
     journals,
     remove,
 )
-from stages.tracking.result import CHECKPOINT_TAG, JOURNAL_TAG, WEIGHTS_TAG
+from stages.tracking.result import ATTEMPT_TAG, JOURNAL_TAG, TRAINING_TAG, WEIGHTS_TAG
 from stages.tracking.run import ActiveRun, Start, delete_others, run_name, started
 from stages.tracking.store import Store
 
@@ -93,6 +93,7 @@ class Pending:
     experiment: str
     name: str  # of the run
     what: str  # "training" or "evaluation", "" for one that came to nothing
+    time: int  # of its start, in ms since 1970
     tags: dict[str, str]  # of the run
     is_going_on: bool  # whether its process may write more
 
@@ -101,9 +102,15 @@ class Pending:
         return (self.store, self.experiment) == (place_of(store, os.environ), store.experiment)
 
     def goes_on_from(self, other: "Pending") -> bool:
-        """Return whether the other is of the same checkpoint, or the training here of the weights evaluated here."""
-        same = (CHECKPOINT_TAG,) if self.what == "training" else (WEIGHTS_TAG, *PLACE_TAGS)
-        return same[0] in self.tags and all(self.tags.get(name) == other.tags.get(name) for name in same)
+        """Return whether the other is an attempt before, or the training here of the weights evaluated here."""
+        same = (TRAINING_TAG,) if self.what == "training" else (WEIGHTS_TAG, *PLACE_TAGS)
+        is_same = same[0] in self.tags and all(self.tags.get(name) == other.tags.get(name) for name in same)
+        return is_same and other.order < self.order
+
+    @property
+    def order(self) -> tuple[bool, int, int]:
+        """What orders those of the same weights or training. Of two attempts the times say less: clocks are set."""
+        return self.what == "evaluation", int(self.tags.get(ATTEMPT_TAG, 0)), self.time
 
 
 def place_of(store: Store, environment: Mapping[str, str]) -> str:
@@ -118,7 +125,7 @@ def pending() -> Iterator[Pending]:
         tags = {name: value for event in events for name, value in event.get("tags", {}).items()}
         is_going_on = not has_end(events) and is_written(folder)
         place = about.get("store", ""), about.get("experiment", "")
-        yield Pending(folder, *place, run_name(tags), what, tags, is_going_on)
+        yield Pending(folder, *place, run_name(tags), what, about["time"], tags, is_going_on)
 
 
 def delivered(store: Store, folder: Path) -> str:
@@ -144,12 +151,8 @@ def delivered(store: Store, folder: Path) -> str:
 
 def deliver_those_before(store: Store, folder: Path) -> None:
     """Bring the journals that this one goes on from. Raises what `delivered` does."""
-    before = list[Pending]()
-    for each in pending():
-        if each.folder.name == folder.name:
-            for other in before:
-                if each.goes_on_from(other) and not other.is_going_on:
-                    delivered(store, other.folder)
-            return
-        if each.is_of(store):
-            before.append(each)
+    there = [each for each in pending() if each.is_of(store)]
+    this = next((each for each in there if each.folder.name == folder.name), None)
+    for other in there:
+        if this and this.goes_on_from(other) and not other.is_going_on:
+            delivered(store, other.folder)

@@ -21,7 +21,8 @@ RECORD_TAG, RECORD = "record.version", 1  # of tags, params and artifacts; a lat
 # The journals that a run, and its evaluation, were brought from: it is not brought twice.
 JOURNAL_TAG, EVALUATED_BY_TAG = "journal", "journal.evaluation"
 NOTE_TAG = "mlflow.note.content"  # MLflow shows it as the run's description
-CHECKPOINT_TAG, RESUMED_TAG = "checkpoint", "resumed.epoch"  # of an interrupted training, and where it went on
+# A training that was killed and tried again is one run: which it is, how often it was tried, and where it went on.
+TRAINING_TAG, ATTEMPT_TAG, RESUMED_TAG = "training.id", "training.attempt", "resumed.epoch"
 USED = "used."  # before the names of a run's params that are not params.yaml's, but what torch was given in the end
 WEIGHTS = "weights"  # the folder of a run's artifacts that holds its weights file
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stages.tracking.datasets import dataset_input
 from stages.tracking.provenance import PROCESS_TAG, has_ended
-from stages.tracking.result import CHECKPOINT_TAG, JOURNAL_TAG, NOTE_TAG, WEIGHTS_TAG
+from stages.tracking.result import JOURNAL_TAG, NOTE_TAG, TRAINING_TAG
 from stages.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -86,10 +86,10 @@ def run_name(tags: Mapping[str, str]) -> str:
 def started(store: Store, start: Start) -> ActiveRun:
     """Return a run that has all of its start: a new one, or the one that is there.
 
-    That is one of the same journal, or one that was interrupted and has the same checkpoint.
+    That is one of the same journal, or of an attempt before at the same training.
     """
     client = store.client()
-    if before := _same(store, start) or _interrupted(store, start):
+    if before := _same(store, start) or _attempted(store, start):
         run = _taken_up(client, before, start)
     else:
         run = ActiveRun(client, store.create_run(run_name(start.tags), start.tags, start.time).info.run_id)
@@ -124,18 +124,14 @@ def _same(store: Store, start: Start) -> "Run | None":
     return runs[-1] if runs else None
 
 
-def _interrupted(store: Store, start: Start) -> "Run | None":
-    """Return the latest run that was interrupted and has this checkpoint. Its process is gone: this one has it.
+def _attempted(store: Store, start: Start) -> "Run | None":
+    """Return the latest run of this training. Its process is gone, and may have come to its end, or near it.
 
     Params on which no result of a training depends may be others now; then it is another run.
     """
-    checkpoint = start.tags.get(CHECKPOINT_TAG, "")
-    runs = store.search(tags={CHECKPOINT_TAG: checkpoint}) if checkpoint else []
-    for run in runs:
-        is_interrupted = run.info.status in ("KILLED", "RUNNING") or is_abandoned(run)
-        if is_interrupted and WEIGHTS_TAG not in run.data.tags and run.data.params.items() <= start.params.items():
-            return run
-    return None
+    training = start.tags.get(TRAINING_TAG, "")
+    runs = store.search(tags={TRAINING_TAG: training}) if training else []
+    return next((run for run in runs if run.data.params.items() <= start.params.items()), None)
 
 
 def _taken_up(client: "MlflowClient", before: "Run", start: Start) -> ActiveRun:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from stages.base.attempts import Attempt
 from stages.base.files import sha256
 from stages.base.params import Params
 from stages.base.text import warn
@@ -23,7 +24,15 @@ from stages.tracking.follower import Follower
 from stages.tracking.journal import Journal
 from stages.tracking.provenance import Provenance
 from stages.tracking.replay import place_of
-from stages.tracking.result import CHECKPOINT_TAG, RECORD, RECORD_TAG, RESUMED_TAG, WEIGHTS_TAG, ResultFiles
+from stages.tracking.result import (
+    ATTEMPT_TAG,
+    RECORD,
+    RECORD_TAG,
+    RESUMED_TAG,
+    TRAINING_TAG,
+    WEIGHTS_TAG,
+    ResultFiles,
+)
 from stages.tracking.store import Store
 from stages.tracking.writer import as_logged, snapshot, with_used
 
@@ -49,16 +58,18 @@ class Tracker:
 
     @contextmanager
     def training(
-        self, data: DatasetInfo, device: torch.device, used: dict[str, str], checkpoint: str = ""
+        self, data: DatasetInfo, device: torch.device, used: dict[str, str], attempt: Attempt | None = None
     ) -> Iterator["TrainingRun"]:
-        """Yield a new run, of a training with the settings `used`, or the interrupted one with this checkpoint.
+        """Yield a new run, of a training with the settings `used`, or the one of the attempt before.
 
         It ends FINISHED, KILLED after Ctrl-C or SIGTERM, or FAILED with the error noted.
         """
         run = TrainingRun(self._record())
         if self._origin:
             tags = self._origin.tags | provenance.of_writer() | provenance.of_computation(device)
-            tags |= {RECORD_TAG: str(RECORD)} | ({CHECKPOINT_TAG: checkpoint} if checkpoint else {})
+            tags |= {RECORD_TAG: str(RECORD)}
+            if attempt:
+                tags |= {TRAINING_TAG: attempt.training, ATTEMPT_TAG: str(attempt.number)}
             run.start(tags, with_used(self._params, used), data, environment(device), self._origin.patch)
         try:
             yield run

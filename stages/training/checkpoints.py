@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from operator import itemgetter
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from stages.base import instructions
+from stages.base.attempts import Attempt, next_attempt
 from stages.base.errors import listed
 from stages.base.experiment import home
 from stages.base.files import sha256
@@ -36,7 +37,7 @@ VERSION = 1  # of the files; one of another version is not used
 SECONDS = (
     1.0  # between two checkpoints at the ends of epochs: to write one takes 2 ms of the Net's 30 an epoch, or more
 )
-SUFFIX = ".safetensors"
+SUFFIX, ATTEMPTS = ".safetensors", ".attempts"
 FORGOTTEN_SECONDS = 30 * 86_400.0  # after which a checkpoint is removed
 
 
@@ -67,16 +68,13 @@ class Standing:
 class Checkpoint:
     """The checkpoint of one training; of one without a `file` nothing is kept."""
 
+    attempt: Attempt | None = None  # at the training
+
     def __init__(self, file: Path | None, origin: Mapping[str, Any], output: Path, minutes: float) -> None:
         """`origin` is what determines the result, by its names; `output` the file of the weights."""
         self._file, self._seconds = file, 60 * minutes
         self._about: dict[str, Any] = {"version": VERSION, "origin": origin, "output": str(output)}
         self._written = time.monotonic()
-
-    @property
-    def name(self) -> str:
-        """What tells it from all others, on any machine; "" if nothing is kept."""
-        return f"{platform.node()}:{self._file}" if self._file else ""
 
     def resume(self, kept: Path, parts: Mapping[str, Stateful]) -> Standing:
         """Return where the training stands, with the state of its parts and the weights that it kept; else its start.
@@ -118,6 +116,8 @@ class Checkpoint:
         """Remove it: the training has come to its end."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
+            # The last, so that one who is killed before repeats this training, and not another.
+            self._file.with_suffix(ATTEMPTS).unlink(missing_ok=True)
 
     def _write(self, standing: Standing, kept: Path, parts: Mapping[str, Stateful]) -> None:
         if self._file is None:
@@ -165,17 +165,21 @@ def checkpoint(origin: Mapping[str, Any], output: Path, minutes: float) -> Itera
     folder = home(os.environ) / "checkpoints"
     origin = json.loads(json.dumps(origin))  # as it is read again
     file = folder / f"{hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:32]}{SUFFIX}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _look_at_others(file, origin, output)
-    except OSError as error:
-        warn(f"warning: no checkpoint can be kept of this training: {error.strerror}: {folder}. It goes on without.")
-        yield Checkpoint(None, origin, output, minutes)
-        return
-    with locked_if_free(file) as is_ours:
-        if not is_ours:
-            say("the same training is going on in another process, so this one keeps no checkpoint")
-        found = Checkpoint(file if is_ours else None, origin, output, minutes)
+    found = nothing = Checkpoint(None, origin, output, minutes)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _look_at_others(file, origin, output)
+            if stack.enter_context(locked_if_free(file)):
+                found = Checkpoint(file, origin, output, minutes)
+                found.attempt = next_attempt(file.with_suffix(ATTEMPTS))
+            else:
+                say("the same training is going on in another process, so this one keeps no checkpoint")
+        except OSError as error:
+            warn(
+                f"warning: no checkpoint can be kept of this training: {error.strerror}: {folder}. It goes on without."
+            )
+            found = nothing
         yield found
         found.remove()
 

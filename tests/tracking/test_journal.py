@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import mlflow
 import pytest
 
 from stages.base.errors import InputError
+from stages.tracking import journal as journal_module
 from stages.tracking.journal import (
     DONE,
     EVENTS,
@@ -214,27 +216,44 @@ def test_a_run_that_was_asked_for_twice_is_one(environment: dict[str, str], monk
     assert [run.info.run_id for run in runs()] == [run_id]
 
 
-def test_a_training_that_went_on_is_one_run_whatever_brings_it(environment: dict[str, str]) -> None:
-    """Killed twice while the store was away: the last journal has those before it brought first."""
-    tags = {"checkpoint": "machine:file"}
-    killed = [begun(environment, tags, seed="0") for _ in range(2)]
-    last = begun(environment, tags, seed="0")
+def test_a_training_that_went_on_is_one_run_whatever_brings_it(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed twice while the store was away: the last journal has those before it brought first, by their number."""
+    monkeypatch.setattr(journal_module, "now", count(1_800_000_000_000, -1).__next__)  # a clock that is set back
+    first, second, last = [
+        begun(environment, {"training.id": "1", "training.attempt": number}, seed="0") for number in ("8", "9", "10")
+    ]
+    killed = first, second
     last.write("points", step=3, metrics={"train/loss": 0.25})
     last.write("tags", tags={"weights.sha256": "0"})
     last.write("end", status="FINISHED", note="")
     for journal in (*killed, last):
         journal.close()
+    [began] = [event["time"] for event in Events(first.folder).read() if event["kind"] == "training"]
     delivered(store(), last.folder)
     [run] = runs()
     assert run.info.status == "FINISHED"
     history = store().client().get_metric_history(run.info.run_id, "train/loss")
-    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5), (3, 0.25)]
-    assert history[0].timestamp >= run.info.start_time
+    assert {point.step: point.value for point in history} == {1: 1.0, 2: 0.5, 3: 0.25}
+    assert (run.info.start_time, run.data.tags["training.attempt"]) == (began, "10")
     assert list(pending()) == []
 
 
+def test_a_training_that_was_killed_at_its_very_end_is_one_run(environment: dict[str, str]) -> None:
+    """Its run is FINISHED, but its checkpoint not yet removed: it is repeated."""
+    for number in ("1", "2"):
+        journal = begun(environment, {"training.id": "1", "training.attempt": number}, seed="0")
+        journal.write("end", status="FINISHED", note="")
+        journal.close()
+        delivered(store(), journal.folder)
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert len(store().client().get_metric_history(run.info.run_id, "train/loss")) == 2
+
+
 def test_params_that_are_others_by_now_make_another_run(environment: dict[str, str]) -> None:
-    tags = {"checkpoint": "machine:file"}
+    tags = {"training.id": "1"}
     for workers in ("0", "2"):
         journal = begun(environment, tags, workers=workers)
         journal.close()

@@ -1,0 +1,32 @@
+"""Which attempt at some work this is: what was killed is tried again, and stays the same work."""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from stages.base.files import write_json
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a training."""
+
+    training: str  # an id that all attempts at it have, and no other training anywhere
+    number: int  # from 1
+
+
+def next_attempt(file: Path) -> Attempt:
+    """Return the attempt after the one that `file` tells of, and let it tell of this one: the first, if it is missing.
+
+    The file is to be removed when the work is done. Raises OSError if it cannot be written.
+    """
+    attempt = Attempt(uuid4().hex, 1)
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        before = json.loads(file.read_bytes())
+        attempt = Attempt(str(before["training"]), int(before["number"]) + 1)
+    partial = file.with_name(f"{file.name}.partial")
+    write_json(partial, asdict(attempt))
+    partial.replace(file)
+    return attempt

@@ -1,0 +1,27 @@
+"""Attempts at a training: the same one until its file is removed."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.base.attempts import next_attempt
+
+
+def test_attempts_are_counted_until_the_file_is_removed(tmp_path: Path) -> None:
+    file = tmp_path / "a.attempts"
+    first, second, third = (next_attempt(file) for _ in range(3))
+    assert [first.number, second.number, third.number] == [1, 2, 3]
+    assert first.training == second.training == third.training
+    file.unlink()
+    another = next_attempt(file)
+    assert another.number == 1
+    assert another.training != first.training
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"training": "a"}', '{"training": "a", "number": "x"}'])
+def test_what_a_power_cut_has_left_is_a_first_one(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "a.attempts"
+    file.write_text(text)
+    assert next_attempt(file).number == 1
+    assert next_attempt(file).number == 2
