@@ -28,18 +28,21 @@ def outputs(lock: str) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in YAML_READER.load(lock)["stages"].values() for out in stage["outs"]}
 
 
-def made(make_project: Callable[[], Project]) -> Project:
+def made(make_project: Callable[[], Project], epochs: int = EPOCHS) -> Project:
     project = make_project()
     (project.root / "dvc.lock").unlink()
-    project.edit("params.yaml", "epochs: 30 ", f"epochs: {EPOCHS} ")
+    project.edit("params.yaml", "epochs: 30 ", f"epochs: {epochs} ")
     project("git", "commit", "-qam", "a longer training")
     return project
 
 
 @pytest.fixture(scope="module")
 def expected(make_project: Callable[[], Project]) -> dict[str, str]:
+    return undisturbed(made(make_project))
+
+
+def undisturbed(project: Project) -> dict[str, str]:
     """The digests of a training that nobody disturbs."""
-    project = made(make_project)
     project(*REPRO)
     return outputs((project.root / "dvc.lock").read_text())
 
@@ -90,7 +93,7 @@ def resumed(printed: str) -> int:
     return int(epoch)
 
 
-def check(project: Project, lock: str, expected: dict[str, str], epoch: int) -> None:
+def check(project: Project, lock: str, expected: dict[str, str], epoch: int, epochs: int = EPOCHS) -> None:
     """There is one run, with each point once, and no checkpoint any more."""
     assert outputs(lock) == expected
     [run] = project.runs()
@@ -100,7 +103,7 @@ def check(project: Project, lock: str, expected: dict[str, str], epoch: int) -> 
     points = mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db").get_metric_history(
         run.info.run_id, "train/loss"
     )
-    assert [point.step for point in points] == list(range(1, EPOCHS + 1))
+    assert [point.step for point in points] == list(range(1, epochs + 1))
     assert checkpoints(project) == []
 
 
@@ -161,22 +164,26 @@ def lock_of(project: Project, experiment: str) -> str:
 
 
 @pytest.mark.torture
-def test_many_times(make_project: Callable[[], Project], expected: dict[str, str]) -> None:
+def test_many_times(make_project: Callable[[], Project]) -> None:
     """20 trainings, each killed up to three times; what became of each is printed: pytest -s."""
-    after_a_checkpoint = 0
+    epochs, seed = 4 * EPOCHS, random.randrange(1000)
+    print("random seed:", seed)
+    chance, after_a_checkpoint, whole = random.Random(seed), 0, made(make_project, epochs)
+    expected = undisturbed(whole)
+    [run] = whole.runs()
+    print(f"undisturbed: {run.data.metrics['seconds/training']:.1f} s")
     for number in range(20):
-        project = made(make_project)
-        said = []
-        for _ in range(random.randint(1, 3)):
-            wait = random.choice([in_a_write, *[after(random.uniform(0, 4))] * 2])
-            what = "in a write" if wait is in_a_write else "at random"
-            if killed(project, AGAIN, wait):
-                said.append(what)
+        project, said = made(make_project, epochs), []
+        for _ in range(chance.randint(1, 3)):
+            seconds = chance.uniform(0, 4)
+            is_written = chance.random() < 1 / 3
+            assert killed(project, AGAIN, in_a_write if is_written else after(seconds))
+            said.append("in a write" if is_written else f"{seconds:.1f} s after one")
         printed = project(*AGAIN)
         epoch = resumed(printed)
-        after_a_checkpoint += epoch <= EPOCHS - 2
-        check(project, (project.root / "dvc.lock").read_text(), expected, epoch)
-        seconds = project.runs()[0].data.metrics["seconds/training"]
+        after_a_checkpoint += epoch <= epochs - 2
+        check(project, (project.root / "dvc.lock").read_text(), expected, epoch, epochs)
+        rest = project.runs()[0].data.metrics["seconds/training"]
         shutil.rmtree(project.root)
-        print(f"{number + 1}: killed {', '.join(said)}; went on after epoch {epoch}, the rest in {seconds:.1f} s")
+        print(f"{number + 1}: killed {', '.join(said)}; went on after epoch {epoch}, the rest in {rest:.1f} s")
     assert after_a_checkpoint >= 12
