@@ -3,16 +3,11 @@
 Each is tried once in `make soak`, ten times in `make torture`, which prints the delays: pytest -s.
 """
 
-import os
 import shutil
 import signal
-import socket
 import sqlite3
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +18,8 @@ import mlflow
 import pytest
 
 from stages.tracking.store import Store
-from tests.conftest import Project, free_port
+from tests.conftest import Project
+from tests.servers import Server
 from tests.test_disks import on_disk
 from tests.test_killed import outputs
 
@@ -33,82 +29,6 @@ SYNC = ("python", "-m", "tools.sync")
 WARNING = "warning: MLflow at "
 # What differs between two equal trainings.
 OWN_TAGS = {"directory", "journal", "journal.evaluation", "process", "training.id", "mlflow.runColor", "mlflow.user"}
-
-
-class Server:
-    """A real server of MLflow, which can be harmed, and what stands in for one at its port."""
-
-    def __init__(self, project: Project) -> None:
-        self._project, self.port = project, free_port()
-        self._process: subprocess.Popen[str] | None = None
-        self._stub: socket.socket | None = None
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        backend = f"sqlite:///{self._project.root}/server.db"
-        artifacts = f"{self._project.root}/served"
-        command = ["mlflow", "server", "--backend-store-uri", backend, "--artifacts-destination", artifacts]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        # Its log into a file: a pipe that nobody reads would fill up, and stop it.
-        self._process = self._project.start(
-            "bash", "-c", 'exec "$@" > server.log 2>&1', "bash", *command, MLFLOW_DISABLE_TELEMETRY="true"
-        )
-        deadline = time.monotonic() + 90
-        while socket.socket().connect_ex(("127.0.0.1", self.port)) != 0:
-            assert self._process.poll() is None, self._process.communicate()[0]
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.1)
-
-    def send(self, number: int) -> None:
-        assert self._process is not None
-        os.killpg(self._process.pid, number)
-
-    def kill(self) -> None:
-        self.send(signal.SIGKILL)
-        assert self._process is not None
-        self._process.wait()
-
-    def restart(self) -> None:
-        self.kill()
-        time.sleep(1)
-        self.start()
-
-    def answer_500(self) -> None:
-        """Let another server have the port, that answers everything with 500."""
-        self.answer_nothing()
-        assert self._stub is not None
-        threading.Thread(target=fails, args=(self._stub,), daemon=True).start()
-
-    def answer_nothing(self) -> None:
-        """Let the port take connections, and nothing ever come of them."""
-        self.kill()
-        deadline = time.monotonic() + 20
-        while self._stub is None:
-            try:
-                self._stub = socket.create_server(("127.0.0.1", self.port), backlog=100)
-            except OSError:  # what was killed has the port for a moment yet
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-
-    def come_back(self) -> None:
-        """Undo what stands in."""
-        assert self._stub is not None
-        with suppress(OSError):
-            self._stub.shutdown(socket.SHUT_RDWR)  # ends a waiting accept
-        self._stub.close()
-        self._stub = None
-        self.start()
-
-
-def fails(listening: socket.socket) -> None:
-    """Answer all that comes with 500, until the socket is closed."""
-    answer = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    with suppress(OSError):
-        while True:
-            connection, _ = listening.accept()
-            with connection, suppress(OSError):
-                connection.recv(1 << 20)
-                connection.sendall(answer)
 
 
 def nothing(_server: Server) -> None:

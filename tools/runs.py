@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 UNLOGGED = "python -m tools.sync adds what DVC has, taken from its cache or pulled, and MLflow has not"
 
-
+PREDICTIONS = "plots/predictions.csv"
 COLUMNS = ["index", "source", "label", "predicted"]  # of predictions.csv, before each class's probability
 
 
@@ -141,37 +141,47 @@ class Runs:
         values = {point.step: point.value for point in self.client.get_metric_history(run.id, metric)}
         return dict(sorted(values.items()))
 
+    def evaluated(self) -> "list[MlflowRun]":
+        """Return all runs that are trained and evaluated, the latest first."""
+        return self.store.search(having=[EVALUATION_TAG])
+
     def find(self, name: str) -> EvaluatedRun:
-        """Return the evaluated run with this id or name, the latest of several.
+        """Return the evaluated run with this id or name. Raises what `look_up` and `read` do."""
+        return self.read(*self.look_up(name))
+
+    def look_up(self, name: str) -> "tuple[MlflowRun, str]":
+        """Return the evaluated run with this id or name, the latest of several, and which others it could be.
 
         "best" is the best by validation of those that were validated on the same images as the latest run. Raises
         InputError if there is none, naming those that there are.
         """
-        evaluated = self.store.search(having=[EVALUATION_TAG])
+        evaluated = self.evaluated()
         if name == "best" and evaluated:
             images = _data(evaluated[0])["validation"]
             candidates = [run for run in evaluated if _data(run)["validation"] == images]
             best = max(candidates, key=_rank)
-            equal = listed(_named(run) for run in candidates if run is not best and _ties(run, best))
-            return self._read(best, f"best is {_named(best)}; as good by validation: {equal}" if equal else "")
+            equal = listed(named(run) for run in candidates if run is not best and _ties(run, best))
+            return best, f"best is {named(best)}; as good by validation: {equal}" if equal else ""
         found = [run for run in evaluated if name in (run.info.run_id, run.info.run_name)]
         if found:
             earlier = listed(run.info.run_id[:8] for run in found[1:])
-            return self._read(
-                found[0], f"{_named(found[0])} is the latest {name}; earlier: {earlier}" if earlier else ""
-            )
+            return found[0], f"{named(found[0])} is the latest {name}; earlier: {earlier}" if earlier else ""
         known = listed(["best", *dict.fromkeys(run.info.run_name for run in evaluated)])
         raise InputError(f"no evaluated run is called {name!r} in {self.name}; there are: {known}; {UNLOGGED}")
 
-    def _read(self, run: "MlflowRun", remark: str) -> EvaluatedRun:
+    def read(self, run: "MlflowRun", remark: str = "") -> EvaluatedRun:
+        """Return an evaluated run as tools read it. Raises InputError if it is of later code, or lacks files."""
         from mlflow.artifacts import load_text
 
         if (version := int(run.data.tags.get(RECORD_TAG, RECORD))) > RECORD:
             raise InputError(
-                f"the run {_named(run)} is of version {version}; this code reads up to {RECORD}: take the later code"
+                f"the run {named(run)} is of version {version}; this code reads up to {RECORD}: take the later code"
             )
-        assert run.outputs is not None  # evaluate logs the model
-        files = {file.path for file in self.client.list_artifacts(run.info.run_id)}
+        models = run.outputs.model_outputs if run.outputs else []
+        files = {file.path for folder in ("", "plots") for file in self.client.list_artifacts(run.info.run_id, folder)}
+        if not models or PREDICTIONS not in files:
+            lacks = f"lacks {PREDICTIONS}" if models else "has no model"
+            raise InputError(f"the run {named(run)} {lacks} in {self.name}; python -m tools.sync adds it")
         return EvaluatedRun(
             id=run.info.run_id,
             name=run.info.run_name,
@@ -182,8 +192,8 @@ class Runs:
             data=_data(run),
             link=f"{self.address}/#/experiments/{self.experiment_id}/runs/{quote(run.info.run_id)}",
             patch=load_text(f"{run.info.artifact_uri}/git.patch") if "git.patch" in files else "",
-            model=f"models:/{run.outputs.model_outputs[0].model_id}",
-            predictions=read_predictions(load_text(f"{run.info.artifact_uri}/plots/predictions.csv")),
+            model=f"models:/{models[0].model_id}",
+            predictions=read_predictions(load_text(f"{run.info.artifact_uri}/{PREDICTIONS}")),
             remark=remark,
         )
 
@@ -206,7 +216,8 @@ def loss_of(params: dict[str, str]) -> str:
     return ", ".join([name, *(f"{key}: {value}" for key, value in sorted(given.items()))])
 
 
-def _named(run: "MlflowRun") -> str:
+def named(run: "MlflowRun") -> str:
+    """Return a run's name, and what tells it from others of that name."""
     return f"{run.info.run_name} ({run.info.run_id[:8]})"
 
 

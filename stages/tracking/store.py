@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
 
 EXPERIMENT = "repronet"
+DATABASES = ("postgresql", "mysql", "mssql")  # of MLflow's server
 
 # By default each call to a dead server would take minutes, and MLflow would send telemetry.
 SETTINGS = {
@@ -151,7 +152,15 @@ class Store:
 
 
 def set_up_mlflow(uri: str) -> None:
-    """Import MLflow, which reads its settings then, and let it use the store at `uri`."""
+    """Import MLflow, which reads its settings then, and let it use the store at `uri`.
+
+    Raises InputError for a database of a server: each machine would keep the files of its runs for itself.
+    """
+    if urlsplit(uri).scheme.split("+")[0] in DATABASES:
+        raise InputError(
+            "this is for MLflow's server (docs/sharing.md): mlflow server --backend-store-uri …, and that server's"
+            " address, http://127.0.0.1:5000, as MLFLOW_TRACKING_URI"
+        )
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow  # 1 s, which --help and wrong input need not wait for

@@ -10,6 +10,7 @@ import mlflow
 import pytest
 
 from tests.conftest import Project, write_image
+from tests.test_killed import after, killed
 
 PARTS = [
     "params",
@@ -25,10 +26,12 @@ EQUAL = "all equal, bit for bit"
 BACK = ("git", "checkout", "-q", "HEAD", "--", "params.yaml", "dvc.lock", "metrics")
 
 
-@pytest.fixture(scope="module")
-def recorded(make_project: Callable[[], Project]) -> Project:
-    """A project with three runs: of a commit, of a dirty tree with a new module, and of own images that DVC keeps."""
-    project = make_project()
+OWN = ["prepare.source=folder", "prepare.path=data/raw/own"]
+TURNED = "train.transforms.train=[{RandomAffine: {degrees: 9}}]"
+
+
+def with_a_result(project: Project) -> Project:
+    """Let a project have short trainings, own images that DVC keeps, and one run, of its commit."""
     (project.root / "dvc.lock").unlink()
     project.edit("params.yaml", "epochs: 30 ", "epochs: 2 ")
     for seed in range(40):
@@ -39,11 +42,15 @@ def recorded(make_project: Callable[[], Project]) -> Project:
     project("dvc", "repro")
     project("git", "add", "-A")
     project("git", "commit", "-qm", "results")
+    return project
 
-    own = ["prepare.source=folder", "prepare.path=data/raw/own", "train.precision=bfloat16", "train.workers=1"]
-    changes = [*own, "train.transforms.train=[{RandomAffine: {degrees: 9}}]"]
-    project("dvc", "exp", "run", "--temp", "--name", "own", *(f"--set-param={change}" for change in changes))
 
+def experiment(project: Project, name: str, *changes: str, options: tuple[str, ...] = ("--temp",)) -> None:
+    project("dvc", "exp", "run", *options, "--name", name, *(f"--set-param={change}" for change in changes))
+
+
+def add_a_module(project: Project) -> None:
+    """Let the net be of a new module, which git does not know."""
     (project.root / "stages/nets/mine.py").write_text(
         "from stages.nets.net import Net\n\n\nclass Mine(Net):\n    pass\n"
     )
@@ -53,9 +60,49 @@ def recorded(make_project: Callable[[], Project]) -> Project:
         "from stages.nets import mine  # noqa\nfrom stages.nets.net import",
     )
     (project.root / "stages/nets/table.bin").write_bytes(bytes(range(256)))
-    project("dvc", "exp", "run", "--name", "dirty", "-S", "train.seed=1")
+
+
+@pytest.fixture(scope="module")
+def recorded(make_project: Callable[[], Project]) -> Project:
+    """A project with three runs: of a commit, of a dirty tree with a new module, and of own images that DVC keeps."""
+    project = with_a_result(make_project())
+    experiment(project, "own", *OWN, TURNED, "train.precision=bfloat16", "train.workers=1")
+    add_a_module(project)
+    experiment(project, "dirty", "train.seed=1", options=())
     project(*BACK)
     return project
+
+
+@pytest.mark.torture
+def test_twelve_kinds_of_runs(make_project: Callable[[], Project]) -> None:
+    project = with_a_result(make_project())
+    experiment(project, "in-the-workspace", "train.seed=1", options=())
+    project(*BACK)
+    experiment(project, "queued", "train.seed=2", options=("--queue",))
+    project("dvc", "exp", "run", "--run-all")
+    experiment(project, "temp", "train.seed=3")
+    project("python", "-m", "tools.sweep", "--name", "sweep", "-S", "train.seed=4,5")
+    long = ("dvc", "exp", "run", "--temp", "--name", "resumed", "-S", "train.epochs=300")
+    assert killed(project, long, after(1))
+    assert "goes on after epoch" in project(*long)
+    experiment(project, "fashion", "prepare.source=fashion_mnist", "train.epochs=1")
+    experiment(project, "own", *OWN)
+    experiment(project, "bfloat16", "train.precision=bfloat16")
+    experiment(project, "transforms", TURNED, "train.workers=2")
+    with (project.root / "stages/nets/net.py").open("a") as file:
+        file.write("# changed\n")
+    experiment(project, "dirty", "train.seed=6", options=())
+    project(*BACK)
+    project("git", "checkout", "-q", "--", "stages")
+    add_a_module(project)
+    experiment(project, "module", "train.seed=7", options=())
+    project(*BACK)
+
+    printed = project("python", "-m", "tools.rebuild", "--all")
+    table = dict(re.findall(r"^(\S+) \(\w{8}\) +(\S.*)", printed, re.MULTILINE))
+    print("\n".join(f"{name}: {outcome}" for name, outcome in table.items()))
+    assert len(table) == 13, "one commit, two of the sweep, and ten others"
+    assert set(table.values()) == {EQUAL}
 
 
 def rebuilt(project: Project, *names: str, fails: bool = False) -> dict[str, str]:
@@ -116,9 +163,30 @@ def test_a_record_that_was_changed_is_found_out(recorded: Project) -> None:
     with changed(artifacts / "git.patch", b" from stages.nets.net import", b" from stages.nets.no import"):
         said = rebuilt(recorded, "dirty", fails=True)
     assert said[""].startswith("cannot be rebuilt: its git.patch does not fit its commit: ")
+    predictions = artifacts / "plots/predictions.csv"
+    predictions.rename(artifacts / "plots/other.csv")
+    said = rebuilt(recorded, "dirty", fails=True)
+    assert said[""].startswith("cannot be rebuilt: the run dirty (")
+    assert " lacks plots/predictions.csv in " in said[""]
+    (artifacts / "plots/other.csv").rename(predictions)
     (artifacts / "params.yaml").rename(artifacts / "other.yaml")
     assert rebuilt(recorded, "dirty", fails=True)[""] == "cannot be rebuilt: it has no params.yaml"
     (artifacts / "other.yaml").rename(artifacts / "params.yaml")
     client.set_tag(run.info.run_id, "mlflow.source.git.commit", "0" * 40)
     said = rebuilt(recorded, "dirty", fails=True)
     assert said[""].startswith("cannot be rebuilt: its commit 000000000 is not in this repository")
+
+
+@pytest.mark.slow
+def test_of_many_each_says_what_is_wrong(recorded: Project) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{recorded.root}/mlflow.db")
+    runs = recorded.runs()
+    for run in runs:
+        client.set_tag(run.info.run_id, "record.version", "99")
+    printed = recorded("python", "-m", "tools.rebuild", "--all", fails=True)
+    table = dict(re.findall(r"^(\S+) \(\w{8}\) +(\S.*)", printed, re.MULTILINE))
+    assert len(table) == len(runs)
+    for outcome in table.values():
+        assert outcome.endswith("is of version 99; this code reads up to 1: take the later code")
+    for run in runs:
+        client.delete_tag(run.info.run_id, "record.version")

@@ -1,20 +1,28 @@
-"""Experiments that go from clone to clone, as the README says, by a real git server and a real DVC remote."""
+"""Results that go from clone to clone, as README and docs/sharing.md say, by real servers.
+
+Those of git and MLflow, DVC's remote in a directory and in S3, and PostgreSQL.
+"""
 
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Project
+from tests.conftest import ROOT, Project, runs
+from tests.servers import BUCKET, Server, postgresql, s3
 
 [SHARE] = re.findall(r"^## Share\n\n```\n(.*?)^```\n(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S)
 TO_REMOTE, TO_GIT, IN_CLONE = (line.split("   #")[0].strip() for line in SHARE[0].splitlines())
 LACKS = "DVC's cache lacks models/net.safetensors, data/prepared/dataset.json, plots"
 
 
-def shell(project: Project, command: str, fails: bool = False) -> str:
-    return project("bash", "-ec", command.replace("URL", f"{project.root.parent}/storage"), fails=fails)
+EQUAL = "  all equal, bit for bit\n"
+
+
+def shell(project: Project, command: str, url: str = "") -> str:
+    return project("bash", "-ec", command.replace("URL", url or f"{project.root.parent}/storage"))
 
 
 def sync(project: Project, name: str, fails: bool = False) -> tuple[str, str]:
@@ -39,16 +47,76 @@ def two(tmp_path: Path, digits: Path) -> tuple[Project, Project]:
     return project, Project.at(tmp_path / "clone")
 
 
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A server of S3, and what lets its clients reach it, in the environment."""
+    with s3() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield environment
+
+
+def check_that_it_is_nowhere(secret: str, *folders: Path) -> None:
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 100
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+
+
 @pytest.mark.slow
-def test_an_experiment_after_the_remote(two: tuple[Project, Project]) -> None:
+@pytest.mark.parametrize("url", ["", f"s3://{BUCKET}/results"])
+def test_an_experiment_after_the_remote(two: tuple[Project, Project], keys: dict[str, str], url: str) -> None:
     project, clone = two
-    shell(project, TO_REMOTE)
+    shell(project, TO_REMOTE, url)
     project("dvc", "exp", "run", "--temp", "--name", "seed-1", "-S", "train.seed=1")
     assert "files uploaded" in shell(project, TO_GIT)
     clone("git", "pull", "-q")
     said = shell(clone, IN_CLONE)
     assert re.search(r"^seed-1: created, run", said, re.M)
-    assert {run.info.run_name for run in clone.runs()} >= {"seed-1"}
+    names = [run.info.run_name for run in clone.runs()]
+    assert len(names) == 2
+    assert "seed-1" in names
+    assert "Running stage" not in clone("dvc", "repro")
+    assert clone("git", "status", "--porcelain") == ""
+    assert clone("python", "-m", "tools.rebuild", "--all").count(EQUAL) == 2
+    check_that_it_is_nowhere(keys["AWS_SECRET_ACCESS_KEY"], project.root, clone.root)
+
+
+@pytest.mark.slow
+def test_a_server_with_postgresql(make_project: Callable[[], Project]) -> None:
+    """All that reads or writes rows, with those in PostgreSQL and the files in S3, which the server alone can reach."""
+    project, other = make_project(), make_project()
+    (project.root / "dvc.lock").unlink()
+    project.edit("params.yaml", "epochs: 30 ", "epochs: 2 ")
+    project("git", "commit", "-qam", "short")
+    with postgresql() as database, s3() as keys:
+        server = Server(other, database, f"s3://{BUCKET}/runs", **keys)
+        server.start()
+        assert "warning: " not in project("dvc", "repro", MLFLOW_TRACKING_URI=server.uri)
+        sweep = ["--name", "s", "--jobs", "2", "-S", "train.seed=1,2", "-S", "train.optimizer.name=SGD,Adam"]
+        project("python", "-m", "tools.sweep", *sweep, MLFLOW_TRACKING_URI=server.uri)
+        found = runs(server.uri)
+        assert [run.info.status for run in found] == ["FINISHED"] * 5
+        assert all("test/accuracy" in run.data.metrics and run.info.artifact_uri for run in found)
+        assert (
+            project("python", "-m", "tools.sync", MLFLOW_TRACKING_URI=server.uri).splitlines()[-1]
+            == "in all: 5 in place"
+        )
+        assert "test/accuracy" in project("python", "-m", "tools.compare", "s-1", "s-2", MLFLOW_TRACKING_URI=server.uri)
+        printed = project("python", "-m", "tools.rebuild", "--all", MLFLOW_TRACKING_URI=server.uri)
+        assert printed.count(EQUAL) == 5
+        server.kill()
+        assert not (project.root / "mlflow.db").exists()
+        assert not (project.root / "mlartifacts").exists()
+        secret = database.split(":")[2].split("@")[0]
+        check_that_it_is_nowhere(secret, project.root)
+
+        # The database itself is for the server.
+        project.edit("params.yaml", "epochs: 2 ", "epochs: 1 ")
+        printed = project("dvc", "repro", MLFLOW_TRACKING_URI=database)
+        [first, _] = [line for line in printed.splitlines() if line.startswith("warning: ")]
+        assert "this is for MLflow's server (docs/sharing.md)" in first
+        assert secret not in printed
+        check_that_it_is_nowhere(secret, project.root)
 
 
 @pytest.mark.slow

@@ -15,16 +15,19 @@ import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from stages.base import cli
 from stages.base.errors import InputError, listed
 from stages.base.experiment import home
 from stages.base.text import say
-from stages.tracking.result import EVALUATION_TAG
 from tools.rebuild.again import bring, restored, run_stages
 from tools.rebuild.parts import Part, compared, reasons
 from tools.rebuild.record import Record
-from tools.runs import EvaluatedRun, Runs
+from tools.runs import EvaluatedRun, Runs, named
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 EQUAL = "all equal, bit for bit"
 
@@ -38,12 +41,11 @@ def main() -> None:
     if bool(arguments.runs) == arguments.all:
         parser.error("name runs, or give --all")
     store = Runs()
-    evaluated = store.store.search(having=[EVALUATION_TAG]) if arguments.all else []
-    names = [run.info.run_id for run in evaluated] or arguments.runs
+    found = store.evaluated() if arguments.all else [store.look_up(name)[0] for name in arguments.runs]
     outcomes: dict[str, str] = {}
-    for run in map(store.find, names):
-        say(f"{run.name} ({run.id[:8]}):")
-        outcomes[f"{run.name} ({run.id[:8]})"] = outcome = _outcome(store, run, arguments.venv)
+    for name, run in {named(run): run for run in found}.items():
+        say(f"{name}:")
+        outcomes[name] = outcome = _outcome(store, run, arguments.venv)
         say(f"  {outcome}")
     if arguments.all:
         width = max(map(len, outcomes), default=0)
@@ -52,10 +54,10 @@ def main() -> None:
         raise InputError(f"{len(failed)} of {len(outcomes)} are not as they were: {listed(failed)}")
 
 
-def _outcome(store: Runs, run: EvaluatedRun, venv: bool) -> str:
+def _outcome(store: Runs, run: "Run", venv: bool) -> str:
     """Rebuild a run, say what is equal and what not, and return that in a line."""
     try:
-        parts, reason = rebuild(store, run, venv)
+        parts, reason = rebuild(store, store.read(run), venv)
     except InputError as error:
         return f"cannot be rebuilt: {error}"
     for part in parts:

@@ -1,0 +1,161 @@
+"""Servers that tests start and end: MLflow's, PostgreSQL, and one that speaks as S3 does."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import Project, free_port
+
+BUCKET = "repronet"
+
+
+class Server:
+    """A real server of MLflow, which can be harmed, and what stands in for one at its port."""
+
+    def __init__(self, project: Project, backend: str = "", artifacts: str = "", **environment: str) -> None:
+        """By default its database and its artifacts are in the project."""
+        self._project, self.port, self._environment = project, free_port(), environment
+        self._backend = backend or f"sqlite:///{project.root}/server.db"
+        self._artifacts = artifacts or f"{project.root}/served"
+        self._process: subprocess.Popen[str] | None = None
+        self._stub: socket.socket | None = None
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = ["mlflow", "server", "--backend-store-uri", self._backend, "--host", "127.0.0.1"]
+        command += ["--artifacts-destination", self._artifacts, "--port", str(self.port), "--workers", "1"]
+        # Its log into a file: a pipe that nobody reads would fill up, and stop it.
+        self._process = self._project.start(
+            *["bash", "-c", 'exec "$@" > server.log 2>&1', "bash", *command],
+            MLFLOW_DISABLE_TELEMETRY="true",
+            **self._environment,
+        )
+        deadline = time.monotonic() + 90
+        while socket.socket().connect_ex(("127.0.0.1", self.port)) != 0:
+            assert self._process.poll() is None, self._process.communicate()[0]
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.1)
+
+    def send(self, number: int) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    def restart(self) -> None:
+        self.kill()
+        time.sleep(1)
+        self.start()
+
+    def answer_500(self) -> None:
+        """Let another server have the port, that answers everything with 500."""
+        self.answer_nothing()
+        assert self._stub is not None
+        threading.Thread(target=fails, args=(self._stub,), daemon=True).start()
+
+    def answer_nothing(self) -> None:
+        """Let the port take connections, and nothing ever come of them."""
+        self.kill()
+        deadline = time.monotonic() + 20
+        while self._stub is None:
+            try:
+                self._stub = socket.create_server(("127.0.0.1", self.port), backlog=100)
+            except OSError:  # what was killed has the port for a moment yet
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+    def come_back(self) -> None:
+        """Undo what stands in."""
+        assert self._stub is not None
+        with suppress(OSError):
+            self._stub.shutdown(socket.SHUT_RDWR)  # ends a waiting accept
+        self._stub.close()
+        self._stub = None
+        self.start()
+
+
+def fails(listening: socket.socket) -> None:
+    """Answer all that comes with 500, until the socket is closed."""
+    answer = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    with suppress(OSError):
+        while True:
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.recv(1 << 20)
+                connection.sendall(answer)
+
+
+@contextmanager
+def s3() -> Iterator[dict[str, str]]:
+    """Yield the environment that lets S3's clients reach a server with an empty bucket."""
+    import boto3
+
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    environment = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(),
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port, server)
+        names = {"aws_access_key_id": "test", "aws_secret_access_key": environment["AWS_SECRET_ACCESS_KEY"]}
+        client = boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name="us-east-1", **names)
+        client.create_bucket(Bucket=BUCKET)
+        yield environment
+    finally:
+        server.kill()
+        server.wait()
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """Yield the address, with user and password, of an empty database of a new server."""
+    [*_, binaries] = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    # It refuses to be root, for whom Debian has this user.
+    user: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    folder, port, password = Path(tempfile.mkdtemp()), free_port(), secrets.token_hex()
+    try:
+        (folder / "password").write_text(password)
+        if user:
+            shutil.chown(folder, "postgres", "postgres")
+            shutil.chown(folder / "password", "postgres", "postgres")
+        data, own = str(folder / "data"), ["-c", "fsync=off", "-k", str(folder)]
+        new = ["-D", data, "-U", "repronet", f"--pwfile={folder}/password", "--auth=scram-sha-256"]
+        subprocess.run([binaries / "initdb", *new], cwd=folder, check=True, capture_output=True, **user)
+        command = [str(binaries / "postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(port), *own]
+        silent: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        server = subprocess.Popen(command, cwd=folder, **silent, **user)
+        try:
+            wait_for(port, server)
+            yield f"postgresql://repronet:{password}@127.0.0.1:{port}/postgres"
+        finally:
+            server.send_signal(signal.SIGINT)  # which ends its clients' connections
+            server.wait(timeout=60)
+    finally:
+        shutil.rmtree(folder)
+
+
+def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
+    """Return when the server listens on this port of 127.0.0.1."""
+    deadline = time.monotonic() + 90
+    while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+        assert server.poll() is None, "the server has ended"
+        assert time.monotonic() < deadline, "the server does not start"
+        time.sleep(0.1)
