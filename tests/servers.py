@@ -144,7 +144,7 @@ def postgresql() -> Iterator[str]:
         server = subprocess.Popen(command, cwd=folder, **silent, **user)
         try:
             wait_for(port, server)
-            yield f"postgresql://repronet:{password}@127.0.0.1:{port}/postgres"
+            yield f"postgresql+psycopg://repronet:{password}@127.0.0.1:{port}/postgres"
         finally:
             server.send_signal(signal.SIGINT)  # which ends its clients' connections
             server.wait(timeout=60)
