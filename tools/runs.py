@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from stages.base.errors import InputError, listed
 from stages.base.files import read_csv, sha256
 from stages.base.text import shown_url
 from stages.tracking.result import EVALUATION_TAG, RECORD, RECORD_TAG, USED, WEIGHTS, WEIGHTS_TAG
+from stages.tracking.run import close, left_running
 from stages.tracking.store import Store
 from stages.tracking.writer import given
 from stages.training.losses import LOSSES
@@ -72,7 +74,10 @@ class Runs:
     """The runs in the store of the stages, for reading."""
 
     def __init__(self) -> None:
-        """Connect to the store. Raises InputError if it cannot be reached, or does not exist yet."""
+        """Connect to the store, and end the runs in it whose processes were killed.
+
+        Raises InputError if it cannot be reached, or does not exist yet.
+        """
         store = Store.from_environment()
         self.uri, self.name = store.uri, store.name
         if store.database and not store.database.exists():
@@ -84,6 +89,9 @@ class Runs:
         except Exception as error:
             raise InputError(f"MLflow at {self.name} cannot be read: {store.why(error)}") from error
         self.store, self.experiment_id = store, store.experiment_id
+        with suppress(Exception):  # a store that can only be read
+            for run in left_running(store):
+                close(store, run)
 
     @property
     def address(self) -> str:
@@ -132,7 +140,8 @@ class Runs:
 
     def artifact(self, run: EvaluatedRun, path: str, folder: Path) -> Path | None:
         """Copy a file of a run into `folder`, and return its path; None if the run has no such file."""
-        if path not in {file.path for file in self.client.list_artifacts(run.id, str(PurePosixPath(path).parent))}:
+        folder_there = path.rpartition("/")[0]  # "" and not ".", of which S3 knows nothing
+        if path not in {file.path for file in self.client.list_artifacts(run.id, folder_there)}:
             return None
         return Path(self.client.download_artifacts(run.id, path, str(folder)))
 

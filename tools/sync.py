@@ -33,7 +33,7 @@ from stages.base.errors import InputError, listed
 from stages.base.text import say
 from stages.tracking.journal import DamagedError
 from stages.tracking.replay import BusyError, Pending, delivered, pending
-from stages.tracking.run import is_abandoned
+from stages.tracking.run import close, left_running
 from stages.tracking.store import Store
 from stages.tracking.writer import RunWriter, has_evaluation, lacks_evaluation
 from tools import recorded
@@ -202,12 +202,11 @@ class Sync:
         """End the runs that say they are running and whose process is gone; return a line about each of them."""
         lines = []
         with self._lock(), reaching(self._store):
-            for run in self._store.search(status="RUNNING") if self._exists else []:
-                if is_abandoned(run):
-                    if not self._dry_run:
-                        self._store.client().set_terminated(run.info.run_id, "KILLED")
-                    ended = "would be ended" if self._dry_run else "ended"
-                    lines.append(f"run {run.info.run_id} ({run.info.run_name}): {ended} as KILLED, its process is gone")
+            for run in left_running(self._store) if self._exists else []:
+                if not self._dry_run:
+                    close(self._store, run)
+                ended = "would be ended" if self._dry_run else "ended"
+                lines.append(f"run {run.info.run_id} ({run.info.run_name}): {ended} as KILLED, its process is gone")
         return lines
 
     def _lock(self) -> AbstractContextManager[object]:

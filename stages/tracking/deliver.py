@@ -50,7 +50,7 @@ def followed(folder: Path) -> bool:
             store.client()
             replay = replay or Replay(store, folder)
             replay.go_on()
-            if is_last or replay.has_ended:
+            if is_last or replay.is_whole:
                 replay.finish()
                 return True
             wait, pause = POLL_SECONDS, FIRST_PAUSE

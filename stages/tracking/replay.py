@@ -33,7 +33,7 @@ class Replay:
         self._store, self._folder, self._events = store, folder, Events(folder)
         self._run: ActiveRun | None = None
         self._time = 0
-        self.run_id, self.has_ended = "", False
+        self.run_id, self.is_whole = "", False
 
     def go_on(self) -> None:
         """Bring what has been written by now."""
@@ -47,7 +47,7 @@ class Replay:
 
     def finish(self) -> None:
         """Remove the journal, to which no more is to come; without an end, its process was killed."""
-        if self._run and not self.has_ended:
+        if self._run and not self.is_whole:
             self._run.end("KILLED", self._time)
         if self._run:
             delete_others(self._store, self._folder.name, self._run.id)
@@ -66,12 +66,12 @@ class Replay:
             self._run.tag(event["tags"])
         elif kind == "end" and self._run:
             self._run.end(event["status"], event["time"], event["note"])
-            self.has_ended = True
+            self.is_whole = True
         elif kind == "evaluation":
             from stages.tracking.writer import bring_evaluation  # which needs torch
 
             self.run_id = bring_evaluation(self._store, self._folder, event)
-            self.has_ended = True
+            self.is_whole = True
 
 
 def start_of(folder: Path, event: Event) -> Start:

@@ -114,7 +114,17 @@ def is_abandoned(run: "Run") -> bool:
     """Return whether what wrote a run came to no end of it: it was killed, or the store failed, not the training."""
     if run.info.status == "RUNNING":
         return has_ended(run.data.tags.get(PROCESS_TAG, ""))
-    return run.info.status == "FAILED" and NOTE_TAG not in run.data.tags
+    return run.info.status in ("FAILED", "KILLED") and NOTE_TAG not in run.data.tags
+
+
+def left_running(store: Store) -> "list[Run]":
+    """Return the runs that say they are running and whose process is gone."""
+    return [run for run in store.search(status="RUNNING") if is_abandoned(run)]
+
+
+def close(store: Store, run: "Run") -> None:
+    """End a run that was left running."""
+    store.client().set_terminated(run.info.run_id, "KILLED")
 
 
 def _same(store: Store, start: Start) -> "Run | None":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import load_weights
 from stages.tracking import provenance
-from stages.tracking.datasets import dataset_input, dataset_record
+from stages.tracking.datasets import CONTEXTS, dataset_input, dataset_record
 from stages.tracking.journal import FILES, Event, Journal, files_of, now
 from stages.tracking.models import log_model
 from stages.tracking.provenance import Provenance
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-SPLITS = ("train", "valid", "test")
 LONGEST = 6000  # characters of a param that MLflow keeps
 
 
@@ -77,7 +76,7 @@ class RunWriter:
         ties = {name: tags[name] for name in ("dvc.exp_name", "dvc.baseline_rev") if name in tags}
         epochs = files.epochs()
         expected = {(name, int(row["epoch"])): value for row in epochs for name, value in row.items()}
-        data = {dataset_record(DatasetInfo(files.prepared), split)["digest"] for split in SPLITS}
+        data = {dataset_record(DatasetInfo(files.prepared), split)["digest"] for split in CONTEXTS}
         for run in self.store.search(tags=ties or {"directory": tags.get("directory", str(Path.cwd()))}):
             if (
                 is_abandoned(run)

@@ -1,5 +1,6 @@
 """What is read of MLflow's runs, and how people's names find them, in a real store."""
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from stages.base.errors import InputError
+from stages.tracking import provenance
 from stages.tracking.result import EVALUATION_TAG
 from tests.conftest import Project
 from tools.runs import UNLOGGED, EvaluatedRun, Runs, read_predictions
@@ -55,6 +57,21 @@ def test_a_run_is_found_by_its_id_and_the_latest_of_several_by_its_name(store: R
     store.client.update_run(ids["seed-1"], name="closed")
     assert store.find("closed").id == ids["seed-1"]
     assert store.find("seed-1").id == ids["closed"]
+
+
+def test_runs_of_killed_processes_are_ended(store: Runs) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    [here] = provenance.of_writer().values()
+    machine, _, start = here.rsplit(maxsplit=2)
+    processes = {"killed": f"{machine} {ended.pid} {start}", "alive": here, "elsewhere": f"other-{machine} 1 {start}"}
+    ids = {
+        name: store.client.create_run(store.experiment_id, 1, {provenance.PROCESS_TAG: process}).info.run_id
+        for name, process in processes.items()
+    }
+    Runs()
+    found = {name: store.client.get_run(run_id).info.status for name, run_id in ids.items()}
+    assert found == {"killed": "KILLED", "alive": "RUNNING", "elsewhere": "RUNNING"}
 
 
 def best_of(store: Runs, figures: dict[str, tuple[float, float]]) -> EvaluatedRun:
