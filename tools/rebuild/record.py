@@ -9,6 +9,7 @@ from typing import Any
 
 from stages.base.errors import InputError, listed
 from stages.base.params import WEIGHTS
+from stages.base.text import say
 from stages.tracking import environment
 from tools.recorded import as_yaml, read_params
 from tools.runs import EvaluatedRun, Runs
@@ -60,10 +61,12 @@ class Record:
             raise InputError("it does not say which packages it was made with")
         wanted = [f"{name}=={version}" for name, version in packages.items() if name not in ("pip", "repronet")]
         python = folder / "bin/python"
+        say(f"  installing the {len(wanted)} packages that it was made with")
         try:
             subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, text=True)
             install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *wanted]
             subprocess.run(install, check=True, capture_output=True, text=True)
         except subprocess.CalledProcessError as error:
-            raise InputError(f"its packages cannot be installed: {error.stderr.strip().splitlines()[-1]}") from error
+            reason = error.stderr.strip().rpartition("\n")[2]
+            raise InputError(f"its packages cannot be installed: {reason}") from error
         return python
