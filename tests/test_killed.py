@@ -166,7 +166,7 @@ def lock_of(project: Project, experiment: str) -> str:
 @pytest.mark.torture
 def test_many_times(make_project: Callable[[], Project]) -> None:
     """20 trainings, each killed up to three times; what became of each is printed: pytest -s."""
-    epochs, seed = 4 * EPOCHS, random.randrange(1000)
+    epochs, seed = 6 * EPOCHS, random.randrange(1000)
     print("random seed:", seed)
     chance, after_a_checkpoint, whole = random.Random(seed), 0, made(make_project, epochs)
     expected = undisturbed(whole)
@@ -175,7 +175,7 @@ def test_many_times(make_project: Callable[[], Project]) -> None:
     for number in range(20):
         project, said = made(make_project, epochs), []
         for _ in range(chance.randint(1, 3)):
-            seconds = chance.uniform(0, 4)
+            seconds = chance.uniform(0, 3)
             is_written = chance.random() < 1 / 3
             assert killed(project, AGAIN, in_a_write if is_written else after(seconds))
             said.append("in a write" if is_written else f"{seconds:.1f} s after one")

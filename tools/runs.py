@@ -1,8 +1,8 @@
 """Runs as MLflow holds them, found by what people call them."""
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -16,7 +16,7 @@ import pandas as pd
 from stages.base.errors import InputError, listed
 from stages.base.files import read_csv, sha256
 from stages.base.text import shown_url
-from stages.tracking.result import EVALUATION_TAG, RECORD, RECORD_TAG, USED, WEIGHTS, WEIGHTS_TAG
+from stages.tracking.result import EVALUATION_TAG, PATCH, RECORD, RECORD_TAG, USED, WEIGHTS, WEIGHTS_TAG
 from stages.tracking.run import close, left_running
 from stages.tracking.store import Store
 from stages.tracking.writer import given
@@ -84,11 +84,10 @@ class Runs:
             raise InputError(
                 f"there are no runs yet, since there is no {store.database}: make repro comes first; {UNLOGGED}"
             )
-        try:
+        self.store = store
+        with self._reading():
             self.client = store.client()
-        except Exception as error:
-            raise InputError(f"MLflow at {self.name} cannot be read: {store.why(error)}") from error
-        self.store, self.experiment_id = store, store.experiment_id
+        self.experiment_id = store.experiment_id
         with suppress(Exception):  # a store that can only be read
             for run in left_running(store):
                 close(store, run)
@@ -125,10 +124,11 @@ class Runs:
 
         Raises InputError if it has none, or others than it was evaluated with.
         """
-        files = self.client.list_artifacts(run.id, WEIGHTS)
-        if not files:
-            raise InputError(f"the run {run.name} was logged without its weights; python -m tools.sync adds them")
-        path = Path(self.client.download_artifacts(run.id, files[0].path, str(folder)))
+        with self._reading():
+            files = self.client.list_artifacts(run.id, WEIGHTS)
+            if not files:
+                raise InputError(f"the run {run.name} was logged without its weights; python -m tools.sync adds them")
+            path = Path(self.client.download_artifacts(run.id, files[0].path, str(folder)))
         if sha256(path) != run.tags[WEIGHTS_TAG]:
             raise InputError(f"the run {run.name} has other weights in {self.name} than it was evaluated with")
         return path
@@ -141,9 +141,10 @@ class Runs:
     def artifact(self, run: EvaluatedRun, path: str, folder: Path) -> Path | None:
         """Copy a file of a run into `folder`, and return its path; None if the run has no such file."""
         folder_there = path.rpartition("/")[0]  # "" and not ".", of which S3 knows nothing
-        if path not in {file.path for file in self.client.list_artifacts(run.id, folder_there)}:
-            return None
-        return Path(self.client.download_artifacts(run.id, path, str(folder)))
+        with self._reading():
+            if path not in {file.path for file in self.client.list_artifacts(run.id, folder_there)}:
+                return None
+            return Path(self.client.download_artifacts(run.id, path, str(folder)))
 
     def curve(self, run: EvaluatedRun, metric: str) -> dict[int, float]:
         """Return the values of a metric by their epochs."""
@@ -180,6 +181,20 @@ class Runs:
 
     def read(self, run: "MlflowRun", remark: str = "") -> EvaluatedRun:
         """Return an evaluated run as tools read it. Raises InputError if it is of later code, or lacks files."""
+        with self._reading():
+            return self._read(run, remark)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raise InputError for whatever is wrong with the store, or with where its artifacts are."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"MLflow at {self.name} cannot be read: {self.store.why(error)}") from error
+
+    def _read(self, run: "MlflowRun", remark: str) -> EvaluatedRun:
         from mlflow.artifacts import load_text
 
         if (version := int(run.data.tags.get(RECORD_TAG, RECORD))) > RECORD:
@@ -189,8 +204,8 @@ class Runs:
         models = run.outputs.model_outputs if run.outputs else []
         files = {file.path for folder in ("", "plots") for file in self.client.list_artifacts(run.info.run_id, folder)}
         if not models or PREDICTIONS not in files:
-            lacks = f"lacks {PREDICTIONS}" if models else "has no model"
-            raise InputError(f"the run {named(run)} {lacks} in {self.name}; python -m tools.sync adds it")
+            lacks = f"lacks {PREDICTIONS}, which python -m tools.sync adds" if models else "has no model"
+            raise InputError(f"the run {named(run)} in {self.name} {lacks}")
         return EvaluatedRun(
             id=run.info.run_id,
             name=run.info.run_name,
@@ -200,7 +215,7 @@ class Runs:
             tags=run.data.tags,
             data=_data(run),
             link=f"{self.address}/#/experiments/{self.experiment_id}/runs/{quote(run.info.run_id)}",
-            patch=load_text(f"{run.info.artifact_uri}/git.patch") if "git.patch" in files else "",
+            patch=load_text(f"{run.info.artifact_uri}/{PATCH}") if PATCH in files else "",
             model=f"models:/{models[0].model_id}",
             predictions=read_predictions(load_text(f"{run.info.artifact_uri}/{PREDICTIONS}")),
             remark=remark,

@@ -1,6 +1,8 @@
 """Which attempt at some work this is: what was killed is tried again, and stays the same work."""
 
 import json
+import os
+import platform
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,11 +24,14 @@ def next_attempt(file: Path) -> Attempt:
 
     The file is to be removed when the work is done. Raises OSError if it cannot be written.
     """
-    attempt = Attempt(uuid4().hex, 1)
+    attempt, place = Attempt(uuid4().hex, 1), f"{platform.node()}:{file.resolve()}"
     with suppress(OSError, ValueError, TypeError, KeyError):
         before = json.loads(file.read_bytes())
-        attempt = Attempt(str(before["training"]), int(before["number"]) + 1)
+        if before["place"] == place:  # a copy of the project goes its own way
+            attempt = Attempt(str(before["training"]), int(before["number"]) + 1)
     partial = file.with_name(f"{file.name}.partial")
-    write_json(partial, asdict(attempt))
+    write_json(partial, asdict(attempt) | {"place": place})
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())  # so that a power cut leaves the old file or the new
     partial.replace(file)
     return attempt

@@ -86,6 +86,9 @@ class Journal:
             path.write_bytes(content)
         else:
             _copy(content, path, is_fixed)
+        if not is_fixed:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # before the event that names it
         return {name: sha256(path)}
 
     def discard(self) -> None:

@@ -1,9 +1,12 @@
 """Where a run comes from: commit, changes, experiment, machine. For MLflow, never for an output."""
 
 import getpass
+import hashlib
 import os
 import platform
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -147,11 +150,16 @@ def has_ended(process: str) -> bool:
 
 
 def _machine() -> str:
-    """Return what the numbers of processes are valid in: this machine, or one container of it."""
-    try:
-        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
-    except OSError:  # not Linux
-        return platform.node()
+    """Return what the numbers of processes are valid in: this machine, or one container of it.
+
+    Machines may have one name, and their namespaces one number.
+    """
+    own, namespace = "", ""
+    with suppress(OSError):  # not Linux
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+        own = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    digest = hashlib.sha256((own or str(uuid.getnode())).encode()).hexdigest()  # systemd asks to keep it secret
+    return f"{platform.node()} {digest[:12]} {namespace}".strip()
 
 
 def _user() -> str:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,4 +156,5 @@ def deliver_those_before(store: Store, folder: Path) -> None:
     this = next((each for each in there if each.folder.name == folder.name), None)
     for other in there:
         if this and this.goes_on_from(other) and not other.is_going_on:
-            delivered(store, other.folder)
+            with suppress(DamagedError):  # it was put aside
+                delivered(store, other.folder)

@@ -24,6 +24,7 @@ NOTE_TAG = "mlflow.note.content"  # MLflow shows it as the run's description
 # A training that was killed and tried again is one run: which it is, how often it was tried, and where it went on.
 TRAINING_TAG, ATTEMPT_TAG, RESUMED_TAG = "training.id", "training.attempt", "resumed.epoch"
 USED = "used."  # before the names of a run's params that are not params.yaml's, but what torch was given in the end
+PATCH = "git.patch"  # the artifact that has what differed from the commit
 WEIGHTS = "weights"  # the folder of a run's artifacts that holds its weights file
 
 

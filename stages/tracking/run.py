@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 from stages.tracking.datasets import dataset_input
 from stages.tracking.provenance import PROCESS_TAG, has_ended
-from stages.tracking.result import JOURNAL_TAG, NOTE_TAG, TRAINING_TAG
+from stages.tracking.result import JOURNAL_TAG, NOTE_TAG, PATCH, TRAINING_TAG
 from stages.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
+
+
+# What an attempt before may have been, and the one that goes on is not.
+GONE_TAGS = ("dvc.exp_name", "dvc.baseline_rev", "sweep", "git.untracked", NOTE_TAG)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def started(store: Store, start: Start) -> ActiveRun:
         run = _taken_up(client, before, start)
     else:
         run = ActiveRun(client, store.create_run(run_name(start.tags), start.tags, start.time).info.run_id)
-    run.describe(start)
+    if not run.has_ended:
+        run.describe(start)
     return run
 
 
@@ -112,9 +117,9 @@ def points_of(client: "MlflowClient", run: "Run") -> dict[tuple[str, int], float
 
 def is_abandoned(run: "Run") -> bool:
     """Return whether what wrote a run came to no end of it: it was killed, or the store failed, not the training."""
-    if run.info.status == "RUNNING":
+    if run.info.status in ("RUNNING", "KILLED") and NOTE_TAG not in run.data.tags:
         return has_ended(run.data.tags.get(PROCESS_TAG, ""))
-    return run.info.status in ("FAILED", "KILLED") and NOTE_TAG not in run.data.tags
+    return run.info.status == "FAILED" and NOTE_TAG not in run.data.tags
 
 
 def left_running(store: Store) -> "list[Run]":
@@ -123,8 +128,10 @@ def left_running(store: Store) -> "list[Run]":
 
 
 def close(store: Store, run: "Run") -> None:
-    """End a run that was left running."""
-    store.client().set_terminated(run.info.run_id, "KILLED")
+    """End a run that was left running, if it still is: its journal may be brought at this moment."""
+    now = store.client().get_run(run.info.run_id)
+    if now.info.status == "RUNNING" and is_abandoned(now):
+        store.client().set_terminated(run.info.run_id, "KILLED")
 
 
 def _same(store: Store, start: Start) -> "Run | None":
@@ -145,14 +152,17 @@ def _attempted(store: Store, start: Start) -> "Run | None":
 
 
 def _taken_up(client: "MlflowClient", before: "Run", start: Start) -> ActiveRun:
-    """Let a run go on, as what it is now: an experiment may have another name this time."""
+    """Let a run go on as what it is now, of another experiment or commit perhaps. One that has ended stays as it is."""
     run_id = before.info.run_id
     run = ActiveRun(client, run_id, points_of(client, before))
     if before.info.status == "FINISHED":
         run.has_ended = True
         return run
+    run.tag(start.tags)  # first: without the tag of a living process it would be ended by whoever meets it
     client.update_run(run_id, "RUNNING", run_name(start.tags))
-    run.tag(start.tags)
-    if NOTE_TAG in before.data.tags:
-        client.delete_tag(run_id, NOTE_TAG)
+    for name in GONE_TAGS:
+        if name in before.data.tags and name not in start.tags:
+            client.delete_tag(run_id, name)
+    if PATCH not in start.files and PATCH in {file.path for file in client.list_artifacts(run_id)}:
+        client.log_text(run_id, "", PATCH)  # the changes were committed meanwhile
     return run

@@ -45,9 +45,17 @@ class Store:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Store":
-        """Return the store of MLFLOW_TRACKING_URI, by default mlflow.db in the main repository."""
+        """Return the store of MLFLOW_TRACKING_URI, by default mlflow.db in the main repository.
+
+        Raises InputError for a server's database: each machine would keep the files of its runs for itself.
+        """
         root = main_repository(environment)
         given = environment.get("MLFLOW_TRACKING_URI")
+        if given and urlsplit(given).scheme.split("+")[0] in DATABASES:
+            raise InputError(
+                f"MLFLOW_TRACKING_URI: {shown_url(given)} is for MLflow's server (docs/sharing.md); accepted: that"
+                " server's address, such as http://127.0.0.1:5000, or sqlite:///FILE"
+            )
         uri = sqlite.absolute(given, root) if given else sqlite.address(root / "mlflow.db")
         return cls(uri, environment.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
 
@@ -152,15 +160,7 @@ class Store:
 
 
 def set_up_mlflow(uri: str) -> None:
-    """Import MLflow, which reads its settings then, and let it use the store at `uri`.
-
-    Raises InputError for a database of a server: each machine would keep the files of its runs for itself.
-    """
-    if urlsplit(uri).scheme.split("+")[0] in DATABASES:
-        raise InputError(
-            "this is for MLflow's server (docs/sharing.md): mlflow server --backend-store-uri …, and that server's"
-            " address, http://127.0.0.1:5000, as MLFLOW_TRACKING_URI"
-        )
+    """Import MLflow, which reads its settings then, and let it use the store at `uri`."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow  # 1 s, which --help and wrong input need not wait for

@@ -26,6 +26,7 @@ from stages.tracking.provenance import Provenance
 from stages.tracking.replay import place_of
 from stages.tracking.result import (
     ATTEMPT_TAG,
+    PATCH,
     RECORD,
     RECORD_TAG,
     RESUMED_TAG,
@@ -169,7 +170,7 @@ class TrainingRun:
         def start(journal: Journal) -> None:
             files = journal.keep(ARTIFACT, json.dumps(environment, indent=2).encode())
             if patch:
-                files |= journal.keep("git.patch", patch)
+                files |= journal.keep(PATCH, patch)
             if (rejected := data.folder / "rejected.csv").exists():
                 files |= journal.keep(rejected.name, rejected)
             datasets = [dataset_record(data, split) for split in ("train", "valid")]

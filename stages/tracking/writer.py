@@ -18,6 +18,7 @@ from stages.tracking.result import (
     EVALUATED_BY_TAG,
     EVALUATION_TAG,
     JOURNAL_TAG,
+    PATCH,
     RECORD,
     RECORD_TAG,
     USED,
@@ -53,8 +54,10 @@ class RunWriter:
         runs = [run for run in self.found(digests) if own == {name: run.data.tags.get(name) for name in own}]
         # One that this journal has begun is taken up again.
         lacking = [run for run in runs if lacks_evaluation(run) or is_of_journal(run, tags.get(JOURNAL_TAG))]
-        # Another clone may have made the same weights in the same store: our own directory goes first.
-        lacking.sort(key=lambda run: run.data.tags.get("directory") != tags["directory"])
+        # Another clone may have made the same weights in the same store: our own directory goes first. And the same
+        # training may have been run again before this evaluation arrives.
+        time = self.provenance.time or now()
+        lacking.sort(key=lambda run: (run.data.tags.get("directory") != tags["directory"], run.info.start_time > time))
         if lacking:
             return self.complete(files, lacking[0].info.run_id)
         if present := next((run.info.run_id for run in runs if has_evaluation(run, digests)), ""):
@@ -161,8 +164,8 @@ class RunWriter:
         with TemporaryDirectory() as folder:
             files = {path.name: path for path in [data.folder / "rejected.csv"] if path.exists()}
             if self.provenance.patch:
-                files["git.patch"] = Path(folder, "git.patch")
-                files["git.patch"].write_bytes(self.provenance.patch)
+                files[PATCH] = Path(folder, PATCH)
+                files[PATCH].write_bytes(self.provenance.patch)
             yield files
 
     def _log_files(self, run_id: str, files: ResultFiles) -> None:
@@ -183,7 +186,7 @@ class RunWriter:
 
 def snapshot(journal: Journal, files: ResultFiles, params: dict[str, str], origin: Provenance) -> None:
     """Write an evaluation to a journal, with all that its run is made of. Raises OSError if there is no place."""
-    kept = journal.keep("git.patch", origin.patch) if origin.patch else {}
+    kept = journal.keep(PATCH, origin.patch) if origin.patch else {}
     fixed = [("weights", files.weights), *(("plots", path) for path in sorted(files.plots.rglob("*.*")))]
     others = [("prepared", files.prepared / name) for name in ("dataset.json", "rejected.csv")]
     others += [("root", files.root / name) for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
@@ -199,7 +202,7 @@ def snapshot(journal: Journal, files: ResultFiles, params: dict[str, str], origi
 def bring_evaluation(store: Store, folder: Path, event: Event) -> str:
     """Bring an evaluation from a journal to a store, and return the id of its run."""
     paths = files_of(folder, event["files"])
-    patch = paths["git.patch"].read_bytes() if "git.patch" in paths else b""
+    patch = paths[PATCH].read_bytes() if PATCH in paths else b""
     origin = Provenance(event["tags"] | {JOURNAL_TAG: folder.name}, patch, event["time"])
     [weights], [history], [results] = (
         [path for name, path in paths.items() if name.startswith(f"{place}/")]

@@ -72,7 +72,7 @@ class Checkpoint:
 
     def __init__(self, file: Path | None, origin: Mapping[str, Any], output: Path, minutes: float) -> None:
         """`origin` is what determines the result, by its names; `output` the file of the weights."""
-        self._file, self._seconds = file, 60 * minutes
+        self._file, self._seconds, self._is_kept = file, 60 * minutes, True
         self._about: dict[str, Any] = {"version": VERSION, "origin": origin, "output": str(output)}
         self._written = time.monotonic()
 
@@ -115,12 +115,13 @@ class Checkpoint:
     def remove(self) -> None:
         """Remove it: the training has come to its end."""
         if self._file is not None:
-            self._file.unlink(missing_ok=True)
-            # The last, so that one who is killed before repeats this training, and not another.
-            self._file.with_suffix(ATTEMPTS).unlink(missing_ok=True)
+            with suppress(OSError):  # the disk can be read-only by now
+                self._file.unlink(missing_ok=True)
+                # The last: what is killed before is this training when it is repeated, and not another.
+                self._file.with_suffix(ATTEMPTS).unlink(missing_ok=True)
 
     def _write(self, standing: Standing, kept: Path, parts: Mapping[str, Stateful]) -> None:
-        if self._file is None:
+        if self._file is None or not self._is_kept:
             return
         state = {
             "standing": asdict(standing),
@@ -135,7 +136,7 @@ class Checkpoint:
             write_state(self._file, self._about, state)
         except (OSError, TypeError) as error:
             warn(f"warning: no checkpoint can be kept of this training: {error}. It goes on without.")
-            self._file = None
+            self._is_kept = False
         self._written = time.monotonic()
 
 

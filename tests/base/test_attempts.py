@@ -1,5 +1,6 @@
 """Attempts at a training: the same one until its file is removed."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ def test_attempts_are_counted_until_the_file_is_removed(tmp_path: Path) -> None:
     assert another.number == 1
     assert another.training != first.training
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_copy_of_the_project_has_attempts_of_its_own(tmp_path: Path) -> None:
+    first = next_attempt(tmp_path / "a.attempts")
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "a.attempts", tmp_path / "copy")
+    other = next_attempt(tmp_path / "copy/a.attempts")
+    assert other.number == 1
+    assert other.training != first.training
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"training": "a"}', '{"training": "a", "number": "x"}'])

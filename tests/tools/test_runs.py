@@ -74,6 +74,23 @@ def test_runs_of_killed_processes_are_ended(store: Runs) -> None:
     assert found == {"killed": "KILLED", "alive": "RUNNING", "elsewhere": "RUNNING"}
 
 
+def test_artifacts_that_cannot_be_reached(store: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where MLflow's server is there, but not the S3 that it has them in."""
+    run = store.find("seed-0")
+
+    def fail(*_: object) -> None:
+        raise ConnectionError("no route to it")
+
+    monkeypatch.setattr(store.client, "list_artifacts", fail)
+    for read in (
+        lambda: store.find("seed-0"),
+        lambda: store.weights(run, tmp_path),
+        lambda: store.artifact(run, "params.yaml", tmp_path),
+    ):
+        with pytest.raises(InputError, match=r"^MLflow at sqlite:.* cannot be read: ConnectionError: no route to it$"):
+            read()
+
+
 def best_of(store: Runs, figures: dict[str, tuple[float, float]]) -> EvaluatedRun:
     """Return what is called best with these validation accuracies and losses, and 0 and 9 for the other runs."""
     for name in ("seed-0", "seed-1", "closed", "others"):

@@ -39,10 +39,14 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
     return {"DVC_ROOT": str(tmp_path)}
 
 
-def begun(environment: dict[str, str], tags: dict[str, str] | None = None, **params: str) -> Journal:
+def begun(
+    environment: dict[str, str], tags: dict[str, str] | None = None, patch: bytes = b"+", **params: str
+) -> Journal:
     """A journal of a training that has two epochs."""
     journal = Journal(environment, store="sqlite:///PROJECT/mlflow.db", experiment="repronet")
-    journal.write("training", tags=tags or {}, params=params, datasets=[], files=journal.keep("git.patch", b"+"))
+    journal.write(
+        "training", tags=tags or {}, params=params, datasets=[], files=journal.keep("git.patch", patch) if patch else {}
+    )
     for step in (1, 2):
         journal.write("points", step=step, metrics={"train/loss": 1 / step})
     return journal
@@ -241,15 +245,57 @@ def test_a_training_that_went_on_is_one_run_whatever_brings_it(
 
 
 def test_a_training_that_was_killed_at_its_very_end_is_one_run(environment: dict[str, str]) -> None:
-    """Its run is FINISHED, but its checkpoint not yet removed: it is repeated."""
-    for number in ("1", "2"):
-        journal = begun(environment, {"training.id": "1", "training.attempt": number}, seed="0")
+    """Its run is FINISHED, but its checkpoint not yet removed: it is repeated, and the run stays as it is."""
+    for number, patch in (("1", b"+"), ("2", b"other")):
+        journal = begun(environment, {"training.id": "1", "training.attempt": number}, patch, seed="0")
         journal.write("end", status="FINISHED", note="")
         journal.close()
         delivered(store(), journal.folder)
     [run] = runs()
     assert run.info.status == "FINISHED"
     assert len(store().client().get_metric_history(run.info.run_id, "train/loss")) == 2
+    assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/git.patch") == "+"
+
+
+def test_a_training_that_goes_on_is_what_it_is_then(environment: dict[str, str]) -> None:
+    """An experiment at first; then its changes were committed, and it is run again as the workspace."""
+    tags = {"training.id": "1", "mlflow.source.git.commit": "0" * 40}
+    before = {"dvc.exp_name": "a", "dvc.baseline_rev": "0" * 40, "sweep": "s", "git.untracked": "x"}
+    for own, patch in ((before, b"+"), ({}, b"")):
+        journal = begun(environment, tags | own, patch, seed="0")
+        journal.close()
+        delivered(store(), journal.folder)
+    [run] = runs()
+    assert run.info.run_name == "000000000"
+    assert not run.data.tags.keys() & before.keys()
+    assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/git.patch") == ""
+
+
+def test_one_that_is_damaged_is_no_harm_to_the_next(environment: dict[str, str]) -> None:
+    first, last = (begun(environment, {"training.id": "1", "training.attempt": number}, seed="0") for number in "12")
+    for journal in (first, last):
+        journal.close()
+    path = first.folder / EVENTS
+    path.write_bytes(path.read_bytes().replace(b'"n":3', b'"n":7'))
+    delivered(store(), last.folder)
+    [run] = runs()
+    assert run.data.metrics == {"train/loss": 0.5}
+    assert [folder.name for folder in folder_of(environment).iterdir()] == [f"{first.folder.name}.damaged"]
+
+
+def test_equal_trainings_have_their_own_evaluations(
+    digits: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(FollowerHere, "finish", lambda _self: None)  # nothing follows
+        for _ in range(2):
+            run_stages(digits, tmp_path, environment, {})
+    kinds = {journal.folder.name: journal.what for journal in pending()}
+    assert list(kinds.values()) == ["training", "evaluation"] * 2
+    assert len(list(Sync(store(), dry_run=False).journals())) == 4
+    found = {run.data.tags["journal"]: run.data.tags["journal.evaluation"] for run in runs()}
+    first, evaluated_first, second, evaluated_second = kinds
+    assert found == {first: evaluated_first, second: evaluated_second}
 
 
 def test_params_that_are_others_by_now_make_another_run(environment: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from stages.base.errors import InputError, listed
 from stages.base.params import WEIGHTS
 from stages.base.text import say
 from stages.tracking import environment
+from stages.tracking.result import PATCH
 from tools.recorded import as_yaml, read_params
 from tools.runs import EvaluatedRun, Runs
 
@@ -27,7 +28,7 @@ class Record:
             raise InputError("it was logged without a commit: there was no git")
         if untracked := run.tags.get("git.untracked"):
             raise InputError(f"it had files that neither its commit nor its patch holds: {untracked}")
-        self.patch = self.artifact("git.patch").read_bytes() if run.patch else b""
+        self.patch = self.artifact(PATCH).read_bytes() if run.patch else b""
         self.params = read_params(self.artifact("params.yaml"))
         self.lock = as_yaml(self.artifact("dvc.lock").read_bytes())
         self.environment: dict[str, Any] = {}
