@@ -33,12 +33,13 @@ class Server:
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = ["mlflow", "server", "--backend-store-uri", self._backend, "--host", "127.0.0.1"]
-        command += ["--artifacts-destination", self._artifacts, "--port", str(self.port), "--workers", "1"]
+        command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command += ["--artifacts-destination", self._artifacts]
         # Its log into a file: a pipe that nobody reads would fill up, and stop it.
         self._process = self._project.start(
             *["bash", "-c", 'exec "$@" > server.log 2>&1', "bash", *command],
             MLFLOW_DISABLE_TELEMETRY="true",
+            MLFLOW_BACKEND_STORE_URI=self._backend,
             **self._environment,
         )
         deadline = time.monotonic() + 90
