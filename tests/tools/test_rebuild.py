@@ -98,7 +98,7 @@ def test_twelve_kinds_of_runs(make_project: Callable[[], Project]) -> None:
     experiment(project, "module", "train.seed=7", options=())
     project(*BACK)
 
-    printed = project("python", "-m", "tools.rebuild", "--all")
+    printed, _ = project.start("python", "-m", "tools.rebuild", "--all").communicate(timeout=1800)
     table = dict(re.findall(r"^(\S+) \(\w{8}\) +(\S.*)", printed, re.MULTILINE))
     print("\n".join(f"{name}: {outcome}" for name, outcome in table.items()))
     assert len(table) == 13, "one commit, two of the sweep, and ten others"
