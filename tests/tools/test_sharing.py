@@ -112,8 +112,8 @@ def test_a_server_with_postgresql(make_project: Callable[[], Project]) -> None:
 
         # The database itself is for the server.
         project.edit("params.yaml", "epochs: 2 ", "epochs: 1 ")
-        for command in (["dvc", "repro"], ["python", "-m", "tools.sync"], ["python", "-m", "tools.compare", "s-s1"]):
-            printed = project(*command, fails=True, MLFLOW_TRACKING_URI=database)
+        for command in ("dvc repro", "python -m tools.sync", "python -m tools.compare s-s1 s-s2"):
+            printed = project(*command.split(), fails=True, MLFLOW_TRACKING_URI=database)
             assert "error: MLFLOW_TRACKING_URI: postgresql+psycopg://***@127.0.0.1:" in printed
             assert " is for MLflow's server (docs/sharing.md); accepted: " in printed
             assert secret not in printed
