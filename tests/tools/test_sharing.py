@@ -117,3 +117,78 @@ def test_a_server_with_postgresql(make_project: Callable[[], Project]) -> None:
             assert "error: MLFLOW_TRACKING_URI: postgresql+psycopg://***@127.0.0.1:" in printed
             assert " is for MLflow's server (docs/sharing.md); accepted: " in printed
             assert secret not in printed
+
+
+@pytest.mark.slow
+def test_an_experiment_before_the_remote(two: tuple[Project, Project]) -> None:
+    project, clone = two
+    project("dvc", "exp", "run", "--temp", "--name", "seed-1", "-S", "train.seed=1")
+    assert "Pushed experiment seed-1" in project("dvc", "exp", "push", "origin", "seed-1")
+    clone("dvc", "exp", "pull", "origin", "seed-1")
+    said, last = sync(clone, "seed-1", fails=True)
+    how = "and no DVC remote is set here: dvc remote add --local -d storage URL, and this again"
+    assert said == f"seed-1: skipped, {LACKS}, {how}"
+    assert last == "error: 1 skipped of 1, see above"
+
+    # The remote is there now, and committed, and DVC still sends nothing to it.
+    shell(project, TO_REMOTE)
+    assert "uploaded" not in shell(project, TO_GIT)
+    clone("git", "pull", "-q")
+    said, _ = sync(clone, "seed-1", fails=True)
+    storage = project.root.parent / "storage"
+    found = re.fullmatch(
+        rf"seed-1: skipped, DVC's cache lacks models/net.safetensors, plots, "
+        rf"and so does the remote storage \({storage}\)\. "
+        r"In the clone that has them: (dvc remote add --local -f -d storage .*)",
+        said,
+    )  # the prepared set is the commit's, too, and came with it
+    assert found is not None, said
+    advice = found[1].replace("GIT_REMOTE", "origin")
+    assert SHARE[1].count(f"`{advice.split(' && ')[0].replace(str(storage), 'URL')}`") == 1, "README says so, too"
+    assert "files uploaded" in shell(project, advice)
+    said, last = sync(clone, "seed-1")
+    assert said.startswith("seed-1: created, run ")
+    assert last == "in all: 1 created"
+
+
+@pytest.mark.slow
+def test_a_commit_before_the_remote_and_remotes_without_a_default(two: tuple[Project, Project]) -> None:
+    project, clone = two
+    shell(clone, "dvc remote add --local storage URL")
+    said, _ = sync(clone, "HEAD", fails=True)
+    name, what = said.split(": ", 1)
+    assert name == clone("git", "rev-parse", "HEAD").strip()[:9]
+    default = "dvc remote default --local storage"
+    assert what == (f"skipped, {LACKS}, and no DVC remote of storage is the default: {default}, and this again")
+    shell(clone, default)
+    said, _ = sync(clone, "HEAD", fails=True)
+    advice = said.split("In the clone that has them: ")[1]
+    assert advice.endswith(" && dvc push --all-commits")
+    shell(project, advice)
+    said, _ = sync(clone, "HEAD")
+    assert said.startswith(f"{name}: created, run ")
+
+
+@pytest.mark.slow
+def test_another_cpu(two: tuple[Project, Project]) -> None:
+    # As in a new user's clone: nobody has the files of the commit, and the sums round otherwise.
+    first, project = two
+    first.edit("params.yaml", "determinism: portable", "determinism: machine")
+    first("bash", "-ec", "dvc repro && git commit -qam machine && git push -q origin HEAD")
+    project("git", "pull", "-q")
+    project("git", "config", "user.name", "test")
+    project("git", "config", "user.email", "test@localhost")
+    results = ("git", "checkout", "HEAD", "--", "params.yaml", "dvc.lock", "metrics")
+    project("dvc", "repro", ATEN_CPU_CAPABILITY="default")
+    assert "dvc.lock" in project("git", "diff", "--name-only"), "the two CPUs round alike"
+    project(*results)
+    assert "dvc_plots" not in project("dvc", "plots", "show"), "there is something to show, and README is wrong"
+
+    project("dvc", "repro", ATEN_CPU_CAPABILITY="default")
+    [command] = re.findall(r"commit that \(`(git commit .*)`\)", (ROOT / "README.md").read_text())
+    shell(project, command)
+    project(*results)
+    project("dvc", "plots", "show")
+    assert (project.root / "dvc_plots/index.html").is_file()
+    said, last = sync(project, "HEAD")
+    assert (said.split(": ")[1], last) == ("in place", "in all: 1 in place")
