@@ -148,12 +148,14 @@ class Runs:
 
     def curve(self, run: EvaluatedRun, metric: str) -> dict[int, float]:
         """Return the values of a metric by their epochs."""
-        values = {point.step: point.value for point in self.client.get_metric_history(run.id, metric)}
+        with self._reading():
+            values = {point.step: point.value for point in self.client.get_metric_history(run.id, metric)}
         return dict(sorted(values.items()))
 
     def evaluated(self) -> "list[MlflowRun]":
         """Return all runs that are trained and evaluated, the latest first."""
-        return self.store.search(having=[EVALUATION_TAG])
+        with self._reading():
+            return self.store.search(having=[EVALUATION_TAG])
 
     def find(self, name: str) -> EvaluatedRun:
         """Return the evaluated run with this id or name. Raises what `look_up` and `read` do."""

@@ -203,10 +203,9 @@ class Sync:
         lines = []
         with self._lock(), reaching(self._store):
             for run in left_running(self._store) if self._exists else []:
-                if not self._dry_run:
-                    close(self._store, run)
-                ended = "would be ended" if self._dry_run else "ended"
-                lines.append(f"run {run.info.run_id} ({run.info.run_name}): {ended} as KILLED, its process is gone")
+                if self._dry_run or close(self._store, run):
+                    ended = "would be ended" if self._dry_run else "ended"
+                    lines.append(f"run {run.info.run_id} ({run.info.run_name}): {ended} as KILLED, its process is gone")
         return lines
 
     def _lock(self) -> AbstractContextManager[object]:

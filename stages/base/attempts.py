@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,10 +23,11 @@ def next_attempt(file: Path) -> Attempt:
 
     The file is to be removed when the work is done. Raises OSError if it cannot be written.
     """
-    attempt, place = Attempt(uuid4().hex, 1), f"{platform.node()}:{file.resolve()}"
+    # The folder's number stays when the project is moved, or the machine gets another name; a copy has another.
+    attempt, place = Attempt(uuid4().hex, 1), file.parent.stat().st_ino
     with suppress(OSError, ValueError, TypeError, KeyError):
         before = json.loads(file.read_bytes())
-        if before["place"] == place:  # a copy of the project goes its own way
+        if before["place"] == place:  # else it is a copy, which goes its own way
             attempt = Attempt(str(before["training"]), int(before["number"]) + 1)
     partial = file.with_name(f"{file.name}.partial")
     write_json(partial, asdict(attempt) | {"place": place})

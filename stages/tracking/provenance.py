@@ -4,7 +4,6 @@ import getpass
 import hashlib
 import os
 import platform
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 PROCESS_TAG = "process"
+MACHINE_IDS = ("/etc/machine-id", "/proc/sys/kernel/random/boot_id")  # many a container has the second alone
 # What results follow from. The rest of a dirty tree is results themselves, which every run changes.
 SOURCES = (".", ":(exclude)dvc.lock", ":(exclude)metrics")
 LARGEST_NEW = 1_000_000  # bytes of a new file that a run's patch takes
@@ -135,18 +135,25 @@ def of_writer() -> dict[str, str]:
 
 def has_ended(process: str) -> bool:
     """Return whether a process, as its tag names it, is known to be gone: it was on this machine, and is not there."""
-    if not process.startswith(f"{_machine()} "):
-        return False
+    return process.startswith(f"{_machine()} ") and not _is_there(process)
+
+
+def is_alive(process: str) -> bool:
+    """Return whether a process, as its tag names it, is known to be there, on this machine."""
+    return process.startswith(f"{_machine()} ") and _is_there(process)
+
+
+def _is_there(process: str) -> bool:
     number, start = process.split()[-2:]
     try:
         found = psutil.Process(int(number))
-        # Of another process by the same number; a clock that is set moves the start of all of them a little.
-        is_other = abs(found.create_time() - float(start)) > 60
-        return is_other or found.status() == psutil.STATUS_ZOMBIE
+        # Else another process by the same number; a clock that is set moves the start of all of them a little.
+        is_same = abs(found.create_time() - float(start)) <= 60
+        return is_same and found.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return True
-    except psutil.AccessDenied:
         return False
+    except psutil.AccessDenied:
+        return True
 
 
 def _machine() -> str:
@@ -157,9 +164,12 @@ def _machine() -> str:
     own, namespace = "", ""
     with suppress(OSError):  # not Linux
         namespace = str(Path("/proc/self/ns/pid").readlink())
-        own = Path("/etc/machine-id").read_text(encoding="ascii").strip()
-    digest = hashlib.sha256((own or str(uuid.getnode())).encode()).hexdigest()  # systemd asks to keep it secret
-    return f"{platform.node()} {digest[:12]} {namespace}".strip()
+    for path in MACHINE_IDS:
+        with suppress(OSError):
+            own = own or Path(path).read_text(encoding="ascii").strip()
+    # Of the first of these systemd asks that others do not get to see it.
+    digest = hashlib.sha256(own.encode()).hexdigest()[:12] if own else ""
+    return " ".join(filter(None, [platform.node(), digest, namespace]))
 
 
 def _user() -> str:

@@ -63,7 +63,7 @@ class Replay:
             self.run_id = self._run.id
         elif kind == "points" and self._run:
             self._run.log(event["metrics"], event["step"], event["time"])
-        elif kind == "tags" and self._run:
+        elif kind == "tags" and self._run and not self._run.has_ended:
             self._run.tag(event["tags"])
         elif kind == "end" and self._run:
             self._run.end(event["status"], event["time"], event["note"])

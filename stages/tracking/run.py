@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.tracking.datasets import dataset_input
-from stages.tracking.provenance import PROCESS_TAG, has_ended
+from stages.tracking.provenance import PROCESS_TAG, has_ended, is_alive
 from stages.tracking.result import JOURNAL_TAG, NOTE_TAG, PATCH, TRAINING_TAG
 from stages.tracking.store import Store
 
@@ -117,9 +117,11 @@ def points_of(client: "MlflowClient", run: "Run") -> dict[tuple[str, int], float
 
 def is_abandoned(run: "Run") -> bool:
     """Return whether what wrote a run came to no end of it: it was killed, or the store failed, not the training."""
-    if run.info.status in ("RUNNING", "KILLED") and NOTE_TAG not in run.data.tags:
-        return has_ended(run.data.tags.get(PROCESS_TAG, ""))
-    return run.info.status == "FAILED" and NOTE_TAG not in run.data.tags
+    process = run.data.tags.get(PROCESS_TAG, "")
+    if run.info.status == "RUNNING":
+        return has_ended(process)
+    # One that came to an end has a note of why. A reader may have ended one that goes on by now.
+    return run.info.status in ("FAILED", "KILLED") and NOTE_TAG not in run.data.tags and not is_alive(process)
 
 
 def left_running(store: Store) -> "list[Run]":
@@ -127,11 +129,13 @@ def left_running(store: Store) -> "list[Run]":
     return [run for run in store.search(status="RUNNING") if is_abandoned(run)]
 
 
-def close(store: Store, run: "Run") -> None:
-    """End a run that was left running, if it still is: its journal may be brought at this moment."""
+def close(store: Store, run: "Run") -> bool:
+    """End a run that was left running, if it still is; return whether it was. Its journal may be brought right now."""
     now = store.client().get_run(run.info.run_id)
-    if now.info.status == "RUNNING" and is_abandoned(now):
+    is_left = now.info.status == "RUNNING" and is_abandoned(now)
+    if is_left:
         store.client().set_terminated(run.info.run_id, "KILLED")
+    return is_left
 
 
 def _same(store: Store, start: Start) -> "Run | None":

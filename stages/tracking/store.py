@@ -51,7 +51,7 @@ class Store:
         """
         root = main_repository(environment)
         given = environment.get("MLFLOW_TRACKING_URI")
-        if given and urlsplit(given).scheme.split("+")[0] in DATABASES:
+        if given and given.split(":")[0].split("+")[0].lower() in DATABASES:
             raise InputError(
                 f"MLFLOW_TRACKING_URI: {shown_url(given)} is for MLflow's server (docs/sharing.md); accepted: that"
                 " server's address, such as http://127.0.0.1:5000, or sqlite:///FILE"

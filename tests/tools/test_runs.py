@@ -12,6 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from stages.base.errors import InputError
 from stages.tracking import provenance
 from stages.tracking.result import EVALUATION_TAG
+from stages.tracking.run import is_abandoned
 from tests.conftest import Project
 from tools.runs import UNLOGGED, EvaluatedRun, Runs, read_predictions
 
@@ -69,9 +70,28 @@ def test_runs_of_killed_processes_are_ended(store: Runs) -> None:
         name: store.client.create_run(store.experiment_id, 1, {provenance.PROCESS_TAG: process}).info.run_id
         for name, process in processes.items()
     }
+    store.client.set_tag(ids["killed"], "mlflow.note.content", "what somebody has written on its page")
     Runs()
-    found = {name: store.client.get_run(run_id).info.status for name, run_id in ids.items()}
-    assert found == {"killed": "KILLED", "alive": "RUNNING", "elsewhere": "RUNNING"}
+    found = {name: store.client.get_run(run_id) for name, run_id in ids.items()}
+    statuses = {name: run.info.status for name, run in found.items()}
+    assert statuses == {"killed": "KILLED", "alive": "RUNNING", "elsewhere": "RUNNING"}
+
+
+def test_what_is_abandoned_may_be_completed(store: Runs) -> None:
+    [here] = provenance.of_writer().values()
+    elsewhere = f"other-{here}"
+    for process, status, note, expected in [
+        (here, "KILLED", "", False),  # it goes on, and was ended by mistake
+        (elsewhere, "KILLED", "", True),
+        (elsewhere, "KILLED", "KeyboardInterrupt", False),
+        (elsewhere, "FAILED", "", True),
+        (elsewhere, "RUNNING", "", False),
+        (here, "FINISHED", "", False),
+    ]:
+        tags = {provenance.PROCESS_TAG: process} | ({"mlflow.note.content": note} if note else {})
+        run_id = store.client.create_run(store.experiment_id, 1, tags).info.run_id
+        store.client.update_run(run_id, status)
+        assert is_abandoned(store.client.get_run(run_id)) == expected, (process, status, note)
 
 
 def test_artifacts_that_cannot_be_reached(store: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

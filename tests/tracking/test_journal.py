@@ -248,12 +248,14 @@ def test_a_training_that_was_killed_at_its_very_end_is_one_run(environment: dict
     """Its run is FINISHED, but its checkpoint not yet removed: it is repeated, and the run stays as it is."""
     for number, patch in (("1", b"+"), ("2", b"other")):
         journal = begun(environment, {"training.id": "1", "training.attempt": number}, patch, seed="0")
+        journal.write("tags", tags={"resumed.epoch": number})
         journal.write("end", status="FINISHED", note="")
         journal.close()
         delivered(store(), journal.folder)
     [run] = runs()
     assert run.info.status == "FINISHED"
     assert len(store().client().get_metric_history(run.info.run_id, "train/loss")) == 2
+    assert (run.data.tags["training.attempt"], run.data.tags["resumed.epoch"]) == ("1", "1")
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/git.patch") == "+"
 
 
