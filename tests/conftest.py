@@ -255,15 +255,20 @@ def served(project: Project, *command: str, port: int, **environment: str) -> It
     """Start a server in the project, wait until it listens on `port` of 127.0.0.1, and end it with all it started."""
     server = project.start(*command, **environment)
     try:
-        deadline = time.monotonic() + 90
-        while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
-            assert server.poll() is None, server.communicate()[0]
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.2)
+        wait_for(port, server)
         yield server
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.communicate(timeout=60)
+
+
+def wait_for(port: int, server: "subprocess.Popen[Any]") -> None:
+    """Return when a server listens on this port of 127.0.0.1."""
+    deadline = time.monotonic() + 90
+    while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+        assert server.poll() is None, server.communicate()[0]
+        assert time.monotonic() < deadline, "the server does not start"
+        time.sleep(0.1)
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import Project, free_port
+from tests.conftest import Project, free_port, wait_for
 
 BUCKET = "repronet"
 
@@ -42,11 +42,7 @@ class Server:
             MLFLOW_BACKEND_STORE_URI=self._backend,
             **self._environment,
         )
-        deadline = time.monotonic() + 90
-        while socket.socket().connect_ex(("127.0.0.1", self.port)) != 0:
-            assert self._process.poll() is None, self._process.communicate()[0]
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.1)
+        wait_for(self.port, self._process)
 
     def send(self, number: int) -> None:
         assert self._process is not None
@@ -151,12 +147,3 @@ def postgresql() -> Iterator[str]:
             server.wait(timeout=60)
     finally:
         shutil.rmtree(folder)
-
-
-def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
-    """Return when the server listens on this port of 127.0.0.1."""
-    deadline = time.monotonic() + 90
-    while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
-        assert server.poll() is None, "the server has ended"
-        assert time.monotonic() < deadline, "the server does not start"
-        time.sleep(0.1)
