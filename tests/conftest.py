@@ -7,11 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 
@@ -168,21 +169,39 @@ class Project:
         return project
 
     def start(self, *command: str, **environment: str) -> "subprocess.Popen[str]":
+        return self._start(command, environment, subprocess.PIPE)
+
+    def _start(
+        self, command: tuple[str, ...], environment: dict[str, str], output: IO[str] | int
+    ) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             command,
             cwd=self.root,
             env=clean_environment() | environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,  # a group of its own, to be ended with all that it starts
         )
 
     def __call__(self, *command: str, fails: bool = False, **environment: str) -> str:
-        """Run a command and return what it prints, both streams; it must end with 0, or with another if it `fails`."""
-        process = self.start(*command, **environment)
-        output, _ = process.communicate(timeout=300)
+        """Run a command and return what it prints, both streams; it must end with 0, or with another if it `fails`.
+
+        It is the command that is waited for: a worker of DVC's queue has the command's output open, too, and one of two
+        workers that start at once may never be told to end (kombu lists them in a file, each overwriting the other's).
+        """
+        with tempfile.TemporaryFile("w+") as printed:
+            process = self._start(command, environment, printed)
+            try:
+                process.wait(timeout=300)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                printed.seek(0)
+                pytest.fail(f"{' '.join(command)} has not ended after 300 s:\n{printed.read()}")
+            printed.seek(0)
+            output = printed.read()
         assert (process.returncode != 0) == fails, f"{' '.join(command)} exited with {process.returncode}:\n{output}"
         return output
 

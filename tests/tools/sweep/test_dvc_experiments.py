@@ -2,10 +2,11 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import Project
@@ -14,11 +15,14 @@ SHORT = ["-S", "train.epochs=2"]
 
 
 @pytest.fixture(scope="module")
-def project(make_project: Callable[[], Project]) -> Project:
+def project(make_project: Callable[[], Project]) -> Iterator[Project]:
     project = make_project()
     (project.root / ".venv").symlink_to(sys.prefix)  # for make
     project("dvc", "repro", "prepare")
-    return project
+    yield project
+    for process in psutil.process_iter(["cwd"]):  # workers of the queue end 10 s after its last experiment, if they do
+        if process.info["cwd"] == str(project.root):
+            process.kill()
 
 
 def check_runs(project: Project, runs: list[Any]) -> None:
