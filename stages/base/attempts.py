@@ -1,13 +1,12 @@
 """Which attempt at some work this is: what was killed is tried again, and stays the same work."""
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from stages.base.files import write_json
+from stages.base.files import write_synced
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,5 @@ def next_attempt(file: Path) -> Attempt:
         before = json.loads(file.read_bytes())
         if before["place"] == place:  # else it is a copy, which goes its own way
             attempt = Attempt(str(before["training"]), int(before["number"]) + 1)
-    partial = file.with_name(f"{file.name}.partial")
-    write_json(partial, asdict(attempt) | {"place": place})
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())  # so that a power cut leaves the old file or the new
-    partial.replace(file)
+    write_synced(file, json.dumps(asdict(attempt) | {"place": place}).encode())
     return attempt

@@ -111,6 +111,19 @@ def rounded(value: float) -> float:
     return float(FLOAT_FORMAT % value)
 
 
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk: a power cut leaves the old file or the new. Raises OSError."""
+    partial = _partial(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` with sorted keys; its floats should have passed `rounded`. NaN is refused (ValueError)."""
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)

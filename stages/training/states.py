@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from stages.base.files import write_synced
 
 METADATA = "repronet state"  # the one key of the file's metadata
 # What reading a file can raise that is cut, or was written by something else.
@@ -25,15 +26,7 @@ def write_state(path: Path, about: Mapping[str, Any], state: Mapping[str, Any]) 
     tensors: dict[str, Tensor] = {}
     metadata = {"about": about, "state": _encoded(state, tensors)}
     content = save(tensors, {METADATA: json.dumps(metadata | {"digest": _digest(metadata, tensors)})})
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_synced(path, content)
 
 
 def read_about(path: Path) -> Any:
