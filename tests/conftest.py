@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +19,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is
 import mlflow
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
@@ -191,19 +192,26 @@ class Project:
         It is the command that is waited for: a worker of DVC's queue has the command's output open, too, and one of two
         workers that start at once may never be told to end (kombu lists them in a file, each overwriting the other's).
         """
-        with tempfile.TemporaryFile("w+") as printed:
+        # Opened twice, for a place of our own in the file: a worker may go on writing to it.
+        with tempfile.NamedTemporaryFile("a") as printed, open(printed.name) as read:  # noqa: PTH123
             process = self._start(command, environment, printed)
             try:
                 process.wait(timeout=300)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                printed.seek(0)
-                pytest.fail(f"{' '.join(command)} has not ended after 300 s:\n{printed.read()}")
-            printed.seek(0)
-            output = printed.read()
+                pytest.fail(f"{' '.join(command)} has not ended after 300 s:\n{read.read()}")
+            output = read.read()
         assert (process.returncode != 0) == fails, f"{' '.join(command)} exited with {process.returncode}:\n{output}"
         return output
+
+    def end_workers(self) -> None:
+        """End the workers of DVC's queue, which would wait 10 s for another experiment, or for ever."""
+        for process in psutil.process_iter(["cwd", "cmdline"]):
+            if process.info["cwd"] == str(self.root) and "queue-worker" in (process.info["cmdline"] or []):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+                    process.wait(timeout=60)
 
     def edit(self, name: str, old: str, new: str) -> None:
         text = (self.root / name).read_text()

@@ -49,6 +49,7 @@ def test_what_fails_in_the_queue_waits_in_it_or_runs(project: Project) -> None:
     while "Failed" not in project("dvc", "queue", "status"):
         assert time.monotonic() < deadline, project("dvc", "queue", "status")
         time.sleep(1)
+    project.end_workers()
     project("dvc", "exp", "run", "--queue", "--name", "waits", "-S", "train.seed=1")
     running = project.start("dvc", "exp", "run", "--temp", "--name", "goes-on", "-S", "train.epochs=100000")
     try:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.conftest import Project
@@ -20,9 +19,7 @@ def project(make_project: Callable[[], Project]) -> Iterator[Project]:
     (project.root / ".venv").symlink_to(sys.prefix)  # for make
     project("dvc", "repro", "prepare")
     yield project
-    for process in psutil.process_iter(["cwd"]):  # workers of the queue end 10 s after its last experiment, if they do
-        if process.info["cwd"] == str(project.root):
-            process.kill()
+    project.end_workers()
 
 
 def check_runs(project: Project, runs: list[Any]) -> None:
