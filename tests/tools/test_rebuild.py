@@ -105,6 +105,15 @@ def test_twelve_kinds_of_runs(make_project: Callable[[], Project]) -> None:
     assert set(table.values()) == {EQUAL}
 
 
+@pytest.mark.slow
+def test_with_the_packages_that_it_was_made_with(recorded: Project) -> None:
+    process = recorded.start("python", "-m", "tools.rebuild", "own", "--venv")
+    printed, _ = process.communicate(timeout=900)  # pip takes minutes, where uv does not come
+    assert process.returncode == 0, printed
+    assert re.search(r"installing the 2\d\d packages that it was made with", printed)
+    assert EQUAL in printed
+
+
 def rebuilt(project: Project, *names: str, fails: bool = False) -> dict[str, str]:
     """Run the command; return what it says of each part, and of the run as a whole under ""."""
     printed = project("python", "-m", "tools.rebuild", *names, fails=fails)

@@ -63,11 +63,19 @@ class Record:
         wanted = [f"{name}=={version}" for name, version in packages.items() if name not in ("pip", "repronet")]
         python = folder / "bin/python"
         say(f"  installing the {len(wanted)} packages that it was made with")
+        uv = [sys.executable, "-m", "uv", "pip", "install", "--system-certs", "--python", str(python)]
+        pip = [str(python), "-m", "pip", "install"]
         try:
-            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, text=True)
-            install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *wanted]
-            subprocess.run(install, check=True, capture_output=True, text=True)
+            _run(sys.executable, "-m", "venv", str(folder))
+            try:
+                _run(*uv, "--quiet", "--no-deps", *wanted)
+            except subprocess.CalledProcessError:  # there is no uv here, or it does not find the packages
+                _run(*pip, "--quiet", "--no-deps", *wanted)
         except subprocess.CalledProcessError as error:
             reason = error.stderr.strip().rpartition("\n")[2]
             raise InputError(f"its packages cannot be installed: {reason}") from error
         return python
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
