@@ -37,7 +37,7 @@ from stages.nets.prediction import predict
 from stages.nets.weights import describe, load_pretrained, save_weights
 from stages.tracking import data_in_git
 from stages.tracking.tracker import Tracker
-from stages.training import checkpoints, determinism, losses, metrics, optimizers, options, schedules
+from stages.training import checkpoints, determinism, losses, memory, metrics, optimizers, options, schedules
 from stages.training.selection import should_stop
 
 ROOM = 1 << 16  # bytes of an output besides the weights: what rebuilds the net, or the history of 1,000 epochs
@@ -60,6 +60,7 @@ def main() -> None:
 def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tracker: Tracker) -> None:
     """Write `weights` and `history`. Raises InputError for params that do not fit, and if the loss diverges."""
     device = determinism.set_up(params.device, params.threads, params.determinism)
+    memory.keep_freed()
     data = Prepared(prepared)
     check_params(params, data.channels, device)
 
