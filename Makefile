@@ -7,8 +7,8 @@ export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-# uv takes a third of pip's time. pip is for where uv cannot be had, or does not find the packages, as with a mirror that
-# only pip's settings name.
+# uv takes a third of pip's time, and does not read pip's settings. pip is for where uv cannot be had or cannot reach the
+# packages; it would not know what UV_TORCH_BACKEND asks for.
 INSTALL = "$(BIN)"/python -m pip install --quiet --disable-pip-version-check
 UV = "$(BIN)"/uv pip install --quiet --python "$(BIN)"/python --system-certs --compile-bytecode
 PINNED := -c constraints.txt -e '.[dev]'
@@ -26,7 +26,8 @@ setup: .venv/installed ## make .venv with the pinned packages (1 minute, 6.5 GB)
 		{ echo "$(PYTHON) is $$($(PYTHON) --version), 3.11 or later is needed: make setup PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) lacks venv: install python3-venv"; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	@$(INSTALL) -c constraints.txt uv && $(UV) $(PINNED) || $(INSTALL) $(PINNED)
+	@$(INSTALL) -c constraints.txt uv && $(UV) $(PINNED) || \
+		{ test -z "$$UV_TORCH_BACKEND" && echo "uv could not; pip does it, in some minutes" && $(INSTALL) $(PINNED); }
 	@touch $@
 
 repro: setup ## prepare, train, evaluate: whatever has changed; ARGS=--force for all

@@ -1,11 +1,11 @@
 """Trains the page's Net on Fashion-MNIST by this project and by its peers, in turn: how fast, and to what accuracy.
 
     python -m bench.training --out figures --rounds 5
-    python -m bench.training --only repronet plain --batch 128 --precision float32   # prints the table alone
+    python -m bench.training --only repronet "plain PyTorch" --batch 128 --precision float32   # prints the table alone
 
 Needs the extra `bench`: pip install -c constraints.txt -e '.[bench]'. Each training is a process of its own, of three
 epochs with a validation after each; every round trains each once, so that what else the machine does meets all alike.
-Images a second are those after the first step. Two hours on two cores of an x86-64 server.
+Images a second are those after the first step. Some three hours on two cores of an x86-64 server.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,30 +63,38 @@ PEERS = {
     "notebook": Peer("notebook"),
     "notebook (2 workers)": Peer("notebook", workers=2),
 }
+PRECISIONS = ("float32", "bfloat16")
 FIGURES = ("images_per_second", "first_step", "memory", "accuracy")
 
 
 def main() -> None:
     parser = cli.parser("bench.training", __doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch", type=int, nargs="+", default=[20, 128, 512])
-    parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--epochs", type=positive, default=3)
+    parser.add_argument("--batch", type=positive, nargs="+", default=[20, 128, 512])
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--only", nargs="+", default=list(PEERS), metavar="PEER", help=", ".join(PEERS))
     parser.add_argument("--out", type=Path, help="folder for training.json, which has the figures of every round")
     arguments = parser.parse_args()
     if unknown := set(arguments.only) - PEERS.keys():
         raise InputError(f"--only: {', '.join(sorted(unknown))}, should be of {', '.join(PEERS)}")
-    rows = measure(arguments)
+    for rows in measure(arguments):
+        if arguments.out:
+            about = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "date": str(datetime.date.today())}
+            with replacing(arguments.out / "training.json") as partial:
+                partial.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
-    if arguments.out:
-        about = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "date": str(datetime.date.today())}
-        with replacing(arguments.out / "training.json") as partial:
-            partial.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return for each peer, batch size and precision its settings, and of each figure the values of all rounds."""
+def positive(text: str) -> int:
+    """Return a whole number above 0."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Yield after each round the settings of each peer, batch size and precision, and of each figure all values."""
     rows = [
         {"peer": peer, "batch": batch, "precision": precision} | {figure: list[float]() for figure in FIGURES}
         for precision in arguments.precision
@@ -103,7 +111,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     for figure in FIGURES:
                         row[figure].append(found[figure])
                     progress.update()
-    return rows
+                yield rows
 
 
 def make_data(folder: Path) -> None:
@@ -140,8 +148,9 @@ def trained(folder: Path, peer: Peer, row: Mapping[str, Any], epochs: int, seed:
         "schedule": {"name": "ConstantLR", "arguments": {}},
     }  # fmt: skip
     (folder / "params.yaml").write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML, too
-    # The peers get none of our limits, and find the code wherever they run.
+    # The peers get none of our limits, find the code wherever they run, and keep off a GPU.
     own = {name: value for name, value in os.environ.items() if name not in (*LIMITS, OUTER)}
+    own["CUDA_VISIBLE_DEVICES"] = ""
     own["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [own.get("PYTHONPATH")])])
     options = {"batch": row["batch"], "precision": row["precision"], "epochs": epochs, "seed": seed}
     command = [sys.executable, "-m", f"bench.peers.{peer.module}", ".", f"--started={time.time()}"]

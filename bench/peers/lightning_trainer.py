@@ -43,7 +43,7 @@ class Module(lightning.LightningModule):
 
 def train(run: Run) -> npt.NDArray[np.int64]:
     """Return the predicted class of each test image."""
-    logging.getLogger("lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # about few workers
     lightning.seed_everything(run.seed, verbose=False)
     torch.set_num_threads(run.threads)

@@ -46,7 +46,7 @@ def train(run: Run) -> npt.NDArray[np.int64]:
             run.note()
         net.eval()
         hits = 0
-        with torch.no_grad():
+        with torch.no_grad(), precision():
             for images, labels in load["valid"]:
                 hits += int((net(images).argmax(1) == labels).sum())
         run.note()

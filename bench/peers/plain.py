@@ -33,7 +33,8 @@ def train(run: Run) -> npt.NDArray[np.int64]:
             optimizer.step()
             total += loss.item() * len(indices)
             run.note()
-        accuracy = (predict(net, valid_images) == valid_labels.numpy()).mean()
+        with precision():
+            accuracy = (predict(net, valid_images) == valid_labels.numpy()).mean()
         run.note()
         print(f"epoch {epoch + 1}: train loss {total / len(labels):.4f}, validation accuracy {accuracy:.4f}")
     return predict(net, data["test"][0])

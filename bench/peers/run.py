@@ -47,11 +47,14 @@ class Run:
         return labels
 
     def note(self) -> None:
-        """Note the time. The first is after the first step, the last after the last validation."""
+        """Note the time: first after the first step, last when the training has ended, its last validation included."""
         self._times.append(time.time())
 
     def measured(self, started: float) -> dict[str, float]:
-        """Return seconds from `started`, a time, to the first step's end; images a second after it; and MB at most."""
+        """Return seconds from `started`, a time, to the first step's end; images a second after it; and MB at most.
+
+        Of processes that load images, what they share with this one counts for each.
+        """
         seconds = self._times[-1] - self._times[0]
         trained = self.epochs * len(self.labels("train")) - self.batch_size
         # Not ru_maxrss, which starts with that of the process that started this one.
@@ -71,7 +74,7 @@ def main(train: Callable[[Run], npt.NDArray[np.int64]]) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--started", type=float, default=time.time(), help="when this process was, seconds since 1970")

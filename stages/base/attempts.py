@@ -22,7 +22,8 @@ def next_attempt(file: Path) -> Attempt:
 
     The file is to be removed when the work is done. Raises OSError if it cannot be written.
     """
-    # The folder's number stays when the project is moved, or the machine gets another name; a copy has another.
+    # The folder's number stays when the project is moved, or the machine gets another name; one that its files are
+    # copied into has another.
     attempt, place = Attempt(uuid4().hex, 1), file.parent.stat().st_ino
     with suppress(OSError, ValueError, TypeError, KeyError):
         before = json.loads(file.read_bytes())

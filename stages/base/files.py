@@ -112,7 +112,7 @@ def rounded(value: float) -> float:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk: a power cut leaves the old file or the new. Raises OSError."""
+    """Write a file, whole or not at all: a power cut leaves the old one or the new. Raises OSError."""
     partial = _partial(path)
     try:
         with partial.open("wb") as file:

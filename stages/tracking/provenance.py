@@ -135,12 +135,16 @@ def of_writer() -> dict[str, str]:
 
 def has_ended(process: str) -> bool:
     """Return whether a process, as its tag names it, is known to be gone: it was on this machine, and is not there."""
-    return process.startswith(f"{_machine()} ") and not _is_there(process)
+    return _was_here(process) and not _is_there(process)
 
 
 def is_alive(process: str) -> bool:
     """Return whether a process, as its tag names it, is known to be there, on this machine."""
-    return process.startswith(f"{_machine()} ") and _is_there(process)
+    return _was_here(process) and _is_there(process)
+
+
+def _was_here(process: str) -> bool:
+    return process.rsplit(" ", 2)[0] == _machine()  # another's may begin with the same words
 
 
 def _is_there(process: str) -> bool:

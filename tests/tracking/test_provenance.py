@@ -118,4 +118,5 @@ def test_a_process_that_is_gone_is_told_from_a_living_one_and_an_unknown_one() -
     assert not provenance.has_ended(here)
     assert not provenance.has_ended(f"{machine} {number} {int(start) + 5}"), "the clock was set"
     assert not provenance.has_ended(f"other-{machine} {ended.pid} {start}")
+    assert not provenance.has_ended(f"{machine} other {ended.pid} {start}"), "its name begins with this one's"
     assert not provenance.has_ended("")
