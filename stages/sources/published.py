@@ -2,6 +2,7 @@
 
 import hashlib
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,16 @@ def digits(raw: Path) -> Source:
             f"prepare.path: {str(raw)!r}, should be {NOTHING} for digits, which are embedded.\n"
             "To use your own images, set prepare.source: folder or csv."
         )
-    from sklearn.datasets import load_digits  # 1 s to import, and only this source needs it
-
-    bunch = load_digits()
+    # What sklearn.datasets.load_digits reads; to import that takes a second.
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    rows = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",", dtype=np.int64)
     return _published(
-        images=np.round(bunch.images * (255 / 16)).astype(np.uint8),  # they have 17 levels, 0 to 16
-        labels=bunch.target,
+        images=np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8),  # they have 17 levels, 0 to 16
+        labels=rows[:, -1],
         classes=["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
-        names=[f"digits/{i}" for i in range(len(bunch.target))],
+        names=[f"digits/{i}" for i in range(len(rows))],
         n_test=0,
     )
 

@@ -1,6 +1,8 @@
 """The optimizers of torch.optim that params.yaml can name, with the defaults that suit the Net."""
 
+import inspect
 from collections.abc import Callable, Iterable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -30,6 +32,11 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 # Class name: why it cannot be used here.
 REFUSED = {"SparseAdam": "it takes sparse gradients, which embeddings give and images do not"}
+
+# torch has its compiler told, at their first call, that it may not compile these; to import it takes a second.
+for _method in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+    _own = inspect.unwrap(getattr(optim.Optimizer, _method))
+    vars(_own).setdefault("__dynamo_disable", _own)
 
 
 class MuonAndAdamW(optim.Optimizer):
@@ -86,6 +93,13 @@ def optimizer(
     return _built(name, lr, arguments, parameters)
 
 
+def uncompiled(optimizer: optim.Optimizer) -> optim.Optimizer:
+    """Let the optimizer take its class's own step, without what torch puts around it for its compiler. Return it."""
+    step = inspect.unwrap(type(optimizer).step)
+    optimizer.step = MethodType(torch.no_grad()(step), optimizer)  # type: ignore[method-assign]
+    return optimizer
+
+
 def _built(
     name: str, lr: float | None, arguments: dict[str, dict[str, Any]], parameters: list[nn.Parameter]
 ) -> optim.Optimizer:
@@ -99,10 +113,11 @@ def _built(
     built: optim.Optimizer = build(
         "train.optimizer", cls, [parameters], derived, given, trial=lambda make: _two_steps(make([matrix]))
     )
-    return built
+    return uncompiled(built)
 
 
 def _two_steps(tried: optim.Optimizer) -> None:
+    uncompiled(tried)
     [parameter] = tried.param_groups[0]["params"]
 
     def closure() -> Tensor:

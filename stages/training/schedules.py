@@ -13,6 +13,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 
 from stages.base.registry import build, check_names, class_of, settings
+from stages.training.optimizers import uncompiled
 
 
 def defaults(n: int, peaks: list[float]) -> dict[str, dict[str, Any]]:
@@ -84,7 +85,8 @@ def schedule(
     derived |= {"last_epoch": -1} if name != "ReduceLROnPlateau" else {}
     given = {key: value for key, value in ours.items() if key not in DERIVED} | arguments.get(name, {})
     # Some arguments are looked at only when it advances.
-    stand_in = optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": peak} for peak in peaks], momentum=0.5)
+    groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": peak} for peak in peaks]
+    stand_in = uncompiled(optim.SGD(groups, momentum=0.5))
     cls = class_of("train.schedule", name, lr_scheduler)
     built = build("train.schedule", cls, [optimizer], derived, given, trial=lambda make: _advance(make(stand_in)))
     used = settings(cls, derived | given)
