@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from stages.base.errors import InputError
-from stages.base.processes import STOPPING
+from stages.base.processes import STOPPING, thread_count
 from stages.batches.normalise import Normalise
 from stages.batches.prepared import Prepared
 from stages.nets.prediction import predict
@@ -156,9 +156,9 @@ def test_nll_of_the_same_net_is_cross_entropy(digits: Path, tmp_path: Path) -> N
 
 
 def test_threads_are_as_asked_for(digits: Path, tmp_path: Path) -> None:
-    for threads in (1, 2):
+    for threads, expected in ((1, 1), (2, 2), ("auto", thread_count("auto"))):
         trained(digits, tmp_path, {"train.epochs": 1, "train.threads": threads})
-        assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == expected
 
 
 def test_rank() -> None:

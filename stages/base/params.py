@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import PydanticCustomError
 
 from stages.base.errors import InputError, lines, unknown
 from stages.base.instructions import Level
+from stages.base.processes import AUTO, Threads
 from stages.base.yaml import read_yaml
 
 SEED = "train.seed"  # the parameter in which repetitions of a training differ
@@ -17,6 +19,14 @@ RANDOM = "none"  # train.init_from where the first weights are random: an empty 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _threads(value: Any) -> Any:
+    if value != AUTO and (type(value) is not int or value < 1):
+        raise PydanticCustomError("threads", "a whole number above 0, or auto")
+    return value
+
+
 # {class name: {argument: value}}: the arguments of a class stay in place while another is tried.
 Arguments = dict[str, dict[str, Any]]
 # [{class name: {argument: value}}, ...]; a name alone stands for one without arguments.
@@ -86,7 +96,7 @@ class TrainParams(Section):
     epochs: Positive
     batch_size: Positive
     device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: Positive
+    threads: Annotated[Threads, PlainValidator(_threads)]
     determinism: Level
     workers: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(gt=0)]

@@ -37,6 +37,7 @@ VERSION = 1  # of the files; one of another version is not used
 SECONDS = (
     1.0  # between two checkpoints at the ends of epochs: to write one takes 2 ms of the Net's 30 an epoch, or more
 )
+VERSIONS = ("llvmlite", "numpy", "pandas", "safetensors", "torch", "torchvision")
 SUFFIX, ATTEMPTS = ".safetensors", ".attempts"
 FORGOTTEN_SECONDS = 30 * 86_400.0  # after which a checkpoint is removed
 
@@ -149,7 +150,8 @@ def origin(params: TrainParams, prepared: Path, device: torch.device) -> dict[st
         "data": sha256(prepared / "dataset.json", prepared / "manifest.csv"),
         "init_from": "" if params.init_from == RANDOM else sha256(WEIGHTS / params.init_from),
         "code": {str(path.relative_to(STAGES.parent)): sha256(path) for path in files},
-        "versions": {name: version(name) for name in ("numpy", "pandas", "safetensors", "torch", "torchvision")},
+        "versions": {name: version(name) for name in VERSIONS},
+        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "instructions": {name: os.environ.get(name) for name in instructions.LIMITS},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -9,10 +9,11 @@ import torch
 from stages.base import instructions
 from stages.base.errors import InputError
 from stages.base.instructions import Level
+from stages.base.processes import Threads, thread_count
 from stages.base.text import warn
 
 
-def set_up(device: str, threads: int, level: Level) -> torch.device:
+def set_up(device: str, threads: Threads, level: Level) -> torch.device:
     """Fix what changes float results besides the seed, and return the device. Call it before using torch.
 
     `device` is auto, cpu, cuda or mps. `level` is portable (equal bits on every x86-64 CPU with AVX2; elsewhere it
@@ -30,7 +31,7 @@ def set_up(device: str, threads: int, level: Level) -> torch.device:
     if not instructions.check(level, device == "cpu") and level == instructions.PORTABLE:
         warn(f"train.determinism: portable is for x86-64 CPUs with AVX2; on this {device} it acts as machine")
     deterministic = level != "off"
-    torch.set_num_threads(threads)
+    torch.set_num_threads(thread_count(threads))
     # cuBLAS takes a fixed workspace from the environment; it must be there before CUDA starts.
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

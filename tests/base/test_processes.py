@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from stages.base.processes import STOPPING, without_git_redirects
+from stages.base.processes import STOPPING, thread_count, without_git_redirects
 from tests.conftest import ROOT, clean_environment
 
 WAITING = """
@@ -72,6 +73,14 @@ def test_what_a_tool_starts_sees_the_repository_that_it_is_in(tmp_path: Path) ->
     expected = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, env=clean_environment())
     environment = clean_environment() | {"GIT_DIR": str(tmp_path), "GIT_INDEX_FILE": str(tmp_path / "index")}
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment) == expected
+
+
+def test_auto_threads_are_the_physical_cores_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert thread_count(3) == 3
+    for physical, usable, expected in [(4, 8, 4), (4, 2, 2), (None, 2, 2)]:
+        monkeypatch.setattr(psutil, "cpu_count", lambda logical, count=physical: None if logical else count)
+        monkeypatch.setattr("stages.base.processes.cores", lambda count=usable: count)
+        assert thread_count("auto") == expected
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "evaluate"])

@@ -13,6 +13,7 @@ import pandas as pd
 from stages.base.errors import listed
 from stages.base.files import sha256
 from stages.base.instructions import cpu_model
+from stages.base.processes import AUTO, thread_count
 from stages.nets.weights import read_weights
 from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG
 from stages.tracking.writer import as_logged
@@ -59,11 +60,13 @@ def compared(record: Record, project: Path) -> Iterator[Part]:
 def reasons(record: Record) -> str:
     """Return what may be why: what is other than it was when the run was made."""
     before, tags = record.environment, record.run.tags
+    threads = record.run.params.get("train.threads", AUTO)
     pairs = {
         "CPU": (tags.get("env.cpu"), cpu_model()),
         "Python": (tags.get("env.python"), platform.python_version()),
         "torch": (tags.get("env.torch"), version("torch")),
         "numpy": (tags.get("env.numpy"), version("numpy")),
+        "threads": (tags.get("env.threads"), str(thread_count(threads if threads == AUTO else int(threads)))),
         "machine": (before.get("os"), platform.platform()),
     }
     texts = [f"{name} {was} (now {now})" for name, (was, now) in pairs.items() if was != now and was]

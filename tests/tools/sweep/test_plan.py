@@ -65,6 +65,16 @@ def test_the_plan_is_the_same_for_the_same_command(project: Project, monkeypatch
     project("git", "checkout", "-q", "stages/nets/net.py")
 
 
+def test_auto_threads_are_shared_out_too(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr("tools.sweep.plan.cores", lambda: 8)
+    project.edit("params.yaml", "threads: 2 ", "threads: auto ")
+    for usable, expected in [(8, 4), (2, None)]:
+        monkeypatch.setattr("tools.sweep.plan.thread_count", lambda _threads, count=usable: count)
+        assert Plan.of(["train.seed=1,2"], None, f"auto-{usable}", jobs=2).threads == expected
+    project("git", "checkout", "-q", "params.yaml")
+
+
 def test_names_tell_experiments_apart(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.root)
     plan = Plan.of(
