@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.base.errors import InputError
+from stages.nets.first_layer import first_layer, pooled_convolution
+from stages.nets.linear import linear_of_maps
 
 
 def _log_softmax(scores: Tensor) -> Tensor:
@@ -61,6 +63,7 @@ class Net(nn.Module):
             if number == 1:
                 self.pool = nn.MaxPool2d(pool, pool)
 
+        self.fc1: nn.Linear
         self.linears: list[str] = []
         for number, (before, after) in enumerate(pairwise([flattened, *hidden, n_classes]), start=1):
             self.linears.append(f"fc{number}")
@@ -70,13 +73,14 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return scores, float (n, n_classes), for images, float (n, channels, image_size, image_size)."""
-        for convolution in self.convolutions:
-            # The largest of what ReLU leaves is what ReLU leaves of the largest, and there are fewer of these.
-            x = F.relu(self.pool(self.get_submodule(convolution)(x)))
-        x = x.flatten(start_dim=1)
-        for linear in self.linears[:-1]:
-            x = F.dropout(F.relu(self.get_submodule(linear)(x)), self.dropout, self.training)
-        return OUTPUTS[self.output](self.get_submodule(self.linears[-1])(x))
+        for name in self.convolutions:
+            layer = first_layer if name == "conv1" else pooled_convolution
+            x = layer(x, self.get_submodule(name), self.pool)  # type: ignore[arg-type]
+        x = linear_of_maps(x, self.fc1)
+        for linear in self.linears[1:]:
+            x = F.dropout(F.relu(x), self.dropout, self.training)
+            x = self.get_submodule(linear)(x)
+        return OUTPUTS[self.output](x)
 
 
 def _shrunk(side: int, layer: str, needed: int, left: int, image_size: int) -> int:

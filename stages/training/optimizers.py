@@ -17,8 +17,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Adadelta": {"lr": 1.0},
     "Adafactor": {"lr": 0.03},
     "Adagrad": {"lr": 0.03},
-    "Adam": {"lr": 0.003},
-    "AdamW": {"lr": 0.003},
+    "Adam": {"lr": 0.003, "fused": True},
+    "AdamW": {"lr": 0.003, "fused": True},
     "Adamax": {"lr": 0.01},
     # A line search would go to the lowest point for one batch alone, where classes can be shut for good.
     "LBFGS": {"lr": 0.2, "max_iter": 10, "history_size": 10},
@@ -27,7 +27,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "RAdam": {"lr": 0.01},
     "RMSprop": {"lr": 0.003},
     "Rprop": {"lr": 0.001, "step_sizes": [1e-6, 0.01]},  # torch's steps of up to 50 are for whole data sets at once
-    "SGD": {"lr": 0.03, "momentum": 0.9},
+    "SGD": {"lr": 0.03, "momentum": 0.9, "fused": True},
 }
 
 # Class name: why it cannot be used here.

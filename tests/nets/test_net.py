@@ -54,7 +54,7 @@ def test_output_is_the_plain_formula_s() -> None:
     expected = F.relu(F.linear(x, w["fc1.weight"], w["fc1.bias"]))
 
     assert x.shape == (7, 128)
-    assert torch.equal(net(images), expected)
+    torch.testing.assert_close(net(images), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,8 @@ def test_outputs(output: str, formula: Callable[[Tensor], Tensor]) -> None:
     net, images = Net(3, output=output), torch.randn(5, 1, 8, 8)
     w = randomly(net)
     x = F.max_pool2d(F.relu(F.conv2d(images, w["conv1.weight"], w["conv1.bias"])), 2, 2).flatten(1)
-    assert torch.equal(net(images), formula(F.linear(x, w["fc1.weight"], w["fc1.bias"])))
+    expected = formula(F.linear(x, w["fc1.weight"], w["fc1.bias"]))
+    torch.testing.assert_close(net(images), expected, rtol=1e-5, atol=1e-5)
 
 
 def course(name: str, arguments: dict[str, Any] | None = None) -> Net:
@@ -80,7 +81,8 @@ def test_course_s_first_solution() -> None:
     images = torch.randn(4, 1, 28, 28)
     x = F.max_pool2d(F.relu(F.conv2d(images, w["conv1.weight"], w["conv1.bias"])), 2, 2)
     x = F.max_pool2d(F.relu(F.conv2d(x, w["conv2.weight"], w["conv2.bias"])), 2, 2).flatten(1)
-    assert torch.equal(net(images), F.log_softmax(F.linear(x, w["fc1.weight"], w["fc1.bias"]), dim=1))
+    expected = F.log_softmax(F.linear(x, w["fc1.weight"], w["fc1.bias"]), dim=1)
+    torch.testing.assert_close(net(images), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_course_s_second_solution() -> None:

@@ -1,0 +1,157 @@
+"""Loops over vectors of floats, compiled for this CPU by LLVM, which llvmlite brings along: no compiler is needed.
+
+They are written in LLVM's own language, by Python that goes through what is to be unrolled. A sum is made of `fma`s in
+the order that is written, each rounded once, and nothing lets LLVM rearrange them: every CPU comes to the same bits.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import pairwise
+
+import llvmlite.binding as llvm
+import torch
+from llvmlite import ir
+from llvmlite.ir import IRBuilder, Value
+from torch import Tensor
+
+LANES = 16  # floats that are computed at a time: a register of AVX-512, two of AVX2
+WORTH_A_THREAD = 1 << 21  # fmas; to wake a thread takes as long as some 500,000 of them
+
+FLOAT, BYTE, INT, POINTER = ir.FloatType(), ir.IntType(8), ir.IntType(64), ir.PointerType()
+# What writes the body of a function of pointers to floats, and of a first number and the one after the last.
+Body = Callable[[IRBuilder, list[Value], Value, Value], None]
+Function = Callable[..., None]
+
+_engines: list[llvm.ExecutionEngine] = []  # which own the code
+
+
+def compiled(*bodies: tuple[Body, int]) -> list[Function]:
+    """Return a function for each body and its number of pointers; the tensors behind the pointers do not overlap."""
+    module = ir.Module()
+    for number, (body, pointers) in enumerate(bodies):
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * pointers + [INT] * 2), f"f{number}")
+        for argument in function.args[:pointers]:
+            argument.add_attribute("noalias")
+        b = IRBuilder(function.append_basic_block())
+        body(b, list(function.args[:pointers]), *function.args[pointers:])
+        b.ret_void()
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    host = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
+    )
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    engine = llvm.create_mcjit_compiler(parsed, host)
+    engine.finalize_object()
+    _engines.append(engine)
+    return [
+        ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * pointers, ctypes.c_int64, ctypes.c_int64)(
+            engine.get_function_address(f"f{number}")
+        )
+        for number, (_, pointers) in enumerate(bodies)
+    ]
+
+
+def started(function: Function, tensors: Sequence[Tensor], n: int, work: int, step: int = 1) -> "list[Future[None]]":
+    """Call the function for the numbers below n: some here, and some in the threads that are returned.
+
+    They are as many as torch has, or as `work`, a number of fmas, is worth; each begins at a multiple of `step`.
+    """
+    steps = -(-n // step)
+    threads = max(1, min(torch.get_num_threads(), steps, work // WORTH_A_THREAD))
+    ends = [min(n, step * (steps * thread // threads)) for thread in range(threads + 1)]
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    others = [_pool().submit(function, *pointers, *span) for span in pairwise(ends[1:])]
+    function(*pointers, ends[0], ends[1])
+    return others
+
+
+def run(function: Function, tensors: Sequence[Tensor], n: int, work: int, step: int = 1) -> None:
+    """Do what `started` starts."""
+    for other in started(function, tensors, n, work, step):
+        other.result()
+
+
+@lru_cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="compiled")
+
+
+@contextmanager
+def loop(b: IRBuilder, first: Value, last: Value, sums: list[Value] | None = None) -> Iterator[Value]:
+    """For each number from `first` that is below `last`. The `sums` go from one to the next; the body replaces them."""
+    sums = [] if sums is None else sums
+    before, head = b.block, b.append_basic_block()
+    body, after = b.append_basic_block(), b.append_basic_block()
+    b.branch(head)
+    b.position_at_end(head)
+    own = [b.phi(value.type) for value in (first, *sums)]
+    for phi, value in zip(own, (first, *sums), strict=True):
+        phi.add_incoming(value, before)
+    index, sums[:] = own[0], own[1:]
+    b.cbranch(b.icmp_signed("<", index, last), body, after)
+    b.position_at_end(body)
+    yield index
+    for phi, value in zip(own, (b.add(index, INT(1)), *sums), strict=True):
+        phi.add_incoming(value, b.block)
+    sums[:] = own[1:]
+    b.branch(head)
+    b.position_at_end(after)
+
+
+def blocks(b: IRBuilder, width: int) -> Iterator[tuple[Value, int]]:
+    """Go through `width` numbers by vectors: yield the first, and how many: LANES, then smaller powers of two."""
+    lanes, rest = LANES, width
+    while rest:
+        with loop(b, INT(0), INT(rest // lanes)) as block:
+            yield b.add(INT(width - rest), b.mul(block, INT(lanes))), lanes
+        rest %= lanes
+        while rest and lanes > rest:
+            lanes //= 2
+
+
+def at(b: IRBuilder, pointer: Value, index: Value | int, kind: ir.Type = FLOAT) -> Value:
+    """Return the pointer to what is `index` values of that kind further on."""
+    return b.gep(pointer, [INT(index) if isinstance(index, int) else index], source_etype=kind)
+
+
+def load(b: IRBuilder, pointer: Value, lanes: int, kind: ir.Type = FLOAT) -> Value:
+    """Return the vector that is there."""
+    return b.load(pointer, typ=ir.VectorType(kind, lanes), align=4 if kind == FLOAT else 1)
+
+
+def store(b: IRBuilder, value: Value, pointer: Value) -> None:
+    """Put a vector there."""
+    b.store(value, pointer, align=4 if value.type.element == FLOAT else 1)
+
+
+def constant(value: float, lanes: int, kind: ir.Type = FLOAT) -> Value:
+    """Return a vector that has the value in every lane."""
+    return ir.Constant(ir.VectorType(kind, lanes), [value] * lanes)
+
+
+def spread(b: IRBuilder, pointer: Value, lanes: int) -> Value:
+    """Return a vector that has the float that is there in every lane."""
+    undefined = ir.Constant(ir.VectorType(FLOAT, lanes), ir.Undefined)
+    vector = b.insert_element(undefined, b.load(pointer, typ=FLOAT), INT(0))
+    return b.shuffle_vector(vector, undefined, constant(0, lanes, ir.IntType(32)))
+
+
+def fma(b: IRBuilder, x: Value, y: Value, z: Value) -> Value:
+    """Return x * y + z, rounded once."""
+    name = f"llvm.fma.v{x.type.count}f32"
+    known = b.module.globals.get(name)
+    return b.call(known or ir.Function(b.module, ir.FunctionType(x.type, [x.type] * 3), name), [x, y, z])
+
+
+def total(b: IRBuilder, vector: Value) -> Value:
+    """Return the sum of the lanes: of the two halves, of their halves, and so on."""
+    while (half := vector.type.count // 2) > 0:
+        index = ir.VectorType(ir.IntType(32), half)
+        low, high = (ir.Constant(index, [*range(start, start + half)]) for start in (0, half))
+        vector = b.fadd(b.shuffle_vector(vector, vector, low), b.shuffle_vector(vector, vector, high))
+    return b.extract_element(vector, INT(0))

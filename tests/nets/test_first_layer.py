@@ -1,0 +1,121 @@
+"""The first layer in one pass against torch's three: its values, its gradients, and its bits."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.nets import compiler
+from stages.nets.first_layer import first_layer, pooled_convolution
+
+
+def made(
+    channels: int, side: int, width: int, kernel: int, pool: int, n: int
+) -> tuple[Tensor, nn.Conv2d, nn.MaxPool2d]:
+    torch.manual_seed(side * width)
+    return torch.randn(n, channels, side, side), nn.Conv2d(channels, width, kernel), nn.MaxPool2d(pool)
+
+
+def gradients(maps: Tensor, convolution: nn.Conv2d, slope: Tensor) -> list[Tensor]:
+    convolution.zero_grad()
+    maps.backward(slope)
+    return [parameter.grad.clone() for parameter in convolution.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [8, 13, 28])
+@pytest.mark.parametrize(("width", "kernel", "pool"), [(32, 5, 2), (10, 3, 2), (1, 1, 3), (23, 4, 1), (64, 7, 2)])
+@pytest.mark.parametrize("n", [1, 20])
+def test_it_is_torch_s(channels: int, side: int, width: int, kernel: int, pool: int, n: int) -> None:
+    images, convolution, pooling = made(channels, side, width, kernel, pool, n)
+    ours, theirs = first_layer(images, convolution, pooling), pooled_convolution(images, convolution, pooling)
+    assert type(ours.grad_fn).__name__ == "_FirstLayerBackward"
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    # Where two of a patch are equal but for rounding, either may be the largest: its slope is 0 here.
+    values = convolution(images).unfold(2, pool, pool).unfold(3, pool, pool).flatten(4)
+    clear = (values.topk(min(2, values.shape[-1]), dim=-1).values.diff(dim=-1).abs() > 1e-4).all(-1)
+    slope = torch.randn(ours.shape) * (clear & ((theirs > 1e-4) | (theirs == 0)))
+    for own, other in zip(gradients(ours, convolution, slope), gradients(theirs, convolution, slope), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    images, convolution, pooling = made(2, 9, 5, 3, 2, 3)
+    slope = torch.randn(3, 5, 3, 3)
+    weight, bias = gradients(first_layer(images, convolution, pooling), convolution, slope)
+
+    @torch.no_grad()
+    def loss(moved: nn.Conv2d) -> float:
+        return float((pooled_convolution(images.double(), moved, pooling) * slope).sum())
+
+    exact = nn.Conv2d(2, 5, 3).double()
+    for name, found in (("weight", weight), ("bias", bias)):
+        for index in torch.cartesian_prod(*map(torch.arange, found.shape)).view(-1, found.ndim).tolist():
+            losses = []
+            for step in (1e-6, -1e-6):
+                exact.load_state_dict(convolution.state_dict())
+                with torch.no_grad():
+                    exact.get_parameter(name)[tuple(index)] += step
+                losses.append(loss(exact))
+            assert found[tuple(index)].item() == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-3, abs=1e-4)
+
+
+def test_bits_are_the_same_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "WORTH_A_THREAD", 1)
+    images, convolution, pooling = made(1, 28, 32, 5, 2, 61)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            maps = first_layer(images, convolution, pooling)
+            found.append([maps, *gradients(maps, convolution, torch.linspace(-1, 1, maps.numel()).view(maps.shape))])
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+def test_of_equal_values_the_first_wins_and_none_of_zero() -> None:
+    images, convolution, pooling = torch.ones(1, 1, 4, 4), nn.Conv2d(1, 3, 1), nn.MaxPool2d(2)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.tensor([1.0, 0.0, -1.0]).view(3, 1, 1, 1))
+        convolution.bias.zero_()  # type: ignore[union-attr]
+    images[0, 0, 0, 1] = 2.0
+    maps = first_layer(images, convolution, pooling)
+    assert maps[0, :, 0, 0].tolist() == [2.0, 0.0, 0.0]
+    weight, bias = gradients(maps, convolution, torch.ones(1, 3, 2, 2))
+    assert weight.view(3).tolist() == [5.0, 0.0, 0.0], "one pixel of 2, three of 1; ReLU has no slope at 0"
+    assert bias.tolist() == [4.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_not_a_number_stays(corner: tuple[int, int]) -> None:
+    images, convolution, pooling = made(1, 6, 4, 1, 2, 1)
+    images[0, 0, 2 + corner[0], 4 + corner[1]] = math.nan
+    is_nan = first_layer(images, convolution, pooling).isnan()
+    assert is_nan[0, :, 1, 2].all()
+    assert is_nan.sum() == 4
+
+
+def test_what_it_leaves_to_torch() -> None:
+    images, convolution, pooling = made(1, 8, 4, 5, 2, 2)
+
+    def node(images: Tensor, convolution: nn.Conv2d) -> str:
+        return type(first_layer(images, convolution, pooling).grad_fn).__name__
+
+    assert node(images, convolution) == "_FirstLayerBackward"
+    assert node(images.requires_grad_(), convolution) == "ReluBackward0", "a map of what matters in an image needs it"
+    assert node(images.detach().double(), convolution.double()) == "ReluBackward0"
+    large = nn.Conv2d(1, 4, 16)
+    assert node(torch.randn(1, 1, 20, 20), large) == "ReluBackward0", "it would be compiled for seconds"
+
+
+def test_other_orders_in_memory() -> None:
+    images, convolution, pooling = made(3, 12, 16, 3, 2, 4)
+    expected = F.relu(F.max_pool2d(F.conv2d(images, convolution.weight, convolution.bias), 2))
+    for other in (images.contiguous(memory_format=torch.channels_last), images.mT.contiguous().mT):
+        torch.testing.assert_close(first_layer(other, convolution, pooling), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first_layer(images[1::2], convolution, pooling), expected[1::2], rtol=1e-5, atol=1e-6)
+    assert first_layer(images[:0], convolution, pooling).shape == (0, 16, 5, 5)
