@@ -6,7 +6,7 @@ the order that is written, each rounded once, and nothing lets LLVM rearrange th
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
@@ -15,7 +15,7 @@ import llvmlite.binding as llvm
 import torch
 from llvmlite import ir
 from llvmlite.ir import IRBuilder, Value
-from torch import Tensor
+from torch import Tensor, nn
 
 LANES = 16  # floats that are computed at a time: a register of AVX-512, two of AVX2
 WORTH_A_THREAD = 1 << 21  # fmas; to wake a thread takes as long as some 500,000 of them
@@ -56,29 +56,42 @@ def compiled(*bodies: tuple[Body, int]) -> list[Function]:
     ]
 
 
-def started(function: Function, tensors: Sequence[Tensor], n: int, work: int, step: int = 1) -> "list[Future[None]]":
-    """Call the function for the numbers below n: some here, and some in the threads that are returned.
+def run(function: Function, tensors: Sequence[Tensor], n: int, work: int, step: int = 1) -> None:
+    """Call the function for the numbers below n, in as many threads as torch has, or as `work`, so many fmas, is worth.
 
-    They are as many as torch has, or as `work`, a number of fmas, is worth; each begins at a multiple of `step`.
+    Each begins at a multiple of `step`.
     """
     steps = -(-n // step)
     threads = max(1, min(torch.get_num_threads(), steps, work // WORTH_A_THREAD))
     ends = [min(n, step * (steps * thread // threads)) for thread in range(threads + 1)]
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    others = [_pool().submit(function, *pointers, *span) for span in pairwise(ends[1:])]
-    function(*pointers, ends[0], ends[1])
-    return others
-
-
-def run(function: Function, tensors: Sequence[Tensor], n: int, work: int, step: int = 1) -> None:
-    """Do what `started` starts."""
-    for other in started(function, tensors, n, work, step):
+    others = [_pool().submit(_call, function, tensors, *span) for span in pairwise(ends[1:])]
+    _call(function, tensors, ends[0], ends[1])
+    for other in others:
         other.result()
+
+
+def _call(function: Function, tensors: Sequence[Tensor], first: int, last: int) -> None:
+    # A thread has the tensors, too: after Ctrl-C it may write to them when nobody else has them any more.
+    function(*(tensor.data_ptr() for tensor in tensors), first, last)
 
 
 @lru_cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="compiled")
+
+
+def is_for(*modules: nn.Module, x: Tensor) -> bool:
+    """Return whether what is compiled can stand for these modules: on CPUs, in float32, and where nothing watches them.
+
+    A mixed precision is torch's own; what is exported writes down what torch does; hooks are called by their modules.
+    """
+    tensors = [x, *(parameter for module in modules for parameter in module.parameters())]
+    return (
+        all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from stages.nets import compiler
 from stages.nets.compiler import BYTE, INT, Function, at, constant, fma, load, loop, spread, store
 
 CHUNK = 8  # images whose gradients are summed before they are added to others: in one order with any number of threads
-MOST_TAPS = 200  # weights of a map; the code grows with them
+MOST_TAPS, MOST_CORNERS = 200, 9  # weights of a map, and values that are pooled; the code grows with both
 NONE = 255  # the winner where ReLU leaves nothing
 
 
@@ -31,16 +31,21 @@ def pooled_convolution(x: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d) ->
 def first_layer(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d) -> Tensor:
     """Return `pooled_convolution` of the images, up to rounding; on CPUs in one pass.
 
-    That is for float32, and for images that need no gradient.
+    That is for float32, for images that need no gradient, and for layers as the Net has them.
     """
-    kernel, pooled, side = convolution.kernel_size[0], pool.kernel_size, images.shape[-1]
-    sizes = Sizes(side, images.shape[1], kernel, pooled, len(convolution.weight))  # type: ignore[arg-type]
+    width, channels, _, kernel = convolution.weight.shape
+    sizes = Sizes(images.shape[-1], channels, kernel, pool.kernel_size, width)  # type: ignore[arg-type]
+    layer = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+    pooling = pool.stride, pool.padding, pool.dilation, pool.ceil_mode
     if (
-        images.device.type != "cpu"
-        or not images.dtype == convolution.weight.dtype == torch.float32
+        images.shape[1:] != (channels, sizes.side, sizes.side)
         or images.requires_grad
+        or layer != ((kernel, kernel), (1, 1), (0, 0), (1, 1), 1)
+        or pooling != (pool.kernel_size, 0, 1, False)
+        or convolution.bias is None
         or len(sizes.taps) > MOST_TAPS
-        or torch.compiler.is_compiling()  # or exporting, which writes down what torch does
+        or len(sizes.corners) > MOST_CORNERS
+        or not compiler.is_for(convolution, pool, x=images)
     ):
         return pooled_convolution(images, convolution, pool)
     maps: Tensor = _FirstLayer.apply(images, convolution.weight, convolution.bias, sizes)

@@ -17,8 +17,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Adadelta": {"lr": 1.0},
     "Adafactor": {"lr": 0.03},
     "Adagrad": {"lr": 0.03},
-    "Adam": {"lr": 0.003, "fused": True},
-    "AdamW": {"lr": 0.003, "fused": True},
+    "Adam": {"lr": 0.003},
+    "AdamW": {"lr": 0.003},
     "Adamax": {"lr": 0.01},
     # A line search would go to the lowest point for one batch alone, where classes can be shut for good.
     "LBFGS": {"lr": 0.2, "max_iter": 10, "history_size": 10},
@@ -27,13 +27,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "RAdam": {"lr": 0.01},
     "RMSprop": {"lr": 0.003},
     "Rprop": {"lr": 0.001, "step_sizes": [1e-6, 0.01]},  # torch's steps of up to 50 are for whole data sets at once
-    "SGD": {"lr": 0.03, "momentum": 0.9, "fused": True},
+    "SGD": {"lr": 0.03, "momentum": 0.9},
 }
 
 # Class name: why it cannot be used here.
 REFUSED = {"SparseAdam": "it takes sparse gradients, which embeddings give and images do not"}
 
-# torch has its compiler told, at their first call, that it may not compile these; to import it takes a second.
+# At their first call torch imports its compiler, to tell it not to compile these; that takes a second.
 for _method in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
     _own = inspect.unwrap(getattr(optim.Optimizer, _method))
     vars(_own).setdefault("__dynamo_disable", _own)
@@ -94,9 +94,13 @@ def optimizer(
 
 
 def uncompiled(optimizer: optim.Optimizer) -> optim.Optimizer:
-    """Let the optimizer take its class's own step, without what torch puts around it for its compiler. Return it."""
-    step = inspect.unwrap(type(optimizer).step)
-    optimizer.step = MethodType(torch.no_grad()(step), optimizer)  # type: ignore[method-assign]
+    """Let the optimizer take its class's own step, and return it.
+
+    torch puts around that what imports its compiler, for a second, and what calls hooks, of which there are none here.
+    """
+    if not optimizer.defaults.get("differentiable"):
+        step = inspect.unwrap(type(optimizer).step)
+        optimizer.step = MethodType(torch.no_grad()(step), optimizer)  # type: ignore[method-assign]
     return optimizer
 
 

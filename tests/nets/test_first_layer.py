@@ -102,14 +102,28 @@ def test_not_a_number_stays(corner: tuple[int, int]) -> None:
 def test_what_it_leaves_to_torch() -> None:
     images, convolution, pooling = made(1, 8, 4, 5, 2, 2)
 
-    def node(images: Tensor, convolution: nn.Conv2d) -> str:
+    def node(images: Tensor, convolution: nn.Conv2d = convolution, pooling: nn.MaxPool2d = pooling) -> str:
         return type(first_layer(images, convolution, pooling).grad_fn).__name__
 
-    assert node(images, convolution) == "_FirstLayerBackward"
-    assert node(images.requires_grad_(), convolution) == "ReluBackward0", "a map of what matters in an image needs it"
-    assert node(images.detach().double(), convolution.double()) == "ReluBackward0"
-    large = nn.Conv2d(1, 4, 16)
-    assert node(torch.randn(1, 1, 20, 20), large) == "ReluBackward0", "it would be compiled for seconds"
+    assert node(images) == "_FirstLayerBackward"
+    assert node(images.clone().requires_grad_()) == "ReluBackward0", "what shows which pixels matter needs it"
+    assert node(images[:, :, :7]) == "ReluBackward0"
+    assert node(images, nn.Conv2d(1, 4, 5, padding=2)) == "ReluBackward0"
+    assert node(images, nn.Conv2d(1, 4, 5, stride=2), nn.MaxPool2d(1)) == "ReluBackward0"
+    assert node(images, nn.Conv2d(1, 4, 5, bias=False)) == "ReluBackward0"
+    assert node(images, convolution, nn.MaxPool2d(2, 1)) == "ReluBackward0"
+    assert node(images, convolution, nn.MaxPool2d(4)) == "ReluBackward0", "it would be compiled for seconds"
+    assert node(torch.randn(1, 1, 20, 20), nn.Conv2d(1, 4, 16)) == "ReluBackward0", "that, too"
+    assert node(images.double(), nn.Conv2d(1, 4, 5).double()) == "ReluBackward0"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert first_layer(images, convolution, pooling).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match=r"expected input.* to have 1 channels, but got 3 channels"):
+        first_layer(images.expand(2, 3, 8, 8), convolution, pooling)
+    for module in (convolution, pooling):
+        seen: list[nn.Module] = []
+        with module.register_forward_hook(lambda module, _x, _y, seen=seen: seen.append(module)):
+            assert node(images) == "ReluBackward0"
+        assert seen == [module]
 
 
 def test_other_orders_in_memory() -> None:

@@ -73,3 +73,6 @@ def test_what_it_leaves_to_torch() -> None:
     assert node(maps.double(), linear.double()) == "AddmmBackward0"
     with torch.autocast("cpu", torch.bfloat16):
         assert linear_of_maps(*made(2, 16, 2, 10)).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear_of_maps(maps[:, :8].float(), linear.float())
+    assert linear_of_maps(maps[:0].float(), linear).shape == (0, 10)
