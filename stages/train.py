@@ -33,6 +33,7 @@ from stages.batches.loader import Loader
 from stages.batches.normalise import Normalise
 from stages.batches.prepared import Prepared
 from stages.nets.build import check_batch, net_spec
+from stages.nets.net import Net
 from stages.nets.prediction import predict
 from stages.nets.weights import describe, load_pretrained, save_weights
 from stages.tracking import data_in_git
@@ -90,6 +91,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
     used = {"optimizer": optimizer.defaults, "schedule": schedule.settings, "loss": criterion.settings}
     plan = replace(plan, used=settings_used(used | {"net": plan.net["arguments"]}))
     precision, clip = options.precision(params.precision, device), options.clipping(net, params.clip_norm)
+    options.warn_if_slower(params.precision, device, params.determinism, is_compiled=isinstance(net, Net))
     ema = options.ema(net, params.ema_decay)
     totals = metrics.EpochTotals()
 

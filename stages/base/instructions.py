@@ -57,13 +57,21 @@ def check(level: Level, cpu: bool) -> bool:
 
 def has_avx2() -> bool:
     """Return whether this is an x86-64 CPU with AVX2, as all are since 2013 (Intel) and 2015 (AMD)."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
+    return platform.machine() in ("x86_64", "AMD64") and _has("avx2", unknown=True)  # nearly all have it
+
+
+def has_bfloat16() -> bool:
+    """Return whether this CPU is known to multiply bfloat16: AVX-512's or AMX's instructions."""
+    return _has("avx512_bf16", unknown=False) or _has("amx_bf16", unknown=False)
+
+
+def _has(flag: str, unknown: bool) -> bool:
+    """Return whether Linux names the flag among the CPU's, or on other systems `unknown`."""
     try:
         with Path("/proc/cpuinfo").open() as file:
-            return " avx2 " in file.read(8192)  # the first of many cores says it
+            return f" {flag} " in file.read(8192)  # the first of many cores says it
     except OSError:
-        return True  # no Linux: nearly all have it
+        return unknown
 
 
 def cpu_model() -> str:

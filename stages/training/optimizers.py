@@ -30,6 +30,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.03, "momentum": 0.9},
 }
 
+# Those that torch does in one pass on a CPU, a tenth of the Net's step faster; and the arguments for other ways.
+FUSED, OTHER_WAYS = ("Adam", "AdamW"), {"capturable", "differentiable", "foreach", "fused"}
+
 # Class name: why it cannot be used here.
 REFUSED = {"SparseAdam": "it takes sparse gradients, which embeddings give and images do not"}
 
@@ -117,6 +120,11 @@ def _built(
     built: optim.Optimizer = build(
         "train.optimizer", cls, [parameters], derived, given, trial=lambda make: _two_steps(make([matrix]))
     )
+    # It takes no account of how a parameter lies in memory.
+    simple = all(parameter.device.type == "cpu" and parameter.is_contiguous() for parameter in parameters)
+    if name in FUSED and simple and not given.keys() & OTHER_WAYS:
+        for group in (built.defaults, *built.param_groups):
+            group["fused"] = True
     return uncompiled(built)
 
 

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from stages.base.instructions import PORTABLE, Level, has_bfloat16
+from stages.base.text import warn
+
 
 def precision(name: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
     """Return what makes the context of a forward pass: torch.autocast for "bfloat16".
@@ -15,6 +18,24 @@ def precision(name: str, device: torch.device) -> Callable[[], AbstractContextMa
     It chooses which operations run in bfloat16, and which are too inexact in it and stay in float32.
     """
     return nullcontext if name == "float32" else lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def warn_if_slower(name: str, device: torch.device, level: Level, is_compiled: bool) -> None:
+    """Say why a forward pass in bfloat16 takes longer than in float32, where it does: on most CPUs.
+
+    `is_compiled` is whether the net's layers are compiled for float32, as the Net's are.
+    """
+    if name == "float32" or device.type != "cpu":
+        return
+    if level == PORTABLE:
+        reason = "train.determinism: portable keeps to instructions that know no bfloat16"
+    elif not has_bfloat16():
+        reason = "this CPU has no instructions for it"
+    elif is_compiled:
+        reason = "this net's layers are compiled for float32"
+    else:
+        return
+    warn(f"warning: train.precision: bfloat16 is slower than float32 here: {reason}")
 
 
 def clipping(net: nn.Module, norm: float | None) -> Callable[[], object]:

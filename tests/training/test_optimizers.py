@@ -55,6 +55,28 @@ def test_steps_with_a_closure_bring_a_line_to_its_points(name: str) -> None:
     assert closure().item() < 0.85 * first
 
 
+def test_adam_is_fused_where_nothing_speaks_against_it() -> None:
+    matrix = nn.Parameter(torch.ones(3, 2))
+    turned = nn.Parameter(torch.ones(2, 3).t())
+    cases: list[tuple[str, dict[str, Any], nn.Parameter, bool | None]] = [
+        ("Adam", {}, matrix, True),
+        ("AdamW", {"weight_decay": 0.1}, matrix, True),
+        ("Adam", {"foreach": True}, matrix, None),
+        ("Adam", {"fused": False}, matrix, False),
+        ("Adam", {}, turned, None),
+        ("RAdam", {}, matrix, None),
+    ]
+    for name, arguments, parameter, expected in cases:
+        built = optimizer(name, 0.1, {name: arguments}, [parameter])
+        assert built.param_groups[0].get("fused") is expected, (name, arguments)
+        assert built.defaults.get("fused") is expected
+        parameter.sum().backward()
+        before = parameter.detach().clone()
+        built.step()
+        assert torch.allclose(before - parameter, torch.full_like(before, 0.1), rtol=0.1), "of the sign's size"
+        parameter.grad = None
+
+
 def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
     matrix, bias, kernel = (nn.Parameter(torch.ones(shape)) for shape in ((3, 2), (3,), (2, 1, 3, 3)))
     arguments = {"Muon": {"weight_decay": 0.0}, "AdamW": {"weight_decay": 0.25}}

@@ -6,10 +6,39 @@ import pytest
 import torch
 from torch import nn
 
+from stages.base.instructions import Level
 from stages.training import options
 from stages.training.selection import should_stop
 
 CPU = torch.device("cpu")
+PORTABLE_REASON = "train.determinism: portable keeps to instructions that know no bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "level", "flags", "is_compiled", "reason"),
+    [
+        ("float32", "cpu", "portable", "", True, ""),
+        ("bfloat16", "cuda", "portable", "", True, ""),
+        ("bfloat16", "cpu", "portable", "avx512_bf16", False, PORTABLE_REASON),
+        ("bfloat16", "cpu", "machine", "avx2", False, "this CPU has no instructions for it"),
+        ("bfloat16", "cpu", "machine", "amx_bf16", True, "this net's layers are compiled for float32"),
+        ("bfloat16", "cpu", "machine", "avx512_bf16", False, ""),
+    ],
+)
+def test_slow_bfloat16_is_said(
+    name: str,
+    device: str,
+    level: Level,
+    flags: str,
+    is_compiled: bool,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("stages.base.instructions._has", lambda flag, unknown: flag in flags or unknown)
+    options.warn_if_slower(name, torch.device(device), level, is_compiled)
+    expected = f"warning: train.precision: bfloat16 is slower than float32 here: {reason}\n" if reason else ""
+    assert capsys.readouterr().err == expected
 
 
 def test_clipping_scales_the_whole_gradient() -> None:
