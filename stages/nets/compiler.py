@@ -117,8 +117,11 @@ def loop(b: IRBuilder, first: Value, last: Value, sums: list[Value] | None = Non
 
 
 def blocks(b: IRBuilder, width: int) -> Iterator[tuple[Value, int]]:
-    """Go through `width` numbers by vectors: yield the first, and how many: LANES, then smaller powers of two."""
-    lanes, rest = LANES, width
+    """Go through `width` numbers by vectors: yield the first, and how many, a power of two, smaller at the end.
+
+    AVX-512 has so many registers that twice LANES at a time share what is spread; other CPUs would run out of them.
+    """
+    lanes, rest = 2 * LANES if llvm.get_host_cpu_features().get("avx512f") else LANES, width
     while rest:
         with loop(b, INT(0), INT(rest // lanes)) as block:
             yield b.add(INT(width - rest), b.mul(block, INT(lanes))), lanes

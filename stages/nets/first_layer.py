@@ -1,7 +1,9 @@
-"""The first layer of a Net on a CPU: convolution, max-pooling and ReLU in one pass over the images.
+"""The first layers of a Net on a CPU: convolution, max-pooling, ReLU and a narrow linear layer, in one pass.
 
 torch does one after the other, and brings maps of many times the images' size to memory and back in between. Here what
-is pooled away never leaves the registers, and in the backward pass only the winners of each pooling count.
+is pooled away never leaves the registers, and in the backward pass only the winners of each pooling count. A linear
+layer to a few classes is too narrow for what matrix products are made for: it reads an image's maps while they are
+near, and their gradient is made where it is used.
 """
 
 from collections.abc import Iterator
@@ -15,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.nets import compiler
-from stages.nets.compiler import BYTE, INT, Function, at, constant, fma, load, loop, spread, store
+from stages.nets.compiler import BYTE, INT, LANES, Function, at, constant, fma, load, loop, spread, store
 
 CHUNK = 8  # images whose gradients are summed before they are added to others: in one order with any number of threads
 MOST_TAPS, MOST_CORNERS = 200, 9  # weights of a map, and values that are pooled; the code grows with both
+MOST_CLASSES = 16  # of the linear layer: sums that registers hold
 NONE = 255  # the winner where ReLU leaves nothing
 
 
@@ -33,39 +36,55 @@ def first_layer(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d) -> T
 
     That is for float32, for images that need no gradient, and for layers as the Net has them.
     """
-    width, channels, _, kernel = convolution.weight.shape
-    sizes = Sizes(images.shape[-1], channels, kernel, pool.kernel_size, width)  # type: ignore[arg-type]
-    layer = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
-    pooling = pool.stride, pool.padding, pool.dilation, pool.ceil_mode
-    if (
-        images.shape[1:] != (channels, sizes.side, sizes.side)
-        or images.requires_grad
-        or layer != ((kernel, kernel), (1, 1), (0, 0), (1, 1), 1)
-        or pooling != (pool.kernel_size, 0, 1, False)
-        or convolution.bias is None
-        or len(sizes.taps) > MOST_TAPS
-        or len(sizes.corners) > MOST_CORNERS
-        or not compiler.is_for(convolution, pool, x=images)
-    ):
+    sizes = Sizes.of(images, convolution, pool)
+    if not _fits(sizes, images, convolution, pool):
         return pooled_convolution(images, convolution, pool)
-    maps: Tensor = _FirstLayer.apply(images, convolution.weight, convolution.bias, sizes)
+    maps: Tensor = _Layers.apply(images, convolution.weight, convolution.bias, None, sizes)
     return maps
+
+
+def first_and_only_layer(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d, linear: nn.Linear) -> Tensor:
+    """Return linear(first_layer(...).flatten(1)), float (n, classes), up to rounding; on CPUs in the same pass."""
+    sizes = Sizes.of(images, convolution, pool, linear)
+    if (
+        sizes.classes > MOST_CLASSES
+        or sizes.values % LANES
+        or linear.weight.shape[1] != sizes.values
+        or not _fits(sizes, images, convolution, pool, linear)
+    ):
+        return linear(first_layer(images, convolution, pool).flatten(1))  # type: ignore[no-any-return]
+    # In the order of the maps, which are channels last in memory.
+    matrix = linear.weight.unflatten(1, (sizes.width, sizes.pooled, sizes.pooled)).permute(0, 2, 3, 1).flatten(1)
+    products: Tensor = _Layers.apply(images, convolution.weight, convolution.bias, matrix, sizes)
+    return products if linear.bias is None else products + linear.bias
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of square images, (n, side, side, channels) in memory, and of the layer."""
+    """Of square images, (n, side, side, channels) in memory, and of the layers."""
 
     side: int
     channels: int
     kernel: int
     pool: int
     width: int
+    classes: int  # 0: there is no linear layer
+
+    @classmethod
+    def of(cls, images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d, linear: nn.Linear | None = None) -> "Sizes":
+        width, channels, _, kernel = convolution.weight.shape
+        classes = len(linear.weight) if linear else 0
+        return cls(images.shape[-1], channels, kernel, pool.kernel_size, width, classes)  # type: ignore[arg-type]
 
     @property
     def pooled(self) -> int:
         """The side of what the pooling leaves."""
         return (self.side - self.kernel + 1) // self.pool
+
+    @property
+    def values(self) -> int:
+        """How many values the maps of an image have."""
+        return self.pooled * self.pooled * self.width
 
     @property
     def taps(self) -> list[int]:
@@ -86,106 +105,175 @@ class Sizes:
     @property
     def work(self) -> int:
         """The fmas of an image."""
-        return self.bias * (self.pooled * self.pool) ** 2
+        return self.bias * (self.pooled * self.pool) ** 2 + self.classes * self.values
 
     def offset(self, y: int, x: int) -> int:
         """Return how far a pixel is from the image's first, in values."""
         return (y * self.side + x) * self.channels
 
 
-class _FirstLayer(torch.autograd.Function):
+def _fits(sizes: Sizes, images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d, *others: nn.Module) -> bool:
+    shape = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+    return (
+        images.shape[1:] == (sizes.channels, sizes.side, sizes.side)
+        and not images.requires_grad
+        and shape == ((sizes.kernel, sizes.kernel), (1, 1), (0, 0), (1, 1), 1)
+        and convolution.bias is not None
+        and (pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (sizes.pool, 0, 1, False)
+        and len(sizes.taps) <= MOST_TAPS
+        and len(sizes.corners) <= MOST_CORNERS
+        and compiler.is_for(convolution, pool, *others, x=images)
+    )
+
+
+class _Layers(torch.autograd.Function):
+    """The maps, float (n, width, pooled, pooled), or where there is a matrix, float (classes, values), its products."""
+
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, sizes: Sizes) -> Tensor:
-        images = images.permute(0, 2, 3, 1).contiguous()
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, matrix: Tensor | None, sizes: Sizes) -> Tensor:
+        images, n = images.permute(0, 2, 3, 1).contiguous(), len(images)
         table = torch.cat([weight.permute(2, 3, 1, 0).flatten(0, 2), bias.unsqueeze(0)])
-        maps = images.new_empty(len(images), sizes.pooled, sizes.pooled, sizes.width)
+        maps = images.new_empty(n, sizes.pooled, sizes.pooled, sizes.width)
         winners = torch.empty_like(maps, dtype=torch.uint8)
-        n = len(images)
-        compiler.run(_compiled(sizes)[0], [images, table, maps, winners], n, n * sizes.work)
-        ctx.save_for_backward(images, winners)
+        tensors, result = [images, table, maps, winners], maps.permute(0, 3, 1, 2)
+        if matrix is not None:
+            result = images.new_empty(n, sizes.classes)
+            tensors += [matrix.contiguous(), result]
+        compiler.run(_compiled(sizes)[0], tensors, n, n * sizes.work)
+        ctx.save_for_backward(images, winners, *([] if matrix is None else [maps, matrix]))
         ctx.sizes = sizes
-        return maps.permute(0, 3, 1, 2)
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, winners = ctx.saved_tensors
+        images, winners, *linear = ctx.saved_tensors
         sizes: Sizes = ctx.sizes
-        gradient = gradient.permute(0, 2, 3, 1).contiguous()
-        n = len(images)
+        n, loops = len(images), _compiled(sizes)
+        gradient = gradient.contiguous() if linear else gradient.permute(0, 2, 3, 1).contiguous()
         tables = images.new_zeros(-(-n // CHUNK), len(sizes.taps) + 1, sizes.width)
-        compiler.run(_compiled(sizes)[1], [images, gradient, winners, tables], n, n * sizes.work, step=CHUNK)
+        tensors, of_matrix = [images, gradient, winners, tables], None
+        if linear:
+            maps, matrix = linear
+            tensors.append(matrix.contiguous())
+            of_matrix = torch.empty_like(tensors[-1])
+            work = n * sizes.classes * sizes.values
+            compiler.run(loops[2], [gradient, maps, of_matrix, torch.tensor([n])], sizes.values // LANES, work)
+        compiler.run(loops[1], tensors, n, n * sizes.work, step=CHUNK)
         table = tables.sum(0)
         shape = sizes.kernel, sizes.kernel, sizes.channels, sizes.width
-        return None, table[:-1].view(shape).permute(3, 2, 0, 1).contiguous(), table[-1], None
+        return None, table[:-1].view(shape).permute(3, 2, 0, 1).contiguous(), table[-1], of_matrix, None
 
 
 @lru_cache
 def _compiled(sizes: Sizes) -> list[Function]:
-    """Return forward(images, table, maps, winners) and backward(images, gradient, winners, tables), by images.
+    """Return the loops for layers of such sizes; what is in brackets is for a linear layer.
 
-    `table` is float (taps + 1, width); `maps`, float, and `winners`, uint8, are (n, pooled, pooled, width). Backward
-    adds to the table of each CHUNK of images, float (chunks, taps + 1, width).
+    forward(images, table, maps, winners[, matrix, products]) goes by images. `table` is float (taps + 1, width), `maps`
+    float and `winners` uint8 (n, pooled, pooled, width).
+    backward(images, gradient, winners, tables[, matrix]) does, too. The gradient is that of the maps [or of the
+    products]. It adds to the table of each CHUNK of images, float (chunks, taps + 1, width).
+    [of_matrix(gradient, maps, of_matrix, n) goes by values, LANES at a time.]
     """
 
     def forward(b: IRBuilder, pointers: list[Value], first: Value, last: Value) -> None:
-        images, table, maps, winners = pointers
-        for _, pixel, place, channel, lanes in _everywhere(b, sizes, first, last):
-            patch, column = at(b, images, pixel), at(b, table, channel)
-            sums = [load(b, at(b, column, sizes.bias), lanes)] * len(sizes.corners)
-            for number, tap in enumerate(sizes.taps):
-                weights = load(b, at(b, column, number * sizes.width), lanes)
-                values = [spread(b, at(b, patch, corner + tap), lanes) for corner in sizes.corners]
-                sums = [fma(b, weights, value, total) for value, total in zip(values, sums, strict=True)]
+        images, table, maps, winners, *linear = pointers
+        with loop(b, first, last) as image:
+            for pixel, place, channel, lanes in _everywhere(b, sizes, image):
+                patch, column = at(b, images, pixel), at(b, table, channel)
+                sums = [load(b, at(b, column, sizes.bias), lanes)] * len(sizes.corners)
+                for number, tap in enumerate(sizes.taps):
+                    weights = load(b, at(b, column, number * sizes.width), lanes)
+                    values = [spread(b, at(b, patch, corner + tap), lanes) for corner in sizes.corners]
+                    sums = [fma(b, weights, value, total) for value, total in zip(values, sums, strict=True)]
 
-            # Pooling: the first of the largest, or what is no number, as torch has it.
-            best, winner = sums[0], constant(0, lanes, BYTE)
-            for corner, total in enumerate(sums[1:], start=1):
-                wins = b.or_(b.fcmp_ordered(">", total, best), b.fcmp_unordered("uno", total, total))
-                best, winner = b.select(wins, total, best), b.select(wins, constant(corner, lanes, BYTE), winner)
+                # Pooling: the first of the largest, or what is no number, as torch has it.
+                best, winner = sums[0], constant(0, lanes, BYTE)
+                for corner, total in enumerate(sums[1:], start=1):
+                    wins = b.or_(b.fcmp_ordered(">", total, best), b.fcmp_unordered("uno", total, total))
+                    best, winner = b.select(wins, total, best), b.select(wins, constant(corner, lanes, BYTE), winner)
 
-            # ReLU
-            is_off = b.fcmp_ordered("<=", best, constant(0.0, lanes))
-            store(b, b.select(is_off, constant(0.0, lanes), best), at(b, maps, place))
-            store(b, b.select(is_off, constant(NONE, lanes, BYTE), winner), at(b, winners, place, BYTE))
+                # ReLU
+                is_off = b.fcmp_ordered("<=", best, constant(0.0, lanes))
+                store(b, b.select(is_off, constant(0.0, lanes), best), at(b, maps, _in(b, sizes, image, place)))
+                winner = b.select(is_off, constant(NONE, lanes, BYTE), winner)
+                store(b, winner, at(b, winners, _in(b, sizes, image, place), BYTE))
+            if linear:
+                _products(b, sizes, at(b, maps, b.mul(image, INT(sizes.values))), image, *linear)
 
     def backward(b: IRBuilder, pointers: list[Value], first: Value, last: Value) -> None:
-        images, gradient, winners, tables = pointers
-        for image, pixel, place, channel, lanes in _everywhere(b, sizes, first, last):
+        images, gradient, winners, tables, *linear = pointers
+        with loop(b, first, last) as image:
             table = b.mul(b.sdiv(image, INT(CHUNK)), INT(sizes.bias + sizes.width))
-            patch, column = at(b, images, pixel), at(b, tables, b.add(table, channel))
-            winner, zero = load(b, at(b, winners, place, BYTE), lanes, BYTE), constant(0.0, lanes)
-            is_off = b.icmp_unsigned("==", winner, constant(NONE, lanes, BYTE))
-            slope = b.select(is_off, zero, load(b, at(b, gradient, place), lanes))
-            slopes = [
-                b.select(b.icmp_unsigned("==", winner, constant(corner, lanes, BYTE)), slope, zero)
-                for corner in range(len(sizes.corners))
-            ]
-            for number, tap in enumerate(sizes.taps):
-                entry = at(b, column, number * sizes.width)
-                total = load(b, entry, lanes)
-                for corner, own in zip(sizes.corners, slopes, strict=True):
-                    total = fma(b, own, spread(b, at(b, patch, corner + tap), lanes), total)
-                store(b, total, entry)
-            bias = at(b, column, sizes.bias)
-            store(b, b.fadd(load(b, bias, lanes), slope), bias)
+            for pixel, place, channel, lanes in _everywhere(b, sizes, image):
+                patch, column = at(b, images, pixel), at(b, tables, b.add(table, channel))
+                zero, index = constant(0.0, lanes), _in(b, sizes, image, place)
+                if linear:
+                    slope, of_image = zero, at(b, gradient, b.mul(image, INT(sizes.classes)))
+                    for number in range(sizes.classes):
+                        row = at(b, linear[0], b.add(place, INT(number * sizes.values)))
+                        slope = fma(b, load(b, row, lanes), spread(b, at(b, of_image, number), lanes), slope)
+                else:
+                    slope = load(b, at(b, gradient, index), lanes)
+                winner = load(b, at(b, winners, index, BYTE), lanes, BYTE)
+                slope = b.select(b.icmp_unsigned("==", winner, constant(NONE, lanes, BYTE)), zero, slope)
+                won = [
+                    b.icmp_unsigned("==", winner, constant(corner, lanes, BYTE)) for corner in range(len(sizes.corners))
+                ]
+                for number, tap in enumerate(sizes.taps):
+                    value = spread(b, at(b, patch, tap), lanes)
+                    for corner, is_it in zip(sizes.corners[1:], won[1:], strict=True):
+                        value = b.select(is_it, spread(b, at(b, patch, corner + tap), lanes), value)
+                    entry = at(b, column, number * sizes.width)
+                    store(b, fma(b, slope, value, load(b, entry, lanes)), entry)
+                bias = at(b, column, sizes.bias)
+                store(b, b.fadd(load(b, bias, lanes), slope), bias)
 
-    forward_and_backward: list[Function] = compiler.compiled((forward, 4), (backward, 4))
-    return forward_and_backward
+    def of_matrix(b: IRBuilder, pointers: list[Value], first: Value, last: Value) -> None:
+        gradient, maps, out, n = pointers
+        with loop(b, first, last) as block:
+            value, sums = b.mul(block, INT(LANES)), [constant(0.0, LANES)] * sizes.classes
+            with loop(b, INT(0), b.load(n, typ=INT), sums) as image:
+                values = load(b, at(b, maps, _in(b, sizes, image, value)), LANES)
+                slopes = at(b, gradient, b.mul(image, INT(sizes.classes)))
+                for number, total in enumerate(sums):
+                    sums[number] = fma(b, spread(b, at(b, slopes, number), LANES), values, total)
+            for number, total in enumerate(sums):
+                store(b, total, at(b, out, b.add(value, INT(number * sizes.values))))
+
+    if not sizes.classes:
+        return compiler.compiled((forward, 4), (backward, 4))
+    return compiler.compiled((forward, 6), (backward, 5), (of_matrix, 4))
 
 
-def _everywhere(
-    b: IRBuilder, sizes: Sizes, first: Value, last: Value
-) -> Iterator[tuple[Value, Value, Value, Value, int]]:
-    """Go through the positions in the maps of some images, and there through the channels by vectors.
+def _products(b: IRBuilder, sizes: Sizes, maps: Value, image: Value, matrix: Value, products: Value) -> None:
+    """Write the products of an image's maps and each row of the matrix."""
+    sums = [constant(0.0, LANES)] * sizes.classes
+    with loop(b, INT(0), INT(sizes.values // LANES), sums) as block:
+        place = b.mul(block, INT(LANES))
+        values = load(b, at(b, maps, place), LANES)
+        for number, total in enumerate(sums):
+            row = at(b, matrix, b.add(place, INT(number * sizes.values)))
+            sums[number] = fma(b, values, load(b, row, LANES), total)
+    for number, vector in enumerate(sums):
+        b.store(compiler.total(b, vector), at(b, products, b.add(b.mul(image, INT(sizes.classes)), INT(number))))
 
-    Yields the image's number; where the patch's first value is among the images, and the first channel's among the
-    maps; this channel, and how many they are.
+
+def _in(b: IRBuilder, sizes: Sizes, image: Value, place: Value) -> Value:
+    """Return where a place in an image's maps is among those of all images."""
+    return b.add(b.mul(image, INT(sizes.values)), place)
+
+
+def _everywhere(b: IRBuilder, sizes: Sizes, image: Value) -> Iterator[tuple[Value, Value, Value, int]]:
+    """Go through the positions in an image's maps, and there through the channels by vectors.
+
+    Yields where the patch's first value is among the images; where the first channel's is in the image's maps; this
+    channel, and how many they are.
     """
-    side = sizes.pooled
-    with loop(b, first, last) as image, loop(b, INT(0), INT(side)) as y, loop(b, INT(0), INT(side)) as x:
+    side = INT(sizes.pooled)
+    with loop(b, INT(0), side) as y, loop(b, INT(0), side) as x:
         pixel = b.add(b.mul(y, INT(sizes.offset(sizes.pool, 0))), b.mul(x, INT(sizes.offset(0, sizes.pool))))
         pixel = b.add(pixel, b.mul(image, INT(sizes.offset(sizes.side, 0))))
-        place = b.mul(b.add(b.mul(b.add(b.mul(image, INT(side)), y), INT(side)), x), INT(sizes.width))
+        place = b.mul(b.add(b.mul(y, side), x), INT(sizes.width))
         for channel, lanes in compiler.blocks(b, sizes.width):
-            yield image, pixel, b.add(place, channel), channel, lanes
+            yield pixel, b.add(place, channel), channel, lanes

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.base.errors import InputError
-from stages.nets.first_layer import first_layer, pooled_convolution
-from stages.nets.linear import linear_of_maps
+from stages.nets.first_layer import first_and_only_layer, first_layer, pooled_convolution
 
 
 def _log_softmax(scores: Tensor) -> Tensor:
@@ -63,6 +62,7 @@ class Net(nn.Module):
             if number == 1:
                 self.pool = nn.MaxPool2d(pool, pool)
 
+        self.conv1: nn.Conv2d
         self.fc1: nn.Linear
         self.linears: list[str] = []
         for number, (before, after) in enumerate(pairwise([flattened, *hidden, n_classes]), start=1):
@@ -73,13 +73,16 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return scores, float (n, n_classes), for images, float (n, channels, image_size, image_size)."""
-        for name in self.convolutions:
-            layer = first_layer if name == "conv1" else pooled_convolution
-            x = layer(x, self.get_submodule(name), self.pool)  # type: ignore[arg-type]
-        x = linear_of_maps(x, self.fc1)
-        for linear in self.linears[1:]:
-            x = F.dropout(F.relu(x), self.dropout, self.training)
-            x = self.get_submodule(linear)(x)
+        if (self.convolutions, self.linears) == (["conv1"], ["fc1"]):
+            x = first_and_only_layer(x, self.conv1, self.pool, self.fc1)
+        else:
+            for name in self.convolutions:
+                layer = first_layer if name == "conv1" else pooled_convolution
+                x = layer(x, self.get_submodule(name), self.pool)  # type: ignore[arg-type]
+            x = x.flatten(start_dim=1)
+            for name in self.linears[:-1]:
+                x = F.dropout(F.relu(self.get_submodule(name)(x)), self.dropout, self.training)
+            x = self.get_submodule(self.linears[-1])(x)
         return OUTPUTS[self.output](x)
 
 

@@ -9,7 +9,7 @@ from llvmlite import binding
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.nets import first_layer, linear
+from stages.nets import first_layer
 from stages.nets.net import Net
 
 
@@ -20,8 +20,7 @@ def compiled_anew() -> Iterator[None]:
 
 
 def forget() -> None:
-    for module in (first_layer, linear):
-        module._compiled.cache_clear()
+    first_layer._compiled.cache_clear()
 
 
 def step() -> list[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.nets import compiler
-from stages.nets.first_layer import first_layer, pooled_convolution
+from stages.nets.first_layer import first_and_only_layer, first_layer, pooled_convolution
 
 
 def made(
@@ -31,7 +31,7 @@ def gradients(maps: Tensor, convolution: nn.Conv2d, slope: Tensor) -> list[Tenso
 def test_it_is_torch_s(channels: int, side: int, width: int, kernel: int, pool: int, n: int) -> None:
     images, convolution, pooling = made(channels, side, width, kernel, pool, n)
     ours, theirs = first_layer(images, convolution, pooling), pooled_convolution(images, convolution, pooling)
-    assert type(ours.grad_fn).__name__ == "_FirstLayerBackward"
+    assert type(ours.grad_fn).__name__ == "_LayersBackward"
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     # Where two of a patch are equal but for rounding, either may be the largest: its slope is 0 here.
     values = convolution(images).unfold(2, pool, pool).unfold(3, pool, pool).flatten(4)
@@ -39,6 +39,33 @@ def test_it_is_torch_s(channels: int, side: int, width: int, kernel: int, pool: 
     slope = torch.randn(ours.shape) * (clear & ((theirs > 1e-4) | (theirs == 0)))
     for own, other in zip(gradients(ours, convolution, slope), gradients(theirs, convolution, slope), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 13), (1, 8)])
+@pytest.mark.parametrize(("width", "kernel", "pool", "classes"), [(32, 5, 2, 10), (16, 3, 2, 1), (48, 5, 3, 16)])
+@pytest.mark.parametrize("n", [1, 20])
+def test_with_a_linear_layer_it_is_torch_s(
+    channels: int, side: int, width: int, kernel: int, pool: int, classes: int, n: int
+) -> None:
+    images, convolution, pooling = made(channels, side, width, kernel, pool, n)
+    pooled = (side - kernel + 1) // pool
+    linear = nn.Linear(width * pooled * pooled, classes)
+    modules = nn.ModuleList([convolution, linear])
+    slope = torch.linspace(-1, 2, n * classes).view(n, classes)
+    both = []
+    for one_pass in (True, False):
+        modules.zero_grad()
+        if one_pass:
+            scores = first_and_only_layer(images, convolution, pooling, linear)
+            assert "_LayersBackward" in str(scores.grad_fn.next_functions), "products, and the bias"  # type: ignore[union-attr]
+        else:
+            scores = linear(first_layer(images, convolution, pooling).flatten(1))
+        scores.backward(slope)
+        both.append([scores.detach(), *(parameter.grad for parameter in modules.parameters())])
+    for own, other in zip(*both, strict=True):
+        assert own is not None
+        assert other is not None
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=3e-6 * float(other.abs().max()))
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
@@ -65,12 +92,18 @@ def test_gradients_are_those_of_finite_differences() -> None:
 def test_bits_are_the_same_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "WORTH_A_THREAD", 1)
     images, convolution, pooling = made(1, 28, 32, 5, 2, 61)
+    linear = nn.Linear(32 * 12 * 12, 10)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
             maps = first_layer(images, convolution, pooling)
-            found.append([maps, *gradients(maps, convolution, torch.linspace(-1, 1, maps.numel()).view(maps.shape))])
+            tensors = [maps, *gradients(maps, convolution, torch.linspace(-1, 1, maps.numel()).view(maps.shape))]
+            linear.zero_grad()
+            scores = first_and_only_layer(images, convolution, pooling, linear)
+            tensors += [scores, *gradients(scores, convolution, torch.linspace(-1, 1, 610).view(61, 10))]
+            assert linear.weight.grad is not None
+            found.append([*tensors, linear.weight.grad.clone()])
     finally:
         torch.set_num_threads(before)
     for others in found[1:]:
@@ -105,7 +138,7 @@ def test_what_it_leaves_to_torch() -> None:
     def node(images: Tensor, convolution: nn.Conv2d = convolution, pooling: nn.MaxPool2d = pooling) -> str:
         return type(first_layer(images, convolution, pooling).grad_fn).__name__
 
-    assert node(images) == "_FirstLayerBackward"
+    assert node(images) == "_LayersBackward"
     assert node(images.clone().requires_grad_()) == "ReluBackward0", "what shows which pixels matter needs it"
     assert node(images[:, :, :7]) == "ReluBackward0"
     assert node(images, nn.Conv2d(1, 4, 5, padding=2)) == "ReluBackward0"
@@ -124,6 +157,28 @@ def test_what_it_leaves_to_torch() -> None:
         with module.register_forward_hook(lambda module, _x, _y, seen=seen: seen.append(module)):
             assert node(images) == "ReluBackward0"
         assert seen == [module]
+
+
+def test_which_linear_layers_it_leaves_to_torch() -> None:
+    images, convolution, pooling = made(1, 8, 16, 5, 2, 2)
+
+    def node(linear: nn.Linear, maps_of: nn.Conv2d = convolution) -> str:
+        return type(first_and_only_layer(images, maps_of, pooling, linear).grad_fn).__name__
+
+    assert node(nn.Linear(64, 10)) == "AddBackward0"
+    assert node(nn.Linear(64, 10, bias=False)) == "_LayersBackward"
+    assert node(nn.Linear(64, 17)) == "AddmmBackward0"
+    assert node(nn.Linear(40, 10), nn.Conv2d(1, 10, 5)) == "AddmmBackward0"
+    assert node(nn.Linear(64, 10).double().float(), convolution) == "AddBackward0"
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        node(nn.Linear(60, 10))
+    linear, seen = nn.Linear(64, 10), []
+    with linear.register_forward_hook(lambda _module, _x, y: seen.append(y.shape)):
+        assert node(linear) == "AddmmBackward0"
+    assert seen == [(2, 10)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert first_and_only_layer(images, convolution, pooling, linear).dtype == torch.bfloat16
+    assert first_and_only_layer(images[:0], convolution, pooling, linear).shape == (0, 10)
 
 
 def test_other_orders_in_memory() -> None:
