@@ -13,7 +13,7 @@ INSTALL = "$(BIN)"/python -m pip install --quiet --disable-pip-version-check
 UV = "$(BIN)"/uv pip install --quiet --python "$(BIN)"/python --system-certs --compile-bytecode
 PINNED := -c constraints.txt -e '.[dev]'
 
-.PHONY: help setup repro test soak torture show serve check format ui screenshots lock clean
+.PHONY: help setup repro test soak torture show serve check format ui bench screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -60,6 +60,10 @@ show: setup ## DVC's experiments in a table, the best first: what differs, and w
 
 serve: setup ## the best model over HTTP on 127.0.0.1:5001; RUN=name serves another
 	"$(BIN)"/python -m tools.serve $(RUN)
+
+bench: setup ## the training beside its peers, into docs/performance.md; 3 hours; ARGS="--batch 128 --rounds 1": a part
+	$(UV) -c constraints.txt -e '.[bench]'
+	"$(BIN)"/python -m bench.training --out docs/performance.md $(ARGS)
 
 screenshots: setup ## the pictures of MLflow in docs/, anew; needs a browser
 	REPRONET_SCREENSHOTS=1 "$(BIN)"/python -m pytest -q tests/tools/test_ui.py -k "metrics_come_first or learning_curves"

@@ -1,11 +1,12 @@
 """Trains the page's Net on Fashion-MNIST by this project and by its peers, in turn: how fast, and to what accuracy.
 
-    python -m bench.training --out figures --rounds 5
+    python -m bench.training --out docs/performance.md
     python -m bench.training --only repronet "plain PyTorch" --batch 128 --precision float32   # prints the table alone
 
-Needs the extra `bench`: pip install -c constraints.txt -e '.[bench]'. Each training is a process of its own, of three
-epochs with a validation after each; every round trains each once, so that what else the machine does meets all alike.
-Images a second are those after the first step. Some three hours on two cores of an x86-64 server.
+Needs the extra `bench`: pip install -c constraints.txt -e '.[bench]'. With --out the table takes the place of that in
+the file, and .json and .png beside it have the figures of every round, and bars. Each training is a process of its own,
+of three epochs with a validation after each; every round trains each once, so that what else the machine does meets all
+alike. Images a second are those after the first step. Some three hours on two cores of an x86-64 server.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from bench.peers.run import LR
@@ -33,6 +35,7 @@ from stages.base.files import replacing
 from stages.base.instructions import LIMITS, OUTER, cpu_model
 from stages.base.yaml import read_yaml
 from stages.prepare import prepare
+from stages.report.canvas import BLUE, ORANGE
 from tools.sweep import overrides
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +67,7 @@ PEERS = {
     "notebook (2 workers)": Peer("notebook", workers=2),
 }
 PRECISIONS = ("float32", "bfloat16")
+START, END = "<!-- measured -->", "<!-- end -->"
 FIGURES = ("images_per_second", "first_step", "memory", "accuracy")
 
 
@@ -74,16 +78,52 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, nargs="+", default=[20, 128, 512])
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--only", nargs="+", default=list(PEERS), metavar="PEER", help=", ".join(PEERS))
-    parser.add_argument("--out", type=Path, help="folder for training.json, which has the figures of every round")
+    parser.add_argument("--out", type=Path, help="text in Markdown whose table to write anew")
     arguments = parser.parse_args()
+    if arguments.out:
+        text = arguments.out.read_text(encoding="utf-8") if arguments.out.is_file() else ""
+        if not (START in text and END in text):
+            raise InputError(f"--out: {str(arguments.out)!r}, should be a text with {START} and {END} around the table")
     if unknown := set(arguments.only) - PEERS.keys():
         raise InputError(f"--only: {', '.join(sorted(unknown))}, should be of {', '.join(PEERS)}")
     for rows in measure(arguments):
         if arguments.out:
             about = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "date": str(datetime.date.today())}
-            with replacing(arguments.out / "training.json") as partial:
-                partial.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+            write(arguments.out, about | {"rounds": len(rows[0]["accuracy"])}, rows)
     print(table(rows))
+
+
+def write(out: Path, about: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write the text with its table anew, and beside it the figures and their picture."""
+    text = out.read_text(encoding="utf-8")
+    before, after = text.split(START, 1)[0], text.split(END, 1)[1]
+    rounds = f"medians of {about['rounds']} rounds" if about["rounds"] > 1 else "one round"
+    said = f"{about['cpu']}, {about['cores']} cores, {about['date']}, {rounds}."
+    with replacing(out) as partial:
+        partial.write_text("\n".join([f"{before}{START}", said, "", table(rows), f"{END}{after}"]), encoding="utf-8")
+    with replacing(out.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    with replacing(out.with_suffix(".png")) as partial:
+        plot(rows).savefig(partial, format="png", dpi=100)
+
+
+def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return the medians of the images a second as bars, with lines from the lowest to the highest."""
+    settings = list(dict.fromkeys((row["precision"], row["batch"]) for row in rows))
+    peers = list(dict.fromkeys(row["peer"] for row in rows))[::-1]
+    figure = Figure(figsize=(1.5 + 3.5 * len(settings), 1 + 0.3 * len(peers)), layout="constrained")
+    panels = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
+    for axes, setting in zip(panels, settings, strict=True):
+        for row in rows:
+            if (row["precision"], row["batch"]) == setting:
+                speeds, place = row["images_per_second"], peers.index(row["peer"])
+                colour = ORANGE if row["peer"].startswith(OURS) else BLUE
+                axes.barh(place, statistics.median(speeds), color=colour)
+                axes.plot([min(speeds), max(speeds)], [place, place], color="black", linewidth=1)
+        axes.set_title(f"{setting[0]}, batches of {setting[1]}", fontsize=10)
+        axes.set_xlabel("images a second")
+        axes.set_yticks(range(len(peers)), peers)
+    return figure
 
 
 def positive(text: str) -> int:
@@ -169,7 +209,7 @@ def trained(folder: Path, peer: Peer, row: Mapping[str, Any], epochs: int, seed:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table in Markdown: the medians; of the speed also the spread, and how many times it ours is."""
+    """Return a table in Markdown: the medians; of the speed also the spread, and how many times as fast ours is."""
     lines = ["| precision | batch | | images/s | lowest to highest | ours | first step, s | memory, MB | accuracy |"]
     lines.append("|---" * 9 + "|")
     for row in rows:
