@@ -60,9 +60,10 @@ def has_avx2() -> bool:
     return platform.machine() in ("x86_64", "AMD64") and _has("avx2", unknown=True)  # nearly all have it
 
 
-def has_bfloat16() -> bool:
-    """Return whether this CPU is known to multiply bfloat16: AVX-512's or AMX's instructions."""
-    return _has("avx512_bf16", unknown=False) or _has("amx_bf16", unknown=False)
+def lacks_bfloat16() -> bool:
+    """Return whether this is an x86-64 CPU that is known to have no instructions, of AVX-512 or AMX, for bfloat16."""
+    flags = ("avx512_bf16", "amx_bf16")
+    return platform.machine() in ("x86_64", "AMD64") and not any(_has(flag, unknown=True) for flag in flags)
 
 
 def _has(flag: str, unknown: bool) -> bool:

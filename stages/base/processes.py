@@ -29,8 +29,8 @@ def cores() -> int:
 def thread_count(threads: Threads) -> int:
     """Return how many threads compute: as many as are given, or for "auto" one for each physical core at hand.
 
-    A core that shows itself to the system as two computes no faster for it. Of a process that may use only some of
-    what the system shows, none is taken for such a half.
+    A core that shows itself to the system as two computes no faster for it. If the process may
+    use only some of those, each counts as a core of its own, up to the number of physical ones.
     """
     if threads != AUTO:
         return threads

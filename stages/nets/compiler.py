@@ -25,6 +25,8 @@ FLOAT, BYTE, INT, POINTER = ir.FloatType(), ir.IntType(8), ir.IntType(64), ir.Po
 Body = Callable[[IRBuilder, list[Value], Value, Value], None]
 Function = Callable[..., None]
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of torch's modules
+
 _engines: list[llvm.ExecutionEngine] = []  # which own the code
 
 
@@ -77,18 +79,19 @@ def _call(function: Function, tensors: Sequence[Tensor], first: int, last: int) 
 
 @lru_cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="compiled")
+    return ThreadPoolExecutor(max_workers=1024, thread_name_prefix="compiled")  # they start when they are needed
 
 
 def is_for(*modules: nn.Module, x: Tensor) -> bool:
     """Return whether what is compiled can stand for these modules: on CPUs, in float32, and where nothing watches them.
 
-    A mixed precision is torch's own; what is exported writes down what torch does; hooks are called by their modules.
+    A mixed precision is torch's own; what is exported writes down what torch does; hooks are called by their
+    modules. Second derivatives are not compiled: they need torch's layers, one after the other.
     """
     tensors = [x, *(parameter for module in modules for parameter in module.parameters())]
     return (
         all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        and not any(getattr(module, hooks) for module in modules for hooks in HOOKS)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
@@ -123,11 +126,11 @@ def blocks(b: IRBuilder, width: int) -> Iterator[tuple[Value, int]]:
     """
     lanes, rest = 2 * LANES if llvm.get_host_cpu_features().get("avx512f") else LANES, width
     while rest:
+        while lanes > rest:
+            lanes //= 2
         with loop(b, INT(0), INT(rest // lanes)) as block:
             yield b.add(INT(width - rest), b.mul(block, INT(lanes))), lanes
         rest %= lanes
-        while rest and lanes > rest:
-            lanes //= 2
 
 
 def at(b: IRBuilder, pointer: Value, index: Value | int, kind: ir.Type = FLOAT) -> Value:

@@ -12,16 +12,17 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from llvmlite import ir
 from llvmlite.ir import IRBuilder, Value
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.nets import compiler
-from stages.nets.compiler import BYTE, INT, LANES, Function, at, constant, fma, load, loop, spread, store
+from stages.nets.compiler import BYTE, FLOAT, INT, LANES, Function, at, constant, fma, load, loop, spread, store
 
 CHUNK = 8  # images whose gradients are summed before they are added to others: in one order with any number of threads
-MOST_TAPS, MOST_CORNERS = 200, 9  # weights of a map, and values that are pooled; the code grows with both
-MOST_CLASSES = 16  # of the linear layer: sums that registers hold
+MOST_FMAS, MOST_CORNERS = 800, 9  # of a position, and values that are pooled there: the code grows with both
+MOST_CLASSES = 16  # of the linear layer: sums of a row
 NONE = 255  # the winner where ReLU leaves nothing
 
 
@@ -36,8 +37,8 @@ def first_layer(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d) -> T
 
     That is for float32, for images that need no gradient, and for layers as the Net has them.
     """
-    sizes = Sizes.of(images, convolution, pool)
-    if not _fits(sizes, images, convolution, pool):
+    sizes = _sizes(images, convolution, pool)
+    if sizes is None:
         return pooled_convolution(images, convolution, pool)
     maps: Tensor = _Layers.apply(images, convolution.weight, convolution.bias, None, sizes)
     return maps
@@ -45,13 +46,8 @@ def first_layer(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d) -> T
 
 def first_and_only_layer(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d, linear: nn.Linear) -> Tensor:
     """Return linear(first_layer(...).flatten(1)), float (n, classes), up to rounding; on CPUs in the same pass."""
-    sizes = Sizes.of(images, convolution, pool, linear)
-    if (
-        sizes.classes > MOST_CLASSES
-        or sizes.values % LANES
-        or linear.weight.shape[1] != sizes.values
-        or not _fits(sizes, images, convolution, pool, linear)
-    ):
+    sizes = _sizes(images, convolution, pool, linear)
+    if sizes is None:
         return linear(first_layer(images, convolution, pool).flatten(1))  # type: ignore[no-any-return]
     # In the order of the maps, which are channels last in memory.
     matrix = linear.weight.unflatten(1, (sizes.width, sizes.pooled, sizes.pooled)).permute(0, 2, 3, 1).flatten(1)
@@ -69,12 +65,6 @@ class Sizes:
     pool: int
     width: int
     classes: int  # 0: there is no linear layer
-
-    @classmethod
-    def of(cls, images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d, linear: nn.Linear | None = None) -> "Sizes":
-        width, channels, _, kernel = convolution.weight.shape
-        classes = len(linear.weight) if linear else 0
-        return cls(images.shape[-1], channels, kernel, pool.kernel_size, width, classes)  # type: ignore[arg-type]
 
     @property
     def pooled(self) -> int:
@@ -112,18 +102,30 @@ class Sizes:
         return (y * self.side + x) * self.channels
 
 
-def _fits(sizes: Sizes, images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d, *others: nn.Module) -> bool:
+def _sizes(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d, linear: nn.Linear | None = None) -> Sizes | None:
+    """Return the sizes, or None where a layer is another than the Net has, such as one of a class of its own."""
+    modules = [convolution, pool] if linear is None else [convolution, pool, linear]
+    kinds = [type(module) for module in modules]
+    if kinds != [nn.Conv2d, nn.MaxPool2d, nn.Linear][: len(kinds)] or not isinstance(pool.kernel_size, int):
+        return None
+    width, channels, _, kernel = convolution.weight.shape
     shape = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
-    return (
-        images.shape[1:] == (sizes.channels, sizes.side, sizes.side)
+    sizes = Sizes(images.shape[-1], channels, kernel, pool.kernel_size, width, len(linear.weight) if linear else 0)
+    fits = (
+        images.shape[1:] == (channels, sizes.side, sizes.side)
         and not images.requires_grad
-        and shape == ((sizes.kernel, sizes.kernel), (1, 1), (0, 0), (1, 1), 1)
+        and shape == ((kernel, kernel), (1, 1), (0, 0), (1, 1), 1)
         and convolution.bias is not None
         and (pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (sizes.pool, 0, 1, False)
-        and len(sizes.taps) <= MOST_TAPS
+        and sizes.pooled > 0
         and len(sizes.corners) <= MOST_CORNERS
-        and compiler.is_for(convolution, pool, *others, x=images)
+        and len(sizes.taps) * len(sizes.corners) <= MOST_FMAS
+        and compiler.is_for(*modules, x=images)
     )
+    if linear is not None:
+        fits = fits and len(linear.weight) <= MOST_CLASSES and sizes.values % LANES == 0
+        fits = fits and linear.weight.shape[1] == sizes.values
+    return sizes if fits else None
 
 
 class _Layers(torch.autograd.Function):
@@ -158,9 +160,10 @@ class _Layers(torch.autograd.Function):
             tensors.append(matrix.contiguous())
             of_matrix = torch.empty_like(tensors[-1])
             work = n * sizes.classes * sizes.values
-            compiler.run(loops[2], [gradient, maps, of_matrix, torch.tensor([n])], sizes.values // LANES, work)
+            compiler.run(loops[3], [gradient, maps, of_matrix, torch.tensor([n])], sizes.values // LANES, work)
         compiler.run(loops[1], tensors, n, n * sizes.work, step=CHUNK)
-        table = tables.sum(0)
+        table = tables.new_empty(tables.shape[1:])
+        compiler.run(loops[2], [tables, table, torch.tensor([len(tables)])], table.numel(), 0)
         shape = sizes.kernel, sizes.kernel, sizes.channels, sizes.width
         return None, table[:-1].view(shape).permute(3, 2, 0, 1).contiguous(), table[-1], of_matrix, None
 
@@ -173,6 +176,7 @@ def _compiled(sizes: Sizes) -> list[Function]:
     float and `winners` uint8 (n, pooled, pooled, width).
     backward(images, gradient, winners, tables[, matrix]) does, too. The gradient is that of the maps [or of the
     products]. It adds to the table of each CHUNK of images, float (chunks, taps + 1, width).
+    sum_up(tables, table, chunks) adds these tables up, by the values of one.
     [of_matrix(gradient, maps, of_matrix, n) goes by values, LANES at a time.]
     """
 
@@ -229,6 +233,15 @@ def _compiled(sizes: Sizes) -> list[Function]:
                 bias = at(b, column, sizes.bias)
                 store(b, b.fadd(load(b, bias, lanes), slope), bias)
 
+    def sum_up(b: IRBuilder, pointers: list[Value], first: Value, last: Value) -> None:
+        tables, table, chunks = pointers
+        with loop(b, first, last) as value:
+            sums = [ir.Constant(FLOAT, 0.0)]
+            with loop(b, INT(0), b.load(chunks, typ=INT), sums) as chunk:
+                other = b.load(at(b, tables, b.add(b.mul(chunk, INT(sizes.bias + sizes.width)), value)), typ=FLOAT)
+                sums[0] = b.fadd(sums[0], other)
+            b.store(sums[0], at(b, table, value))
+
     def of_matrix(b: IRBuilder, pointers: list[Value], first: Value, last: Value) -> None:
         gradient, maps, out, n = pointers
         with loop(b, first, last) as block:
@@ -242,8 +255,8 @@ def _compiled(sizes: Sizes) -> list[Function]:
                 store(b, total, at(b, out, b.add(value, INT(number * sizes.values))))
 
     if not sizes.classes:
-        return compiler.compiled((forward, 4), (backward, 4))
-    return compiler.compiled((forward, 6), (backward, 5), (of_matrix, 4))
+        return compiler.compiled((forward, 4), (backward, 4), (sum_up, 3))
+    return compiler.compiled((forward, 6), (backward, 5), (sum_up, 3), (of_matrix, 4))
 
 
 def _products(b: IRBuilder, sizes: Sizes, maps: Value, image: Value, matrix: Value, products: Value) -> None:

@@ -71,9 +71,14 @@ class Net(nn.Module):
         if bias_start is not None:
             nn.init.constant_(self.get_parameter(f"{self.linears[-1]}.bias"), bias_start)
 
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether it has one convolution and one linear layer, as the page has it."""
+        return (self.convolutions, self.linears) == (["conv1"], ["fc1"])
+
     def forward(self, x: Tensor) -> Tensor:
         """Return scores, float (n, n_classes), for images, float (n, channels, image_size, image_size)."""
-        if (self.convolutions, self.linears) == (["conv1"], ["fc1"]):
+        if self.is_one_pass:
             x = first_and_only_layer(x, self.conv1, self.pool, self.fc1)
         else:
             for name in self.convolutions:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stages.base.instructions import PORTABLE, Level, has_bfloat16
+from stages.base.instructions import PORTABLE, Level, has_avx2, lacks_bfloat16
 from stages.base.text import warn
 
 
@@ -27,9 +27,9 @@ def warn_if_slower(name: str, device: torch.device, level: Level, is_compiled: b
     """
     if name == "float32" or device.type != "cpu":
         return
-    if level == PORTABLE:
+    if level == PORTABLE and has_avx2():
         reason = "train.determinism: portable keeps to instructions that know no bfloat16"
-    elif not has_bfloat16():
+    elif lacks_bfloat16():
         reason = "this CPU has no instructions for it"
     elif is_compiled:
         reason = "this net's layers are compiled for float32"

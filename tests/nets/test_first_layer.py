@@ -26,7 +26,9 @@ def gradients(maps: Tensor, convolution: nn.Conv2d, slope: Tensor) -> list[Tenso
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [8, 13, 28])
-@pytest.mark.parametrize(("width", "kernel", "pool"), [(32, 5, 2), (10, 3, 2), (1, 1, 3), (23, 4, 1), (64, 7, 2)])
+@pytest.mark.parametrize(
+    ("width", "kernel", "pool"), [(32, 5, 2), (16, 3, 2), (48, 5, 3), (10, 3, 2), (1, 1, 3), (23, 4, 1), (64, 7, 2)]
+)
 @pytest.mark.parametrize("n", [1, 20])
 def test_it_is_torch_s(channels: int, side: int, width: int, kernel: int, pool: int, n: int) -> None:
     images, convolution, pooling = made(channels, side, width, kernel, pool, n)
@@ -44,7 +46,7 @@ def test_it_is_torch_s(channels: int, side: int, width: int, kernel: int, pool: 
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 13), (1, 8)])
 @pytest.mark.parametrize(("width", "kernel", "pool", "classes"), [(32, 5, 2, 10), (16, 3, 2, 1), (48, 5, 3, 16)])
 @pytest.mark.parametrize("n", [1, 20])
-def test_with_a_linear_layer_it_is_torch_s(
+def test_with_a_linear_layer_it_is_torch_s_and_that_of_the_layer_alone(
     channels: int, side: int, width: int, kernel: int, pool: int, classes: int, n: int
 ) -> None:
     images, convolution, pooling = made(channels, side, width, kernel, pool, n)
@@ -62,6 +64,8 @@ def test_with_a_linear_layer_it_is_torch_s(
             scores = linear(first_layer(images, convolution, pooling).flatten(1))
         scores.backward(slope)
         both.append([scores.detach(), *(parameter.grad for parameter in modules.parameters())])
+    theirs = linear(pooled_convolution(images, convolution, pooling).flatten(1)).detach()
+    torch.testing.assert_close(both[0][0], theirs, rtol=1e-5, atol=1e-5)
     for own, other in zip(*both, strict=True):
         assert own is not None
         assert other is not None
@@ -152,6 +156,19 @@ def test_what_it_leaves_to_torch() -> None:
         assert first_layer(images, convolution, pooling).dtype == torch.bfloat16
     with pytest.raises(RuntimeError, match=r"expected input.* to have 1 channels, but got 3 channels"):
         first_layer(images.expand(2, 3, 8, 8), convolution, pooling)
+
+    class Halved(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return super().forward(input) / 2
+
+    assert node(images, Halved(1, 4, 5)) == "ReluBackward0"
+    assert node(images, convolution, nn.AvgPool2d(2)) == "ReluBackward0"  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="Output size is too small"):
+        first_layer(images, convolution, nn.MaxPool2d(5))
+    gradients_seen: list[nn.Module] = []
+    with convolution.register_full_backward_hook(lambda module, *_: gradients_seen.append(module)):
+        first_layer(images, convolution, pooling).sum().backward()
+    assert gradients_seen == [convolution]
     for module in (convolution, pooling):
         seen: list[nn.Module] = []
         with module.register_forward_hook(lambda module, _x, _y, seen=seen: seen.append(module)):

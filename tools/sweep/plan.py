@@ -12,7 +12,7 @@ from stages.base.errors import InputError
 from stages.base.experiment import SWEEP
 from stages.base.files import replacing, write_json
 from stages.base.params import SEED
-from stages.base.processes import cores, thread_count
+from stages.base.processes import AUTO, cores, thread_count
 from stages.tracking import provenance
 from stages.tracking.git import GitError, git
 from tools.sweep import overrides
@@ -64,7 +64,7 @@ class Plan:
             if differences := [key for key in identity if identity[key] != written.get(key)]:
                 raise InputError(f"--name {name} is a sweep with other {', '.join(differences)}; take another name")
         else:
-            share, is_given = max(1, cores() // jobs), THREADS in [axis.name for axis in axes]
+            share, is_given = max(1, min(cores(), thread_count(AUTO)) // jobs), THREADS in [axis.name for axis in axes]
             threads = share if thread_count(checked[-1].train.threads) > share and not is_given else None
             with replacing(file) as partial:
                 write_json(partial, {**identity, "threads": threads})

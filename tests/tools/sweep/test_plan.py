@@ -69,9 +69,9 @@ def test_auto_threads_are_shared_out_too(project: Project, monkeypatch: pytest.M
     monkeypatch.chdir(project.root)
     monkeypatch.setattr("tools.sweep.plan.cores", lambda: 8)
     project.edit("params.yaml", "threads: 2 ", "threads: auto ")
-    for usable, expected in [(8, 4), (2, None)]:
-        monkeypatch.setattr("tools.sweep.plan.thread_count", lambda _threads, count=usable: count)
-        assert Plan.of(["train.seed=1,2"], None, f"auto-{usable}", jobs=2).threads == expected
+    for physical, expected in [(8, 4), (4, 2)]:
+        monkeypatch.setattr("tools.sweep.plan.thread_count", lambda _threads, count=physical: count)
+        assert Plan.of(["train.seed=1,2"], None, f"auto-{physical}", jobs=2).threads == expected
     project("git", "checkout", "-q", "params.yaml")
 
 
