@@ -193,9 +193,14 @@ def test_several_experiments_at_once_by_hand(project: Project) -> None:
         project.start(*command, "--name", f"at-once-{i}", "-S", f"prepare.seed={i}", "prepare") for i in range(8)
     ]
     said = [process.communicate(timeout=300)[0] for process in started]
-    assert not [text for process, text in zip(started, said, strict=True) if process.returncode]
     names = project("dvc", "exp", "list", "--name-only").split()
-    assert {f"at-once-{i}" for i in range(8)} <= set(names)
+    assert {f"at-once-{i}" for i in range(8)} == set(names)
+    for i, process in enumerate(started):
+        [ref] = project("git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/at-once-{i}").split()
+        assert YAML_READER.load(project("git", "show", f"{ref}:params.yaml"))["prepare"]["seed"] == i
+        # A process of DVC that is done takes what waits, also what another is about to begin: then one of them fails.
+        others = said[:i] + said[i + 1 :]
+        assert process.returncode == 0 or any(f"experiment 'at-once-{i}'" in text for text in others), said[i]
 
 
 @pytest.mark.slow
