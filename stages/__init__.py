@@ -13,5 +13,8 @@ gc.set_threshold(100_000, 50, 1000)
 # cores took 120 s instead of 54 s. No result depends on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Read when MLflow is imported, which may be before the code that sets what else it reads.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
 # Read when torch is imported, too, and the results depend on it.
 instructions.limit(os.environ)

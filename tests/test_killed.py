@@ -148,7 +148,7 @@ def test_an_experiment_of_a_sweep(make_project: Callable[[], Project], expected:
         process
         for process in psutil.process_iter(["cmdline", "cwd"])
         # A process that has just ended has none of these.
-        if "stages.train" in (process.info["cmdline"] or []) and Path(process.info["cwd"] or "/").is_relative_to(copies)
+        if "train" in (process.info["cmdline"] or []) and Path(process.info["cwd"] or "/").is_relative_to(copies)
     ]
     training.kill()
     printed, _ = sweep.communicate()

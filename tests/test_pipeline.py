@@ -80,6 +80,7 @@ def test_a_clone_is_up_to_date_whatever_git_does_to_ends_of_lines(
         ("stages/sources/loading.py", '"""Where', '"""From where', {"prepare"}),
         ("stages/training/losses.py", '"""The losses', '"""Losses', {"train", "evaluate"}),
         ("stages/base/files.py", '"""How', '"""The way', {"prepare", "train", "evaluate"}),
+        ("stages/start/server.py", '"""The server', '"""A server', set()),
         ("stages/tracking/store.py", '"""MLflow', '"""The MLflow', set()),
     ],
 )
@@ -92,6 +93,16 @@ def test_a_change_reaches_the_stages_that_read_it(
         assert json.loads(reproduced("dvc", "status", "--json")).keys() == expected
     finally:
         reproduced("git", "checkout", "-q", file)
+
+
+def test_stages_that_are_no_forks_have_the_same_outputs(
+    reproduced: Project, make_project: Callable[[], Project]
+) -> None:
+    project = make_project()
+    (project.root / "dvc.lock").unlink()
+    project("dvc", "repro", REPRONET_FORKSERVER="off")
+    locks = [YAML_READER.load((each.root / "dvc.lock").read_text())["stages"] for each in (project, reproduced)]
+    assert locks[0] == locks[1]
 
 
 def test_files_that_no_param_names_change_nothing(reproduced: Project) -> None:

@@ -27,7 +27,7 @@ from stages.tracking.result import ResultFiles
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
 
-EVALUATE = ["python", "-m", "stages.evaluate"]
+EVALUATE = ("python -m stages evaluate ", "python -m stages.evaluate ")  # the second in older commits
 
 
 @dataclass(frozen=True)
@@ -185,10 +185,11 @@ def _arguments(lock: dict[str, Any]) -> list[str]:
     if "evaluate" not in (stages := _stages(lock)):
         raise InputError("dvc.lock has no evaluation")
     command = stages["evaluate"].get("cmd")
-    words = command.split() if isinstance(command, str) else []
-    if words[:3] != EVALUATE or len(words) != 8:
+    start = next((start for start in EVALUATE if str(command).startswith(start)), None)
+    words = str(command).removeprefix(start).split() if start else []
+    if len(words) != 5:
         raise InputError(f"evaluate was another command than today's: {command}")
-    return words[3:]
+    return words
 
 
 def files_of(lock: dict[str, Any], root: Path) -> ResultFiles:

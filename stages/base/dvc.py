@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.base.errors import InputError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import psutil
 
 STAGE = "DVC_STAGE"  # in the environment of all that DVC runs
+CLIENT = "REPRONET_CLIENT"  # the number of the process whose work a fork does, see stages/start
+OWNER = "REPRONET_OWNER"  # the process, by number and start, with whose end that of the server comes
 LOOK_SECONDS = 0.5
 
 
@@ -43,6 +46,25 @@ def command_of_dvc() -> str:
     """Return the command of the DVC that runs this process, "" if none does."""
     process = _dvc() if STAGE in os.environ else None
     return shlex.join(process.cmdline()) if process is not None else ""
+
+
+def owner() -> str:
+    """Return the process whose stages share a server, by number and start: a sweep, or DVC; "" if there is none."""
+    import psutil
+
+    if OWNER in os.environ or STAGE not in os.environ:
+        return os.environ.get(OWNER, "")
+    try:
+        process = _dvc()
+        return identity(process.pid) if process else ""
+    except (OSError, psutil.Error):  # it has just ended
+        return ""
+
+
+def identity(number: int) -> str:
+    """Return what no other process has on Linux: another may get the number. Raises OSError if it has ended."""
+    start = Path(f"/proc/{number}/stat").read_text(encoding="ascii", errors="replace").rsplit(")", 1)[1].split()[19]
+    return f"{number} {start}"
 
 
 def _watch() -> None:
@@ -73,7 +95,7 @@ def _dvc() -> "psutil.Process | None":
     """
     import psutil  # 10 ms
 
-    for process in psutil.Process().parents():
+    for process in psutil.Process(int(os.environ.get(CLIENT, 0)) or None).parents():
         try:
             stage = process.environ().get(STAGE)
         except psutil.AccessDenied:

@@ -3,7 +3,7 @@
     python -m stages.tracking.deliver JOURNAL [--evaluation]
 
 goes on until the journal has ended, or the standard input, which is the stage, and then tries once more what has
-failed. It prints a line of JSON about the first failure. It ends with 0 if the store has all.
+failed. It prints lines of JSON: its number, and the first failure. It ends with 0 if the store has all.
 """
 
 import json
@@ -28,11 +28,13 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before what has failed is trie
 
 def main() -> None:
     ignore_signals()  # which come to the stage, too, and that says when to end
+    say(json.dumps({"process": os.getpid()}))  # the stage may have started another, whose fork this is
     folder = Path(sys.argv[1])
     set_up_mlflow(Store.from_environment().uri)
     if "--evaluation" in sys.argv:
-        import torch._dynamo  # noqa: F401 (what exports models; now, while the stage computes)
+        import torch._dynamo  # which exports models: now, while the stage computes
 
+        torch.set_num_threads(1)  # the others are the stage's
         import stages.tracking.writer  # noqa: F401
     with locked_if_free(folder) as is_ours:
         has_arrived = is_ours and followed(folder)

@@ -32,19 +32,19 @@ class Follower:
     def __init__(self, store: Store, folder: Path, environment: Mapping[str, str], is_evaluation: bool = False) -> None:
         self._store, self._has_warned = store, False
         arguments = [str(folder), *["--evaluation"] * is_evaluation]
-        # Of the libraries' threads one is enough, and no GPU is used.
-        own = {"MLFLOW_TRACKING_URI": store.uri, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        own = {"MLFLOW_TRACKING_URI": store.uri, "CUDA_VISIBLE_DEVICES": ""}  # no GPU is used
         env = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} | os.environ | dict(environment) | own
         env.pop(STAGE, "")  # what it writes is no output: it may go on where the DVC that ran the stage has ended
         with signals_held():
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "stages.tracking.deliver", *arguments],
+                [sys.executable, "-m", "stages", "tracking.deliver", *arguments],
                 cwd=ROOT,
                 env=env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
+        self._number = 0  # of the process that works
         self._listening = Thread(target=self._listen, name="listens to MLflow", daemon=True)
         self._listening.start()
         atexit.register(self.abandon)  # of a stage that fails before it has anything to log
@@ -80,13 +80,13 @@ class Follower:
     def _wait(self) -> None:
         """Wait for the process until it ends, or does nothing."""
         idle = LOCKED_SECONDS if self._store.database else IDLE_SECONDS
-        watched, worked = psutil.Process(self._process.pid), 0.0
+        worked = 0.0
         since = last = time.monotonic()
         while self._process.poll() is None and time.monotonic() - since < LONGEST_SECONDS:
             now = worked
             with suppress(psutil.Error):  # it has just ended
-                now = sum(watched.cpu_times()[:2])
-            if now > worked + WORK_SECONDS:
+                now = sum(psutil.Process(self._number).cpu_times()[:2]) if self._number else 0.0
+            if now > worked + WORK_SECONDS or not self._number:  # without one it has not begun
                 worked, last = now, time.monotonic()
             elif time.monotonic() - last > idle:
                 return
@@ -97,7 +97,11 @@ class Follower:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             with suppress(ValueError, LookupError, TypeError):  # not ours
-                self._warn(json.loads(line)["failed"])
+                said = json.loads(line)
+                if "process" in said:
+                    self._number = int(said["process"])
+                else:
+                    self._warn(said["failed"])
 
     def _warn(self, why: str) -> None:
         if not self._has_warned:

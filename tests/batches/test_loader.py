@@ -144,9 +144,7 @@ def test_a_stopped_training_leaves_no_worker_and_no_traceback(project: Project, 
     process = project.start("python", "-m", "stages.train", str(digits), "net.safetensors", "train.csv")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("epoch 1/100000: train loss")
-    [follower] = [
-        child for child in children(psutil.Process(process.pid)) if "stages.tracking.deliver" in child.cmdline()
-    ]
+    [follower] = [child for child in children(psutil.Process(process.pid)) if "tracking.deliver" in child.cmdline()]
     workers = [child for child in children(psutil.Process(process.pid)) if child != follower]
     assert len(workers) == 2
     os.killpg(process.pid, number)  # as a terminal does

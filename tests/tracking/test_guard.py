@@ -126,7 +126,7 @@ def test_a_read_only_store_costs_one_line(
 @pytest.mark.parametrize("when", ["create", pytest.param("log", marks=pytest.mark.slow)])
 def test_a_full_disk_costs_one_line(project: Project, digits: Path, when: str) -> None:
     shutil.copytree(digits, project.root / "data/prepared")
-    command = next(line for line in (ROOT / "dvc.yaml").read_text().splitlines() if "stages.train" in line)
+    command = next(line for line in (ROOT / "dvc.yaml").read_text().splitlines() if "stages train" in line)
     command = command.split("cmd: ")[1].strip()
     if when == "log":
         project("python", "-c", "from stages.tracking.store import Store; Store.from_environment().client()")

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from stages.base.dvc import OWNER, identity
 from stages.base.errors import InputError
 from stages.base.experiment import SWEEP, home
 from stages.tracking.git import GitError, git, git_bytes, prefix
@@ -52,7 +53,11 @@ class LocalRunner(Runner):
         self._free = [{"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if len(gpus) > 1 else {} for job in range(jobs)]
         self._used: dict[str, dict[str, str]] = {}
         # By default a stage takes those of its copy, which is removed with what a killed one would go on from.
-        self._environment = {"MLFLOW_TRACKING_URI": self.runs.uri, "REPRONET_HOME": str(home(os.environ))}
+        self._environment = {
+            "MLFLOW_TRACKING_URI": self.runs.uri,
+            "REPRONET_HOME": str(home(os.environ)),
+            OWNER: identity(os.getpid()),  # the experiments' stages are forks of one server, see stages/start
+        }
 
     def start(self, description: Description) -> None:
         name, folder = description.name, self._copies / description.name
@@ -83,7 +88,7 @@ class LocalRunner(Runner):
         return self.runs.epochs(name)
 
     def stop(self, name: str) -> None:
-        end_groups({self._processes[name].pid})
+        end_groups({self._processes[name].pid} | left_running(self._copies / name))  # stages are groups of their own
 
     def collect(self, name: str) -> Ending:
         self.stop(name)  # where DVC itself was killed, its stage goes on

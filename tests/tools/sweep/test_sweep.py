@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,11 @@ def test_twelve_experiments_whatever_is_killed(prepared: Project) -> None:
         assert first.poll() is None
         time.sleep(0.2)
     time.sleep(chance.uniform(0, 12))
-    running = [
-        process
-        for child in psutil.Process(first.pid).children()
-        for process in [child, *child.children(recursive=True)]
-        if process.cwd().startswith(str(copies))
-    ]
+    running = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has just ended
+            if process.cwd().startswith(str(copies)):
+                running.append(process)
     victim = chance.choice(running)
     print("killed:", victim.cmdline())
     victim.kill()
