@@ -71,7 +71,7 @@ screenshots: setup ## the pictures of MLflow in docs/, anew; needs a browser
 lock: ## write constraints.txt anew, from the newest packages that pyproject.toml allows
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) -e '.[bench,dev]'
 	"$(BIN)"/python -m pip freeze --exclude-editable > constraints.txt
 	@touch .venv/installed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.training import END, START, table
+from bench.figures import END, START, goals, named, tables, write
 from tests.conftest import ROOT, clean_environment
 
 
@@ -20,17 +20,24 @@ def test_training_beside_peers(tmp_path: Path) -> None:
     options = ["--rounds", "1", "--epochs", "1", "--batch", "512", "--precision", "float32", "--out", str(out)]
     command = [sys.executable, "-m", "bench.training", *options, "--only", "repronet", "plain PyTorch", "notebook"]
     printed = subprocess.check_output(command, cwd=ROOT, env=clean_environment(), text=True)
-    assert re.findall(r"^\| float32 \| 512 \| (.+?) \|", printed, re.MULTILINE) == command[-3:]
+    assert re.findall(r"^\| (\w.+?) \| [\d,]+ \|", printed, re.MULTILINE) == command[-3:]
     text = out.read_text()
-    assert printed[printed.index("| precision") :].strip() in text
-    assert (text[:7], text[-6:], "old" in text) == ("before\n", "after\n", False)
+    assert text == f"before\n{START}\n{printed[printed.index('**float32') :]}{END}\nafter\n"
     with Image.open(tmp_path / "performance.png") as picture:
         assert picture.width > 300
-    for row in json.loads((tmp_path / "performance.json").read_text())["rows"]:
+    [setting] = json.loads((tmp_path / "performance.json").read_text())
+    assert named(setting) == "float32, batches of 512"
+    assert setting["gflops"][0] > 1
+    assert "torch" in setting["versions"]
+    for row in setting["rows"]:
         assert row["accuracy"][0] > 0.7
         assert row["images_per_second"][0] > 100
         assert 0 < row["first_step"][0] < 60
         assert row["memory"][0] > 200, "torch alone takes that"
+    write(out, [setting | {"batch": 20}])
+    assert [each["batch"] for each in json.loads((tmp_path / "performance.json").read_text())] == [20, 512]
+    write(out, [setting | {"cores": 99}])
+    assert [each["cores"] for each in json.loads((tmp_path / "performance.json").read_text())] == [setting["cores"], 99]
 
 
 def test_an_unknown_peer_is_named() -> None:
@@ -40,6 +47,21 @@ def test_an_unknown_peer_is_named() -> None:
     assert "error: --only: jax, should be of repronet, repronet (portable), plain PyTorch" in refused.stderr
 
 
-def test_the_documented_table_is_that_of_the_figures() -> None:
-    rows = json.loads((ROOT / "docs/performance.json").read_text())["rows"]
-    assert table(rows) in (ROOT / "docs/performance.md").read_text()
+def test_the_documented_tables_are_those_of_the_figures() -> None:
+    settings = json.loads((ROOT / "docs/performance.json").read_text())
+    assert f"{START}\n{tables(settings)}\n{END}" in (ROOT / "docs/performance.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("batch", "reached"),
+    [
+        (128, {"repronet over fast": (2.0, 1.5), "repronet over notebook (2 workers)": (5.0, 3.0)}),
+        (20, {"repronet over notebook (2 workers)": (2.0, 3.0)}),
+        (512, {}),
+    ],
+)
+def test_goals_are_over_the_fastest(batch: int, reached: dict[str, tuple[float, float]]) -> None:
+    speeds = {"repronet": 30.0, "fast": 20.0, "notebook": 5.0, "notebook (2 workers)": 10.0, "slow": 1.0}
+    rows = [{"peer": peer, "images_per_second": [speed]} for peer, speed in speeds.items()]
+    found = goals({"batch": batch, "precision": "float32", "rows": rows})
+    assert {name: (goal, times) for name, goal, times, _ in found} == reached
