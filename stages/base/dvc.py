@@ -54,17 +54,19 @@ def owner() -> str:
 
     if OWNER in os.environ or STAGE not in os.environ:
         return os.environ.get(OWNER, "")
-    try:
-        process = _dvc()
-        return identity(process.pid) if process else ""
-    except (OSError, psutil.Error):  # it has just ended
-        return ""
+    with suppress(psutil.Error):  # it has just ended
+        if process := _dvc():
+            return identity(process.pid)
+    return ""
 
 
 def identity(number: int) -> str:
-    """Return what no other process has on Linux: another may get the number. Raises OSError if it has ended."""
-    start = Path(f"/proc/{number}/stat").read_text(encoding="ascii", errors="replace").rsplit(")", 1)[1].split()[19]
-    return f"{number} {start}"
+    """Return what no other process has on Linux, which may get its number; elsewhere, or if it has ended, ""."""
+    try:
+        stat = Path(f"/proc/{number}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    return f"{number} {stat.rsplit(')', 1)[1].split()[19]}"
 
 
 def _watch() -> None:

@@ -53,6 +53,7 @@ def run_in_fork(module: str, arguments: Sequence[str]) -> None:
     if not (stage := _answer(connection)):
         signals.restore()
         return
+    signals.has_begun = True
     if not (status := _answer(connection)):  # who should say it was killed, and so is the stage
         with suppress(ProcessLookupError):
             os.kill(int(stage), signal.SIGKILL)
@@ -77,10 +78,10 @@ def _request(module: str, arguments: Sequence[str]) -> dict[str, object]:
 
 def _answer(connection: socket.socket) -> bytes:
     """Return the next thing that the server's side says, nothing if that has ended."""
-    try:
-        return connection.recv(100)
-    except OSError:
-        return b""
+    for _ in range(2):  # the first fails if it ended without reading a signal, whatever it had said before
+        with suppress(OSError):
+            return connection.recv(100)
+    return b""
 
 
 def _connected(process: str) -> socket.socket:
@@ -156,28 +157,28 @@ def _digest(process: str, environment: Mapping[str, str]) -> str:
 
 
 class Signals:
-    """From now on what comes to this process goes to the fork."""
+    """From now on what comes to this process goes to the fork. Until that has begun, it ends this process."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self._connection, self._before, self._came = connection, dict[int, object](), list[int]()
+        self.has_begun = False
+        self._connection, self._before = connection, dict[int, object]()
         for number in FORWARDED:
             self._handle(number, self._forward)
         self._handle(signal.SIGTSTP, self._stop)
 
     def restore(self) -> None:
-        """Let it come to this process again, also what has come so far."""
+        """Let it come to this process again."""
         for number, before in self._before.items():
             signal.signal(number, before)  # type: ignore[arg-type]
-        for number in self._came:
-            os.kill(os.getpid(), number)
 
     def _handle(self, number: int, handler: "signal._HANDLER") -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             self._before[number] = signal.signal(number, handler)
 
     def _forward(self, number: int, _frame: FrameType | None = None) -> None:
-        self._came.append(number)
-        with suppress(OSError):  # there is no fork any more, or not yet
+        if not self.has_begun and number != signal.SIGCONT:
+            _end(-number)  # the server ends what has begun in this moment
+        with suppress(OSError):  # there is no fork any more
             self._connection.send(bytes([number]))
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:

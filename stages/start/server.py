@@ -26,8 +26,9 @@ from typing import Any, NoReturn
 
 IDLE_SECONDS = 60.0
 SENDING_SECONDS = 1.0  # for a client that has come
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OF_GROUPS = (signal.SIGSTOP, signal.SIGCONT)  # with what the stage has started
-PARENT_DEATH_SIGNAL = 1  # Linux's PR_SET_PDEATHSIG
+PARENT_DEATH_SIGNAL, NAME = 1, 15  # Linux's PR_SET_PDEATHSIG and PR_SET_NAME
 
 Request = dict[str, Any]
 
@@ -107,7 +108,10 @@ def forked(listener: socket.socket) -> Request | None:
             gc.freeze()  # what is here is no garbage, and to look through it would copy it
             if descriptors and not os.fork():
                 listener.close()
-                return attended(client, descriptors)
+                try:
+                    return attended(client, descriptors)
+                except OSError:  # no more processes
+                    os._exit(1)
     for descriptor in descriptors:
         os.close(descriptor)
     return None
@@ -120,12 +124,17 @@ def attended(client: socket.socket, descriptors: list[int]) -> Request:
     with os.fdopen(descriptors.pop(), "rb") as file:
         file.seek(0)
         request: Request = json.load(file) | {"descriptors": descriptors}
+    # In this one they stay blocked: who ends all processes at once, as a shutdown does, lets the stage end in order. To
+    # the stage they come when it has its client's mask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     if stage := os.fork():
         for descriptor in descriptors:
             os.close(descriptor)
         attend(client, stage)
     os.setpgid(0, 0)
-    ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    libc = ctypes.CDLL(None)
+    libc.prctl(NAME, request["module"].encode())  # the beginning of it: what `top` shows
+    libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     return request

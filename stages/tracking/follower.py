@@ -43,6 +43,7 @@ class Follower:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                process_group=0,  # who kills the stage with its group lets this bring what the journal has
             )
         self._number = 0  # of the process that works
         self._listening = Thread(target=self._listen, name="listens to MLflow", daemon=True)
@@ -73,6 +74,9 @@ class Follower:
 
     def abandon(self) -> None:
         """End the process, whatever it has done."""
+        with suppress(ProcessLookupError):
+            if self._number and self._process.poll() is None:
+                os.kill(self._number, signal.SIGKILL)
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):  # the disk that it writes to may hang
             self._process.wait(2)

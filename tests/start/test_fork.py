@@ -56,6 +56,7 @@ class Owner:
         self.temporary.mkdir()
         self.write()
         self.process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        self.clients: list[subprocess.Popen[str]] = []
         self.environment = clean_environment() | {
             OWNER: identity(self.process.pid),
             "PYTHONPATH": str(ROOT),
@@ -66,7 +67,7 @@ class Owner:
         (self.folder / "probe.py").write_text(PROBE.format(before=before))
 
     def start(self, *arguments: str, code: str = RUN, **environment: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        client = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             cwd=self.folder,
             env=self.environment | environment,
@@ -74,15 +75,26 @@ class Owner:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,  # whose parent is in another one: to others, Ctrl-Z does nothing
         )
+        self.clients.append(client)
+        return client
 
-    def servers(self) -> list[psutil.Process]:
-        """The servers of this owner that live."""
+    def family(self) -> list[psutil.Process]:
+        """The servers of this owner that live, and their forks."""
         found = []
         for process in psutil.process_iter():
-            with suppress(psutil.Error, ProcessLookupError):
-                is_one = str(self.temporary) in " ".join(process.cmdline()) and os.getsid(process.pid) == process.pid
-                if is_one and process.status() != psutil.STATUS_ZOMBIE:  # forks are of its session
+            with suppress(psutil.Error):
+                if str(self.temporary) in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def servers(self) -> list[psutil.Process]:
+        """The servers of this owner that live: their forks are of their session."""
+        found = []
+        for process in self.family():
+            with suppress(ProcessLookupError):
+                if os.getsid(process.pid) == process.pid:
                     found.append(process)
         return found
 
@@ -94,12 +106,18 @@ class Owner:
         self.process.kill()
         self.process.wait()
 
+    def end_all(self) -> None:
+        self.end()
+        for process in self.clients:
+            process.kill()
+            process.wait()
+
 
 @pytest.fixture
 def owner(tmp_path: Path) -> Iterator[Owner]:
     made = Owner(tmp_path)
     yield made
-    made.end()
+    made.end_all()
     until(lambda: not made.servers())
     assert made.sockets == []
 
@@ -169,6 +187,15 @@ def test_signals_come_to_the_fork(owner: Owner, number: signal.Signals) -> None:
     assert client.wait(timeout=60) == number
 
 
+def test_a_stage_ends_in_order_where_all_processes_are_told_to(owner: Owner) -> None:
+    owner.write(before="signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), sys.exit(7)))")
+    client = owner.start("wait")
+    stage = psutil.Process(said(client)["number"])
+    for number in (stage.ppid(), stage.pid, client.pid):
+        os.kill(number, signal.SIGTERM)
+    assert client.wait(timeout=60) == 7
+
+
 def test_a_fork_that_handles_no_signal_ends_by_it_and_so_does_its_client(owner: Owner) -> None:
     for which in ("client", "fork"):
         client = owner.start("wait")
@@ -226,15 +253,33 @@ def test_a_server_that_comes_to_nothing_costs_nothing(owner: Owner) -> None:
     left.unlink()
 
 
-def test_a_signal_that_comes_before_the_stage(owner: Owner) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_before_the_stage_has_begun_a_signal_ends_its_client_at_once(owner: Owner, number: signal.Signals) -> None:
+    owner.write(before="print('begun', flush=True); Path('begun').touch()")
     owner.start().communicate()
+    (owner.folder / "begun").unlink()
     [server] = owner.servers()
     server.suspend()
     client = owner.start("wait")
     until(lambda: signal.SIGTERM in handled(client.pid))
-    client.terminate()
+    client.send_signal(number)
+    assert client.wait(timeout=60) == -number
     server.resume()
-    assert client.wait(timeout=60) == -signal.SIGTERM
+    assert json.loads(owner.start().communicate()[0].removeprefix("begun\n"))["arguments"] == []
+    until(lambda: len(owner.family()) == 1)
+
+
+def test_a_signal_while_the_fork_becomes_the_stage(owner: Owner) -> None:
+    code = f"import sys; sys.path.insert(0, {str(SERVER.parent)!r}); import server; server.LIBRARIES = ()\n"
+    code += "import os, signal, runpy; became = server.become\n"
+    code += "def become(request): os.kill(os.getpid(), signal.SIGINT); became(request)\n"
+    code += "server.become = become; server.main()"
+    (owner.folder / "server.py").write_text(code)
+    server = (
+        f"from pathlib import Path; from stages.start import client; client.SERVER = Path('{owner.folder}/server.py')"
+    )
+    client = owner.start("wait", code=f"{server}; {RUN}")
+    assert client.wait(timeout=60) == -signal.SIGINT
 
 
 def handled(number: int) -> set[int]:
@@ -245,8 +290,10 @@ def handled(number: int) -> set[int]:
 
 @pytest.mark.parametrize("redirection", ["0<&-", "1>&-", "2>&-"])
 def test_with_a_closed_descriptor_there_is_no_fork(owner: Owner, redirection: str) -> None:
-    command = ["bash", "-c", f'"$@" {redirection} || echo failed', "bash", sys.executable, "-c", RUN]
-    subprocess.run(command, cwd=owner.folder, env=owner.environment, timeout=60)
+    run = RUN.replace("print('not forked')", "open('direct', 'w').close()")
+    command = ["bash", "-c", f'"$@" {redirection}', "bash", sys.executable, "-c", run]
+    assert subprocess.run(command, cwd=owner.folder, env=owner.environment, timeout=60).returncode == 0
+    assert (owner.folder / "direct").exists()
     assert owner.servers() == []
 
 
