@@ -1,7 +1,7 @@
 """What bench.training has measured, as JSON, as tables with the goals in docs/performance.md, and as bars.
 
-A setting is a batch size with a precision. All its peers are measured in one go, on one machine; other settings may be
-from other days and machines, and stay as they are when one is measured anew.
+A setting is a net with a batch size and a precision. All its peers are measured in one go, on one machine; other
+settings may be from other days and machines, and stay as they are when one is measured anew.
 """
 
 import json
@@ -22,7 +22,7 @@ FIGURES = ("images_per_second", "first_step", "memory", "accuracy")
 # gradients; a multiplication and an addition are two.
 OPERATIONS = 2 * (2 * 32 * 24 * 24 * 25 + 3 * 32 * 12 * 12 * 10)
 
-Setting = Mapping[str, Any]  # precision, batch, where and when, and a row for each peer: lists of a value a round
+Setting = Mapping[str, Any]  # net, precision, batch, where and when, and a row for each peer: lists of a value a round
 
 
 def read(out: Path) -> list[Setting]:
@@ -33,8 +33,8 @@ def read(out: Path) -> list[Setting]:
 
 def write(out: Path, measured: Sequence[Setting]) -> None:
     """Write the text's tables anew, and beside it the figures and their picture."""
-    new = {(setting["batch"], setting["precision"]): setting for setting in [*read(out), *measured]}
-    settings = [new[key] for key in sorted(new, key=lambda key: (key[1] != "float32", key[0]))]
+    settings = list({named(setting): setting for setting in [*read(out), *measured]}.values())
+    settings.sort(key=lambda each: (each["net"] != "Net", each["net"], each["precision"] != "float32", each["batch"]))
     text = out.read_text(encoding="utf-8")
     before, after = text.split(START, 1)[0], text.split(END, 1)[1]
     with replacing(out) as partial:
@@ -57,17 +57,19 @@ def tables(settings: Sequence[Setting]) -> str:
 
 
 def named(setting: Setting) -> str:
-    return f"{setting['precision']}, batches of {setting['batch']}"
+    return f"{setting['net']}, {setting['precision']}, batches of {setting['batch']}"
 
 
 def about(setting: Setting) -> str:
     """Return of what a table is, and how much of the CPU's arithmetic we use."""
     product, speed = median(setting["gflops"]), speeds(setting).get(OURS)
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
-    number = f"medians of {n} rounds" if (n := len(setting["gflops"])) > 1 else "one round"
+    rounds, epochs = len(setting["gflops"]), setting["epochs"]
+    number = f"medians of {rounds} rounds" if rounds > 1 else "one round"
+    number += f" of {epochs} epochs" if epochs > 1 else " of one epoch"
     said = f"**{named(setting)}**: {setting['cpu']}, {setting['cores']} cores, {setting['date']}, {number}; {versions}."
     said += f"\nA product of two matrices of 2048x2048 reaches {product:,.0f} GFLOP/s"
-    if speed is None:
+    if speed is None or setting["net"] != "Net":
         return f"{said}."
     ours = speed * OPERATIONS / 1e9
     return f"{said}, this project by the Net's formula {ours:,.0f}: {ours / product:.2f} of it."
@@ -97,12 +99,11 @@ def goals(setting: Setting) -> Iterator[tuple[str, float, float, str]]:
     found = speeds(setting)
     others = {name: speed for name, speed in found.items() if name not in (OURS, PORTABLE)}
     notebooks = {name: speed for name, speed in others.items() if name.startswith(NOTEBOOK)}
-    aims: list[tuple[str, float, Mapping[str, float]]] = []
-    if setting["batch"] == 128 and setting["precision"] == "float32":
-        aims = [(OURS, 2.0, others), (OURS, 5.0, notebooks), (PORTABLE, 1.5, others)]
-    elif setting["batch"] == 20 and setting["precision"] == "float32":
-        aims = [(OURS, 2.0, notebooks)]
-    for ours, goal, beside in aims:
+    aims = {
+        ("Net", "float32", 20): [(OURS, 2.0, notebooks)],
+        ("Net", "float32", 128): [(OURS, 2.0, others), (OURS, 5.0, notebooks), (PORTABLE, 1.5, others)],
+    }
+    for ours, goal, beside in aims.get((setting["net"], setting["precision"], setting["batch"]), []):
         if ours in found and beside:
             fastest = max(beside, key=lambda name: beside[name])
             reached = found[ours] / beside[fastest]

@@ -1,7 +1,7 @@
 """Trains the page's Net on Fashion-MNIST by this project and by its peers, in turn: how fast, and to what accuracy.
 
     python -m bench.training --out docs/performance.md
-    python -m bench.training --only repronet "plain PyTorch" --batch 128 --precision float32   # prints the tables alone
+    python -m bench.training --only repronet "plain PyTorch" --net resnet18 --batch 128   # prints the tables alone
 
 Needs the extra `bench`: pip install -c constraints.txt -e '.[bench]'. With --out the tables of what was measured take
 the place of those in the file, and .json and .png beside it have the figures of every round, and bars. Each training is
@@ -30,7 +30,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from bench.figures import END, FIGURES, NOTEBOOK, OURS, PORTABLE, START, Setting, tables, write
-from bench.peers.run import LR
+from bench.peers.run import KERNEL, LR, WIDTHS
 from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.instructions import LIMITS, OUTER, cpu_model
@@ -41,6 +41,8 @@ from tools.sweep import overrides
 ROOT = Path(__file__).parents[1]
 # glibc gives memory of this size back at once, and every step then takes it anew, page by page.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28)}
+NETS = ("Net", "three convolutions", "resnet18")
+NET = NETS[:1]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Peer:
     module: str
     determinism: str = "machine"  # of this project alone
     workers: int = 0  # processes that load images
+    nets: tuple[str, ...] = NETS
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -58,9 +61,11 @@ PEERS = {
     PORTABLE: Peer("repronet", determinism="portable"),
     "plain PyTorch": Peer("plain"),
     "plain PyTorch (mallopt)": Peer("plain", environment=MALLOC),
-    "Keras on TensorFlow": Peer("keras_fit", environment={"KERAS_BACKEND": "tensorflow"}),
-    "Keras on TensorFlow (mallopt)": Peer("keras_fit", environment={"KERAS_BACKEND": "tensorflow"} | MALLOC),
-    "Keras on torch": Peer("keras_fit", environment={"KERAS_BACKEND": "torch"}),
+    "Keras on TensorFlow": Peer("keras_fit", nets=NET, environment={"KERAS_BACKEND": "tensorflow"}),
+    "Keras on TensorFlow (mallopt)": Peer(
+        "keras_fit", nets=("Net",), environment={"KERAS_BACKEND": "tensorflow"} | MALLOC
+    ),
+    "Keras on torch": Peer("keras_fit", nets=NET, environment={"KERAS_BACKEND": "torch"}),
     "Lightning": Peer("lightning_trainer"),
     NOTEBOOK: Peer("notebook"),
     f"{NOTEBOOK} (2 workers)": Peer("notebook", workers=2),
@@ -73,6 +78,7 @@ def main() -> None:
     parser = cli.parser("bench.training", __doc__)
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--epochs", type=positive, default=3)
+    parser.add_argument("--net", nargs="+", choices=NETS, default=["Net"])
     parser.add_argument("--batch", type=positive, nargs="+", default=[20, 128, 512])
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--only", nargs="+", default=list(PEERS), metavar="PEER", help=", ".join(PEERS))
@@ -109,30 +115,38 @@ def positive(text: str) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[list[Setting]]:
-    """Yield after each round what was measured at each batch size and precision, of each peer and figure all values."""
+    """Yield after each round what was measured in each setting: of each peer and figure the values of all rounds."""
     about = {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "date": str(datetime.date.today()),
         "versions": versions(),
+        "epochs": arguments.epochs,
     }
     settings: list[Setting] = [
-        {"precision": precision, "batch": batch, **about, "gflops": list[float]()}
-        | {"rows": [{"peer": peer} | {figure: list[float]() for figure in FIGURES} for peer in arguments.only]}
+        {"net": net, "precision": precision, "batch": batch, **about, "gflops": list[float]()}
+        | {
+            "rows": [
+                {"peer": peer} | {figure: list[float]() for figure in FIGURES}
+                for peer in arguments.only
+                if net in PEERS[peer].nets
+            ]
+        }
+        for net in arguments.net
         for precision in arguments.precision
         for batch in arguments.batch
     ]
     with TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder)
-        trainings = arguments.rounds * len(settings) * len(arguments.only)
+        trainings = arguments.rounds * sum(len(setting["rows"]) for setting in settings)
         with tqdm(total=trainings, unit="training", disable=None) as progress:
             for seed in range(arguments.rounds):
                 for setting in settings:
                     product = run(folder, "product", {"precision": setting["precision"]}, {})
                     setting["gflops"].append(product["gflops"])
                     for row in setting["rows"]:
-                        found = trained(folder, PEERS[row["peer"]], setting, arguments.epochs, seed)
+                        found = trained(folder, PEERS[row["peer"]], setting, seed)
                         for figure in FIGURES:
                             row[figure].append(found[figure])
                         progress.update()
@@ -163,18 +177,22 @@ def write_idx(path: Path, array: npt.NDArray[np.uint8]) -> None:
     path.write_bytes(np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes() + array.tobytes())
 
 
-def trained(folder: Path, peer: Peer, setting: Setting, epochs: int, seed: int) -> dict[str, float]:
+def trained(folder: Path, peer: Peer, setting: Setting, seed: int) -> dict[str, float]:
     """Train once, and return what was measured."""
     values = read_yaml((ROOT / "params.yaml").read_bytes(), "params.yaml")
     values["train"] |= {
-        "seed": seed, "epochs": epochs, "batch_size": setting["batch"], "precision": setting["precision"],
+        "seed": seed, "epochs": setting["epochs"], "batch_size": setting["batch"], "precision": setting["precision"],
         "device": "cpu", "threads": len(os.sched_getaffinity(0)), "determinism": peer.determinism,
         "optimizer": {"name": "Adam", "lr": LR, "arguments": {}},
         "schedule": {"name": "ConstantLR", "arguments": {}},
     }  # fmt: skip
+    if setting["net"] == "resnet18":
+        values["train"]["net"]["name"] = "resnet18"
+    elif setting["net"] != "Net":
+        values["train"]["net"]["arguments"]["Net"] |= {"widths": [*WIDTHS], "kernel": KERNEL}
     (folder / "params.yaml").write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML, too
-    options = {"started": time.time(), "batch": setting["batch"], "precision": setting["precision"]}
-    options |= {"epochs": epochs, "seed": seed, "workers": peer.workers}
+    options = {"started": time.time(), "epochs": setting["epochs"], "seed": seed, "workers": peer.workers}
+    options |= {name: setting[name] for name in ("net", "batch", "precision")}
     return run(folder, peer.module, options, peer.environment, ".")
 
 

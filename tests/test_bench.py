@@ -22,11 +22,11 @@ def test_training_beside_peers(tmp_path: Path) -> None:
     printed = subprocess.check_output(command, cwd=ROOT, env=clean_environment(), text=True)
     assert re.findall(r"^\| (\w.+?) \| [\d,]+ \|", printed, re.MULTILINE) == command[-3:]
     text = out.read_text()
-    assert text == f"before\n{START}\n{printed[printed.index('**float32') :]}{END}\nafter\n"
+    assert text == f"before\n{START}\n{printed[printed.index('**Net, float32') :]}{END}\nafter\n"
     with Image.open(tmp_path / "performance.png") as picture:
         assert picture.width > 300
     [setting] = json.loads((tmp_path / "performance.json").read_text())
-    assert named(setting) == "float32, batches of 512"
+    assert named(setting) == "Net, float32, batches of 512"
     assert setting["gflops"][0] > 1
     assert "torch" in setting["versions"]
     for row in setting["rows"]:
@@ -63,5 +63,5 @@ def test_the_documented_tables_are_those_of_the_figures() -> None:
 def test_goals_are_over_the_fastest(batch: int, reached: dict[str, tuple[float, float]]) -> None:
     speeds = {"repronet": 30.0, "fast": 20.0, "notebook": 5.0, "notebook (2 workers)": 10.0, "slow": 1.0}
     rows = [{"peer": peer, "images_per_second": [speed]} for peer, speed in speeds.items()]
-    found = goals({"batch": batch, "precision": "float32", "rows": rows})
+    found = goals({"net": "Net", "batch": batch, "precision": "float32", "rows": rows})
     assert {name: (goal, times) for name, goal, times, _ in found} == reached

@@ -13,15 +13,15 @@ from torch.nn import functional as F
 
 from bench.peers.notebook import loaders
 from bench.peers.run import LR, Run, main
-from bench.peers.torch_net import Net
+from bench.peers.torch_net import make_net
 
 
 class Module(lightning.LightningModule):
-    """The Net, with the steps that Lightning calls."""
+    """The net, with the steps that Lightning calls."""
 
     def __init__(self, run: Run) -> None:
         super().__init__()
-        self.net, self.run = Net(), run
+        self.net, self.run = make_net(run.net), run
 
     def training_step(self, batch: Any) -> Tensor:
         images, labels = batch

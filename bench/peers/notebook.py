@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from bench.peers.run import LR, Run, main
-from bench.peers.torch_net import Net, autocast
+from bench.peers.torch_net import autocast, make_net
 
 
 def loaders(run: Run) -> dict[str, DataLoader[tuple[torch.Tensor, torch.Tensor]]]:
@@ -30,7 +30,7 @@ def train(run: Run) -> npt.NDArray[np.int64]:
     """Return the predicted class of each test image."""
     torch.manual_seed(run.seed)
     torch.set_num_threads(run.threads)
-    load, net, precision, criterion = loaders(run), Net(), autocast(run.precision), nn.CrossEntropyLoss()
+    load, net, precision, criterion = loaders(run), make_net(run.net), autocast(run.precision), nn.CrossEntropyLoss()
     optimizer = optim.Adam(net.parameters(), lr=LR)
     for epoch in range(run.epochs):
         net.train()

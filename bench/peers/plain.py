@@ -7,7 +7,7 @@ from torch import optim
 from torch.nn import functional as F
 
 from bench.peers.run import LR, Run, main
-from bench.peers.torch_net import Net, autocast, predict
+from bench.peers.torch_net import autocast, make_net, predict
 
 
 def train(run: Run) -> npt.NDArray[np.int64]:
@@ -19,7 +19,7 @@ def train(run: Run) -> npt.NDArray[np.int64]:
         for split in ("train", "valid", "test")
     }
     (images, labels), (valid_images, valid_labels) = data["train"], data["valid"]
-    net, precision = Net(), autocast(run.precision)
+    net, precision = make_net(run.net), autocast(run.precision)
     optimizer = optim.Adam(net.parameters(), lr=LR)
     for epoch in range(run.epochs):
         net.train()

@@ -1,4 +1,4 @@
-"""What each peer does: it trains the page's Net on Fashion-MNIST, and prints what was measured, as JSON.
+"""What each peer does: it trains the page's Net, or another, on Fashion-MNIST, and prints what was measured, as JSON.
 
     python -m bench.peers.plain FOLDER --batch 128
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 LR = 0.001
 N_CLASSES = 10
+WIDTHS, KERNEL = (32, 64, 64), 3  # of "three convolutions", each with ReLU and 2x2 max-pooling
 
 
 class Run:
@@ -31,6 +32,7 @@ class Run:
         self.batch_size: int = arguments.batch
         self.epochs: int = arguments.epochs
         self.precision: str = arguments.precision  # float32 | bfloat16
+        self.net: str = arguments.net
         self.seed: int = arguments.seed
         self.workers: int = arguments.workers  # processes that load images
         self.threads = len(os.sched_getaffinity(0))
@@ -75,6 +77,7 @@ def main(train: Callable[[Run], npt.NDArray[np.int64]]) -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--net", default="Net")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--started", type=float, default=time.time(), help="when this process was, seconds since 1970")

@@ -1,7 +1,8 @@
-"""The page's Net as a tutorial would write it, and what the peers on plain PyTorch share."""
+"""The nets as a tutorial would write them, and what the peers on plain PyTorch share."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.peers.run import N_CLASSES
+from bench.peers.run import KERNEL, N_CLASSES, WIDTHS
 
 
 class Net(nn.Module):
@@ -26,6 +27,22 @@ class Net(nn.Module):
         x = self.pool(F.relu(self.conv1(x)))
         x = x.view(x.size(0), -1)
         return F.relu(self.fc1(x))
+
+
+def make_net(name: str) -> nn.Module:
+    """Return a net for images (n, 1, 28, 28) and ten classes; the accepted names are bench.training's."""
+    if name == "Net":
+        return Net()
+    if name == "resnet18":
+        from torchvision import models  # only here: it takes a second
+
+        net: nn.Module = models.resnet18(num_classes=N_CLASSES)
+        net.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+        return net
+    layers: list[nn.Module] = []
+    for before, after in pairwise((1, *WIDTHS)):
+        layers += [nn.Conv2d(before, after, KERNEL), nn.ReLU(), nn.MaxPool2d(2, 2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(WIDTHS[-1], N_CLASSES), nn.ReLU())
 
 
 def autocast(precision: str) -> Callable[[], AbstractContextManager[object]]:
