@@ -1,6 +1,6 @@
 """Whether a difference between classifiers is real: pure functions of counts and arrays.
 
-scipy.stats is imported where it is needed, since that takes 0.4 s.
+scipy.special is imported where it is needed, since that takes 0.2 s; scipy.stats takes 0.7 s.
 """
 
 import math
@@ -17,10 +17,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
     `only_first` and `only_second` count the images that just one of two classifiers gets right. If the classifiers
     were equally good, each of these images would be as likely to be the one's as the other's: a binomial test.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
     n_images = only_first + only_second
-    return float(binomtest(only_first, n_images).pvalue) if n_images else 1.0
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), n_images, 0.5)))
 
 
 def bootstrap_interval(only_first: int, only_second: int, n_images: int) -> tuple[float, float]:
@@ -39,8 +39,8 @@ def bootstrap_interval(only_first: int, only_second: int, n_images: int) -> tupl
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and half the width of its 95 % interval (Student's t); the half is NaN for fewer than two values."""
-    from scipy.stats import sem, t
+    from scipy.special import stdtrit
 
-    if len(values) < 2:
+    if (n := len(values)) < 2:
         return float(np.mean(values)), math.nan
-    return float(np.mean(values)), float(t.ppf(0.975, len(values) - 1) * sem(values))
+    return float(np.mean(values)), float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))

@@ -41,7 +41,7 @@ def run_in_fork(module: str, arguments: Sequence[str]) -> None:
     try:
         for descriptor in range(3):
             os.fstat(descriptor)
-        connection = _connected(process)
+        connection = _connected(process, os.environ)
         request = os.memfd_create("request")
         os.write(request, json.dumps(_request(module, arguments)).encode())
     except OSError:  # a closed descriptor, no place for the socket, or a system that knows less
@@ -58,6 +58,13 @@ def run_in_fork(module: str, arguments: Sequence[str]) -> None:
         with suppress(ProcessLookupError):
             os.kill(int(stage), signal.SIGKILL)
     _end(int(status or -signal.SIGKILL))
+
+
+def begin(environment: Mapping[str, str]) -> None:
+    """Let the server of the stages that will have this environment, which names its OWNER, import already."""
+    if sys.platform == "linux" and environment.get(SWITCH) != "off" and (process := environment.get(OWNER)):
+        with suppress(OSError):  # each stage starts one itself, then, or imports for itself
+            _connected(process, environment).close()
 
 
 def _request(module: str, arguments: Sequence[str]) -> dict[str, object]:
@@ -84,13 +91,13 @@ def _answer(connection: socket.socket) -> bytes:
     return b""
 
 
-def _connected(process: str) -> socket.socket:
+def _connected(process: str, environment: Mapping[str, str]) -> socket.socket:
     """Return a connection to the server of this owner and this environment, which is started if there is none.
 
     Raises OSError.
     """
     number, folder = process.split()[0], _folder()
-    path = folder / f"{number}-{_digest(process, os.environ)}"
+    path = folder / f"{number}-{_digest(process, environment)}"
     try:
         return _connection(path)
     except (FileNotFoundError, ConnectionRefusedError):
@@ -99,7 +106,7 @@ def _connected(process: str) -> socket.socket:
             try:
                 return _connection(path)  # another has just started one
             except (FileNotFoundError, ConnectionRefusedError):
-                _start(path, number)
+                _start(path, number, environment)
         return _connection(path)
 
 
@@ -113,7 +120,7 @@ def _connection(path: Path) -> socket.socket:
     return connection
 
 
-def _start(path: Path, number: str) -> None:
+def _start(path: Path, number: str, environment: Mapping[str, str]) -> None:
     """Start a server at `path`, and remove what killed ones have left.
 
     Raises ConnectionRefusedError if its owner has ended.
@@ -131,6 +138,7 @@ def _start(path: Path, number: str) -> None:
             stdin=listener.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=environment,
             cwd="/",  # no folder of an experiment, which is removed
             start_new_session=True,  # Ctrl-C is for the stages
         )

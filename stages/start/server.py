@@ -9,6 +9,7 @@ For each client there are two forks. One becomes the stage; the other is its par
 and tells the client how it has ended, so that the server's own end is no one else's.
 """
 
+import atexit
 import ctypes
 import gc
 import io
@@ -19,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -42,24 +44,35 @@ def tracking() -> None:
     import mlflow
 
 
+def store() -> None:
+    import mlflow.store.tracking.sqlalchemy_store
+    from sqlalchemy.orm import configure_mappers
+
+    configure_mappers()
+
+
 def pictures() -> None:
     import matplotlib.figure
 
 
 def models() -> None:
     import mlflow.pytorch
+    from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+
+    warn_dependency_requirement_mismatches(["torch"])  # it looks through all packages, and keeps what it has found
 
 
 def exports() -> None:
     import torch._dynamo
+    import torch.export._trace
 
 
-LIBRARIES = (tensors, tracking, pictures, models, exports)  # imported while there is nothing else to do
+LIBRARIES = (tensors, tracking, store, pictures, models, exports)  # imported while there is nothing else to do
 # What has to be there before a module is run.
 NEEDED = {
     "stages.train": (tensors,),
     "stages.evaluate": (tensors, pictures),
-    "stages.tracking.deliver": (tracking,),
+    "stages.tracking.deliver": (tracking, store),
 }
 
 
@@ -68,7 +81,27 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for the forks
     if request := serve(Path(sys.argv[1]), int(sys.argv[2])):
         become(request)
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        run(request["module"])
+
+
+def run(module: str) -> None:
+    """Run a module as `python -m` does, and end, without what takes Python half a second: to free all libraries."""
+    code: object = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code or 0
+    if not isinstance(code, int):
+        sys.exit(str(code))
+    # As Python does at its end: threads, of which executors tell theirs to end here, and what is registered.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # whose reader has gone, or closed: Python has its own end for that
+        sys.exit(code)
+    os._exit(code)
 
 
 def serve(path: Path, owner: int) -> Request | None:

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from stages.base.dvc import OWNER, identity
 from stages.base.errors import InputError
 from stages.base.experiment import SWEEP, home
+from stages.start import client
 from stages.tracking.git import GitError, git, git_bytes, prefix
 from tools.sweep import overrides
 from tools.sweep.copies import DVC, copy_repository
@@ -46,31 +47,32 @@ class LocalRunner(Runner):
         self._inputs = inputs
         self._copies, self._logs, self._baseline = COPIES / sweep, FOLDER / sweep, baseline
         self._template = self._copies / ".template"
+        # A stage calls plain `python`, which has to be this one, whether or not its environment is activated.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self._environment = {
+            "PATH": path,
+            "REPRONET_HOME": str(home(os.environ)),  # by default it is that of the copy, which is removed
+            OWNER: identity(os.getpid()),  # the experiments' stages are forks of one server, see stages/start
+        }
+        client.begin({**os.environ, **self._environment, SWEEP: sweep})
         self.runs = SweepRuns(sweep, baseline, self._copies)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._training: set[str] = set()  # those that have been seen to be past prepare
         # What each of `jobs` slots adds to the environment of its experiment.
         self._free = [{"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if len(gpus) > 1 else {} for job in range(jobs)]
         self._used: dict[str, dict[str, str]] = {}
-        # By default a stage takes those of its copy, which is removed with what a killed one would go on from.
-        self._environment = {
-            "MLFLOW_TRACKING_URI": self.runs.uri,
-            "REPRONET_HOME": str(home(os.environ)),
-            OWNER: identity(os.getpid()),  # the experiments' stages are forks of one server, see stages/start
-        }
+        self._environment["MLFLOW_TRACKING_URI"] = self.runs.uri  # by default it is that of the copy, too
 
     def start(self, description: Description) -> None:
         name, folder = description.name, self._copies / description.name
         self._make_template(description)
         shutil.copytree(self._template, folder, symlinks=True)
         slot = self._used[name] = self._free.pop()
-        # A stage calls plain `python`, which has to be this one, whether or not its environment is activated.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         with self._log(name).open("wb") as log:
             self._processes[name] = subprocess.Popen(
                 [*DVC, "exp", "run", "--name", name, *(f"--set-param={text}" for text in description.overrides)],
                 cwd=folder / prefix(),
-                env={**os.environ, "PATH": path, **self._environment, **description.environment, **slot},
+                env={**os.environ, **self._environment, **description.environment, **slot},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
