@@ -1,8 +1,10 @@
 """What every command line of the project shares: how it starts, and how it fails."""
 
 import argparse
+import atexit
 import os
 import sys
+import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,16 +35,16 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
     except InputError as error:
         warn(f"error: {error}{_way_back()}")
-        sys.exit(1)
+        _end(1)
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise
         warn(f"error: {error.filename or 'a file'}: {error.strerror}{_way_back()}")
-        sys.exit(1)
+        _end(1)
     except KeyboardInterrupt:
         warn(f"interrupted{_way_back()}")
-        sys.exit(130)
-    sys.exit(0)
+        _end(130)
+    _end(0)
 
 
 def parser(program: str, doc: str | None) -> argparse.ArgumentParser:
@@ -61,6 +63,18 @@ def paths(program: str, doc: str | None, optional: Collection[str] = (), **names
     for name, text in names.items():
         arguments.add_argument(name, type=Path, help=text, nargs="?" if name in optional else None)
     return vars(arguments.parse_args())
+
+
+def _end(code: int) -> NoReturn:
+    """Exit as Python does, but leave it to the system to free the libraries, for which Python takes 0.5 s."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, and executors tell theirs to end here
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # whose reader has gone, or closed: Python has its own end for that
+        sys.exit(code)
+    os._exit(code)
 
 
 def _way_back() -> str:

@@ -9,7 +9,6 @@ For each client there are two forks. One becomes the stage; the other is its par
 and tells the client how it has ended, so that the server's own end is no one else's.
 """
 
-import atexit
 import ctypes
 import gc
 import io
@@ -20,7 +19,6 @@ import select
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -81,27 +79,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for the forks
     if request := serve(Path(sys.argv[1]), int(sys.argv[2])):
         become(request)
-        run(request["module"])
-
-
-def run(module: str) -> None:
-    """Run a module as `python -m` does, and end, without what takes Python half a second: to free all libraries."""
-    code: object = 0
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        code = end.code or 0
-    if not isinstance(code, int):
-        sys.exit(str(code))
-    # As Python does at its end: threads, of which executors tell theirs to end here, and what is registered.
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):  # whose reader has gone, or closed: Python has its own end for that
-        sys.exit(code)
-    os._exit(code)
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 
 def serve(path: Path, owner: int) -> Request | None:

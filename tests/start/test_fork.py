@@ -338,39 +338,6 @@ def test_a_server_that_nobody_uses_ends(owner: Owner) -> None:
     assert not (owner.folder / "s").exists()
 
 
-@pytest.mark.parametrize(
-    ("ending", "code", "last"),
-    [
-        ("sys.exit('what is wrong')", 1, "what is wrong"),
-        ("sys.exit(7)", 7, "to the error output"),
-        ("sys.exit()", 0, "to the error output"),
-        ("raise ValueError('unforeseen')", 1, "ValueError: unforeseen"),
-        ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),
-        ("sys.stdout.close()", 0, "to the error output"),
-    ],
-)
-def test_the_end_is_that_of_python(owner: Owner, ending: str, code: int, last: str) -> None:
-    (owner.folder / "probe.py").write_text(f"""
-import atexit, sys, threading, time
-from concurrent.futures import ThreadPoolExecutor
-pool = ThreadPoolExecutor()
-pool.submit(print)
-atexit.register(lambda: open("atexit", "w").close())
-threading.Thread(target=lambda: (time.sleep(0.3), open("thread", "w").close())).start()
-print("to the output")
-print("to the error output", file=sys.stderr)
-{ending}
-""")
-    run = "import runpy, sys; from stages.start.client import run_in_fork; run_in_fork('probe', []); "
-    run += "runpy.run_module('probe', run_name='__main__', alter_sys=True)"
-    for environment in ({}, {"REPRONET_FORKSERVER": "off"}):
-        client = owner.start(code=run, **environment)
-        output, errors = client.communicate(timeout=60)
-        assert (client.returncode, output, errors.splitlines()[-1]) == (code, "\nto the output\n", last)
-        for name in ("atexit", "thread"):
-            (owner.folder / name).unlink()
-
-
 def test_a_server_can_be_begun_before_its_first_stage(owner: Owner) -> None:
     code = "import os; from stages.start.client import begin; begin(os.environ)"
     assert owner.start(code=code).wait(timeout=60) == 0
