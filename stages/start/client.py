@@ -11,8 +11,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -113,11 +113,22 @@ def _connected(process: str, environment: Mapping[str, str]) -> socket.socket:
 def _connection(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        connection.connect(str(path))
+        with _address(path) as address:
+            connection.connect(address)
     except OSError:
         connection.close()
         raise
     return connection
+
+
+@contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """Yield a short name of `path`: that of a socket has 107 bytes at most, and some clusters' TMPDIR is long."""
+    folder = os.open(path.parent, os.O_PATH)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def _start(path: Path, number: str, environment: Mapping[str, str]) -> None:
@@ -131,7 +142,8 @@ def _start(path: Path, number: str, environment: Mapping[str, str]) -> None:
     if not Path("/proc", number).exists():
         raise ConnectionRefusedError(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(path))
+        with _address(path) as address:
+            listener.bind(address)
         listener.listen(WAITING)
         subprocess.Popen(
             [sys.executable, "-P", str(SERVER), str(path), number],

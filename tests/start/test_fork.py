@@ -51,7 +51,7 @@ class Owner:
     """A process whose stages share a server, and a folder with the module `probe`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.temporary = folder / "wörk", folder / "tmp"
+        self.folder, self.temporary = folder / "wörk", folder / ("long" * 30)
         self.folder.mkdir()
         self.temporary.mkdir()
         self.write()
