@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +14,7 @@ from stages.base.dvc import end_with_dvc
 from stages.base.errors import InputError
 from stages.base.experiment import SWEEP, is_experiment, main_repository
 from stages.base.files import NO_PLACE
-from stages.base.processes import interrupt_on_signals, without_git_redirects
+from stages.base.processes import ignore_signals, interrupt_on_signals, without_git_redirects
 from stages.base.text import warn
 
 WAY_BACK = "git checkout HEAD -- params.yaml dvc.lock metrics"
@@ -67,8 +68,11 @@ def paths(program: str, doc: str | None, optional: Collection[str] = (), **names
 
 def _end(code: int) -> NoReturn:
     """Exit as Python does, but leave it to the system to free the libraries, for which Python takes 0.5 s."""
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, and executors tell theirs to end here
-    atexit._run_exitfuncs()
+    # The first waits for threads, and executors tell theirs to end there.
+    for last in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+        with suppress(KeyboardInterrupt):  # ends the waiting, not what is done
+            last()
+    ignore_signals()
     try:
         sys.stdout.flush()
         sys.stderr.flush()

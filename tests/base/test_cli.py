@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT, clean_environment
 
 SCRIPT = """
-import atexit, sys, threading, time
+import atexit, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from stages.base import cli
 from stages.base.errors import InputError
@@ -46,6 +46,12 @@ def test_threads_and_what_is_registered_come_to_their_end(ending: str) -> None:
     ended = run(ending)
     assert ended.stdout.splitlines() == ["main", "executor", "thread", "atexit"]
     assert (ended.returncode, ended.stderr.strip()) == ENDINGS[ending]
+
+
+def test_ctrl_c_at_the_end_ends_the_waiting_and_not_what_is_done() -> None:
+    ended = run("threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[-1] == "atexit"
 
 
 @pytest.mark.parametrize(("ending", "code"), [("sys.exit(7)", 7), ("raise ValueError", 1), ("sys.stdout.close()", 0)])
