@@ -78,9 +78,9 @@ def about(setting: Setting) -> str:
 def table(setting: Setting) -> str:
     """Return the medians; of the speed also the spread, and how many times as fast we are."""
     lines = ["| | images/s | lowest to highest | ours | first step, s | memory, MB | accuracy |", "|---" * 7 + "|"]
+    ours = speeds(setting).get(OURS)
     for row in setting["rows"]:
         speed, first_step, memory, accuracy = (median(row[figure]) for figure in FIGURES)
-        ours = speeds(setting).get(OURS)
         ratio = f"{ours / speed:.2f}" if ours else ""
         spread = f"{min(row['images_per_second']):,.0f} to {max(row['images_per_second']):,.0f}"
         lines.append(

@@ -3,8 +3,8 @@
     python -m bench.growth /tmp/growth
 
 writes the images as PNG files into the folder, unless they are there, each time with noise of its own, since equal
-images are refused: 560,000 files, 3 GB. Prints a table in Markdown: seconds, and peak memory without the page cache;
-and how far the times are from the straight line through them. 25 minutes on two cores of an x86-64 server.
+images are refused: 560,000 files. Prints a table in Markdown: seconds, and peak memory without the page cache; and how
+far the times are from the straight line through them.
 """
 
 import os

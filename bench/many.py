@@ -3,7 +3,7 @@
     python -m bench.many --experiments 200 --runs 2000
 
 makes the experiments of digits by a sweep in a fresh clone, one epoch each, and times the tools; then copies runs in
-its store until there are as many as --runs, and times them again. 20 minutes on two cores of an x86-64 server.
+its store until there are as many as --runs, and times them again.
 """
 
 import os

@@ -1,6 +1,6 @@
 """What one waits for on digits, in multiples of what the import of torch and MLflow takes, without a fork server too.
 
-    python -m bench.turnaround --rounds 5
+    python -m bench.turnaround --rounds 3
 
 takes 10 minutes on two cores. Each round runs `dvc repro` in a fresh clone, and an experiment and a sweep of twelve,
 two at once, after it.

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from stages.base.dvc import CLIENT, OWNER, owner
+from stages.base.processes import STOPPING
 
 SWITCH = "REPRONET_FORKSERVER"  # "off": every stage imports for itself
 # What a stage's environment may have other than its server's: libraries do not read it when they are imported.
@@ -25,7 +26,7 @@ OWN = (
     *("DVC_", "GIT_", "REPRONET_", "MLFLOW_EXPERIMENT_", "MLFLOW_HTTP_", "MLFLOW_TRACKING_"),
     *("CUBLAS_WORKSPACE_CONFIG=", "CUDA_VISIBLE_DEVICES=", "OLDPWD=", "PWD=", "SHLVL=", "_="),
 )
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT)
+FORWARDED = (*STOPPING, signal.SIGCONT)
 SERVER = Path(__file__).with_name("server.py")
 WAITING = 64  # stages that a server may have before it
 
