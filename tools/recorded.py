@@ -1,33 +1,23 @@
-"""Results as DVC records them, in experiments, in commits and in the workspace, and how to get at their files.
+"""Results as DVC records them, in experiments, in commits and in the workspace, and how to get at their files."""
 
-Files are read with dvc.api. Three things have no public way in DVC, and come from its inner modules: whether another
-process is at work in the workspace (`dvc status --json` ends as it does for any other failure), the files of an older
-commit with today's configuration, and the error for a directory whose list of files is lost.
-"""
-
-import hashlib
 import json
 import shlex
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stages.base.errors import InputError, listed, unknown
-from stages.base.params import WEIGHTS, flattened, load_params
+from stages.base.errors import InputError, unknown
 from stages.base.text import shown_url
-from stages.base.yaml import read_yaml
 from stages.tracking import provenance
-from stages.tracking.git import GitError, git, git_bytes, prefix
+from stages.tracking.git import GitError, git, git_bytes
 from stages.tracking.provenance import Provenance
 from stages.tracking.result import ResultFiles
-
-if TYPE_CHECKING:
-    from dvc.api import DVCFileSystem
-
-EVALUATE = ("python -m stages evaluate ", "python -m stages.evaluate ")  # the second in older commits
+from tools import facts
+from tools.commits import at_commit, check_commit, copied, still_missing, text_at
+from tools.dvclock import arguments_of, as_yaml, digests_of, files_of, stages_of
 
 
 @dataclass(frozen=True)
@@ -58,18 +48,27 @@ class RecordedResult:
             check_workspace()
             yield files_of(as_yaml(Path("dvc.lock").read_bytes()), Path())
             return
-        fs = _at_commit(self.commit)
+        known = facts.of(self.commit)
+        if known.unusable:
+            raise InputError(known.unusable)
+        if missing := still_missing(known.missing):
+            raise InputError(self._where_to_get(missing))
+        fs = at_commit(self.commit)
         lock = as_yaml(fs.read_bytes("dvc.lock") if fs.exists("dvc.lock") else b"")
-        arguments = _arguments(lock)
-        check_commit(lock, fs)
+        try:
+            weights, prepared, *others = arguments_of(lock)
+            check_commit(lock, fs)
+        except InputError as error:
+            facts.add(self.commit, unusable=str(error))
+            raise
         with TemporaryDirectory() as folder:
-            weights, prepared, *others = arguments
             paths = ["params.yaml", "dvc.yaml", "dvc.lock", weights, f"{prepared}/dataset.json", *others]
-            missing = [path for path in paths if not copied(fs, path, Path(folder))]
-            if missing:
+            if missing := [path for path in paths if not copied(fs, path, Path(folder))]:
+                if not fs.repo.config["remote"]:  # which may get them; there are the commit's own, too
+                    facts.add(self.commit, missing=_digests(lock, missing))
                 raise InputError(self._where_to_get(missing))
             try:
-                yield _files(arguments, Path(folder))
+                yield files_of(lock, Path(folder))
             except InputError as error:
                 raise InputError(str(error).replace(f"{folder}/", "")) from error
 
@@ -87,7 +86,7 @@ class RecordedResult:
         url = shown_url(str(remotes[name]["url"]))
         push = f"dvc exp push GIT_REMOTE {self.name}" if self.experiment else "dvc push --all-commits"
         # DVC pushes a commit's files to the remote that this commit's own configuration names, or the local one.
-        if f'remote "{name}"' not in _text_at(self.commit, ".dvc/config"):
+        if f'remote "{name}"' not in text_at(self.commit, ".dvc/config"):
             push = f"dvc remote add --local -f -d {name} {shlex.quote(url)} && {push}"
         return f"{lacks}, and so does the remote {name} ({url}). In the clone that has them: {push}"
 
@@ -95,13 +94,13 @@ class RecordedResult:
 def everything() -> list[RecordedResult]:
     """Return the results of all experiments, of the commits of HEAD and all branches, and of the workspace."""
     order = ["--full-history", "--topo-order", "--reverse", "--format=%H"]
-    commits: dict[object, str] = {}
+    commits: dict[str, str] = {}
     # There is no HEAD before the first commit.
     for commit in git("log", *order, "--ignore-missing", "HEAD", "--branches", "--", "dvc.lock").split():
         # Many a commit changes code, and dvc.lock with it, but no result: of these the last stands for all.
-        if result := _result_of(commit):
-            commits.pop(result, None)
-            commits[result] = commit
+        if identity := _identity(commit):
+            commits.pop(identity, None)
+            commits[identity] = commit
     return [
         *experiments(),
         *(RecordedResult(commit[:9], commit) for commit in commits.values()),
@@ -137,92 +136,24 @@ def experiments() -> list[RecordedResult]:
     return found
 
 
-def as_yaml(content: bytes) -> dict[str, Any]:
-    """Return the mapping that YAML holds, {} if it holds none."""
-    try:
-        values = read_yaml(content, "")
-    except InputError:  # such as the marks of a merge
-        values = None
-    return values if isinstance(values, dict) else {}
+def _identity(commit: str) -> str:
+    """Return what is equal for commits of the same result: params.yaml and the outputs. "" if it holds none."""
+    identity = facts.of(commit).identity
+    if identity is None:
+        identity, stages = "", {}
+        if git("ls-tree", commit, "dvc.lock"):
+            stages = stages_of(as_yaml(git_bytes("show", f"{commit}:./dvc.lock")))
+        if "evaluate" in stages:
+            identity = json.dumps([git("ls-tree", commit, "params.yaml"), digests_of({"stages": stages}, "outs")])
+        facts.add(commit, identity=identity)
+    return identity
 
 
-def read_params(path: Path) -> dict[str, Any]:
-    """Return the params of any commit by their dotted names, as they stand there if they are not today's."""
-    try:
-        return load_params(path).flat()
-    except InputError:
-        return flattened(as_yaml(path.read_bytes()))
-
-
-def _text_at(commit: str, path: str) -> str:
-    """Return a file of the project at a commit, "" if it is not there."""
-    return git("show", f"{commit}:./{path}") if git("ls-tree", commit, path) else ""
-
-
-def _result_of(commit: str) -> object:
-    """Return what is equal for commits with the same result: params.yaml and the outputs. None if it holds none."""
-    if not git("ls-tree", commit, "dvc.lock"):
-        return None
-    stages = _stages(as_yaml(git_bytes("show", f"{commit}:./dvc.lock")))
-    if "evaluate" not in stages:
-        return None
-    return git("ls-tree", commit, "params.yaml"), tuple(sorted(digests_of({"stages": stages}, "outs").items()))
-
-
-def _stages(lock: dict[str, Any]) -> dict[str, Any]:
-    """Return the stages in dvc.lock, {} if it has none that can be read."""
-    stages = lock.get("stages")
-    return stages if isinstance(stages, dict) and all(isinstance(stage, dict) for stage in stages.values()) else {}
-
-
-def _recorded(entry: dict[str, Any]) -> str:
-    """Return the digest of a dep or output; where its remote keeps versions, dvc.lock has those of a folder's files."""
-    return str(entry.get("md5") or sorted((file["relpath"], file["md5"]) for file in entry.get("files", [])))
-
-
-def _arguments(lock: dict[str, Any]) -> list[str]:
-    """Return weights, prepared set, history, results and plots, as on the command line of evaluate."""
-    if "evaluate" not in (stages := _stages(lock)):
-        raise InputError("dvc.lock has no evaluation")
-    command = stages["evaluate"].get("cmd")
-    start = next((start for start in EVALUATE if str(command).startswith(start)), None)
-    words = str(command).removeprefix(start).split() if start else []
-    if len(words) != 5:
-        raise InputError(f"evaluate was another command than today's: {command}")
-    return words
-
-
-def files_of(lock: dict[str, Any], root: Path) -> ResultFiles:
-    """Return the files of the result in dvc.lock, from `root` on. Raises InputError if it has none."""
-    return _files(_arguments(lock), root)
-
-
-def digests_of(lock: dict[str, Any], kind: str) -> dict[str, str]:
-    """Return the digests of all "deps" or "outs" in dvc.lock by their paths."""
-    entries = [entry for stage in _stages(lock).values() for entry in stage.get(kind, [])]
-    return {entry["path"]: _recorded(entry) for entry in entries}
-
-
-def _files(arguments: list[str], root: Path) -> ResultFiles:
-    weights, prepared, history, results, plots = (root / argument for argument in arguments)
-    return ResultFiles(weights, prepared, history, results, plots, root)
-
-
-def _at_commit(commit: str) -> "DVCFileSystem":
-    """Return the project's files at a commit, those of git and those that DVC keeps."""
-    from dvc.api import DVCFileSystem
-    from dvc.config import Config
-    from dvc.fs import GitFileSystem
-    from dvc.repo import Repo
-    from dvc.scm import SCM
-
-    scm = SCM(".")
-    files = GitFileSystem(scm=scm, rev=scm.resolve_rev(commit))
-    # DVCFileSystem by itself would show the whole repository, of which the project may be a folder. With today's
-    # configuration: the commit may be older than the remote, and DVC takes a relative path in the configuration of a
-    # commit as one from / on.
-    config = Config.from_cwd(validate=False)
-    return DVCFileSystem(Repo(f"/{prefix()}", fs=files, scm=scm, config=config, uninitialized=True))
+def _digests(lock: dict[str, Any], paths: list[str]) -> dict[str, str]:
+    """Return the digests of the outputs that these files are, or are in; {} if one is none."""
+    outputs = digests_of(lock, "outs").items()
+    found = {path: digest for path in paths for output, digest in outputs if Path(path).is_relative_to(output)}
+    return found if len(found) == len(paths) else {}
 
 
 def check_workspace() -> None:
@@ -240,58 +171,3 @@ def check_workspace() -> None:
             f"it is not what dvc.lock says ({', '.join(changed)} in dvc status); dvc repro makes it so, dvc checkout or"
             " dvc pull brings missing files"
         )
-
-
-def check_commit(lock: dict[str, Any], fs: "DVCFileSystem") -> None:
-    """Raise InputError if params or code were committed without the results that they give."""
-    changed: dict[str, None] = {}
-    for stage in _stages(lock).values():
-        for file, params in stage.get("params", {}).items():
-            values = as_yaml(fs.read_bytes(file)) if fs.exists(file) else {}
-            changed |= {f"{file}: {key}": None for key, value in params.items() if _value(values, key) != value}
-        for entry in [*stage.get("deps", []), *stage.get("outs", [])]:
-            path = entry["path"]
-            # What DVC keeps is found by its digest, so it is the right one.
-            in_git = entry.get("hash") == "md5" and not Path(path).is_absolute() and not fs.isdvc(path)
-            # Of folders those of code: of one with a source's images git may have a part.
-            is_data = "nfiles" in entry and not fs.exists(f"{path}/__init__.py")
-            # Nor has it weights that it ignores.
-            is_data |= Path(path).is_relative_to(WEIGHTS) and not fs.exists(path)
-            if in_git and not is_data and _digest(fs, path) != entry.get("md5"):
-                changed[path] = None
-    if changed:
-        raise InputError(f"committed without dvc repro: {listed(changed)}")
-
-
-def _value(values: Any, key: str) -> object:
-    """Return what stands under a dotted key, None if nothing does."""
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
-
-
-def _digest(fs: "DVCFileSystem", path: str) -> str:
-    """Return the digest of a file or folder in git as dvc.lock has it, "" if there is none."""
-    if not fs.exists(path):
-        return ""
-    if not fs.isdir(path):
-        return _md5(fs.read_bytes(path))
-    files = {PurePosixPath(file).relative_to(f"/{path}"): _md5(fs.read_bytes(file)) for file in fs.find(f"/{path}")}
-    entries = [{"md5": digest, "relpath": str(file)} for file, digest in sorted(files.items())]
-    return _md5(json.dumps(entries).encode()) + ".dir"
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def copied(fs: "DVCFileSystem", path: str, folder: Path) -> bool:
-    """Copy a file or folder into `folder`; return whether git, DVC's cache or a remote has it."""
-    from dvc_data.index import DataIndexDirError
-
-    (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        fs.get(path, str(folder / path), recursive=True)
-    except (FileNotFoundError, DataIndexDirError):
-        return False
-    return True

@@ -19,10 +19,11 @@ are skipped, which is no failure.
 
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,16 @@ from filelock import FileLock
 from stages.base import cli
 from stages.base.errors import InputError, listed
 from stages.base.text import say
+from stages.tracking.artifacts import lacking, names_of
 from stages.tracking.journal import DamagedError
 from stages.tracking.replay import BusyError, Pending, delivered, pending
+from stages.tracking.result import EVALUATION_TAG, WEIGHTS_TAG
 from stages.tracking.run import close, left_running
 from stages.tracking.store import Store
-from stages.tracking.writer import RunWriter, has_evaluation, lacks_evaluation
-from tools import recorded
+from stages.tracking.writer import RunWriter, as_logged, given, has_evaluation, lacks_evaluation
+from tools import facts, recorded
+from tools.dvclock import read_params
+from tools.facts import Held
 from tools.recorded import RecordedResult
 
 BUSY_SECONDS = 60.0  # that another process is waited for, which brings a journal
@@ -147,6 +152,8 @@ class Sync:
     def outcome(self, result: RecordedResult) -> tuple[Outcome, str]:
         """Give a result its run; return what was done, and details of it. Raises InputError if the store fails."""
         try:
+            if self._is_in_place(result):
+                return Outcome.PRESENT, ""
             with self._lock():
                 return self._give(result)
         except InputError as error:
@@ -157,15 +164,32 @@ class Sync:
                 self._store.exists()
             return Outcome.FAILED, f", {self._store.why(error)}"
 
+    def _is_in_place(self, result: RecordedResult) -> bool:
+        """Return whether a run has all of a result that was read once: its commit need not be read again."""
+        if not (self._exists and result.commit and (held := facts.of(result.commit).held)):
+            return False
+        run = evaluated(result, held, self._runs.get(held.digests[WEIGHTS_TAG], []))
+        return run is not None and not lacking(self._store.client(), run, held.artifacts)
+
+    @cached_property
+    def _runs(self) -> "dict[str, list[Run]]":
+        """The evaluated runs that there are as this begins, by the digests of their weights, the latest first."""
+        runs = defaultdict(list)
+        for run in self._store.search(having=[EVALUATION_TAG]):
+            runs[run.data.tags.get(WEIGHTS_TAG, "")].append(run)
+        return runs
+
     def _give(self, result: RecordedResult) -> tuple[Outcome, str]:
         with result.files() as files:
-            params = recorded.read_params(files.root / "params.yaml")
+            params, digests = read_params(files.root / "params.yaml"), files.digests
+            held = Held(as_logged(params), digests, names_of(files))
+            if result.commit:
+                facts.add(result.commit, held=held)
             writer = RunWriter(self._store, params, result.provenance())
-            digests = files.digests
-            runs = writer.found(digests) if self._exists else []
-            ours = [run for run in runs if is_of(result, run)]
-            if present := next((run.info.run_id for run in ours if has_evaluation(run, digests)), ""):
-                gone = writer.lacking(present, files)
+            ours = [run for run in (writer.found(digests) if self._exists else []) if is_of(result, run)]
+            if run := evaluated(result, held, ours):
+                present = run.info.run_id
+                gone = lacking(self._store.client(), run, held.artifacts)
                 if not gone:
                     return Outcome.PRESENT, ""
                 lacked = f", run {present} lacked {listed(gone, 3)}"
@@ -229,6 +253,12 @@ def is_of(result: RecordedResult, run: "Run") -> bool:
     tags = run.data.tags
     own = tags.get("dvc.exp_name") == result.experiment and tags.get("dvc.baseline_rev") == result.baseline
     return own or not result.experiment
+
+
+def evaluated(result: RecordedResult, held: Held, runs: "Iterable[Run]") -> "Run | None":
+    """Return the first of these runs that is one of a result and has its params and its evaluation."""
+    fitting = (run for run in runs if is_of(result, run) and has_evaluation(run, held.digests))
+    return next((run for run in fitting if given(run) == held.params), None)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import load_weights
 from stages.tracking import provenance
+from stages.tracking.artifacts import lost_models, models_of
 from stages.tracking.datasets import CONTEXTS, dataset_input, dataset_record
 from stages.tracking.journal import FILES, Event, Journal, files_of, now
 from stages.tracking.models import log_model
@@ -30,7 +31,6 @@ from stages.tracking.run import ActiveRun, Start, is_abandoned, points_of, start
 from stages.tracking.store import Store
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 LONGEST = 6000  # characters of a param that MLflow keeps
@@ -132,30 +132,18 @@ class RunWriter:
         run.end("FINISHED", time)
         return run.id
 
-    def lacking(self, run_id: str, files: ResultFiles) -> list[str]:
-        """Return what of a result's files is not in the artifacts of its run, or of its model: it was moved or removed.
-
-        Earlier versions did not log the weights.
-        """
-        client = self.store.client()
-        found = list(_artifacts(client, run_id))
-        plots = [f"plots/{path.relative_to(files.plots)}" for path in sorted(files.plots.rglob("*.*"))]
-        gone = [name for name in ("params.yaml", "dvc.yaml", files.results.name, *plots) if name not in found]
-        if not any(name.startswith(f"{WEIGHTS}/") for name in found):
-            gone.insert(0, WEIGHTS)
-        return gone + ["model"] * bool(_lost_models(client, run_id))
-
     def put_back(self, run_id: str, files: ResultFiles) -> None:
         """Log the files of a result, and its model, to the run that lacks some; nothing else of it changes.
 
         Raises InputError if weights or dataset.json are not as written today.
         """
         data, (net, description) = DatasetInfo(files.prepared), load_weights(files.weights)
-        for model_id in _lost_models(self.store.client(), run_id):
+        client = self.store.client()
+        for model_id in lost_models(client, client.get_run(run_id)):
             log_model(run_id, description, net, data, model_id)
         with self._origin(data) as origin:
             for path in origin.values():
-                self.store.client().log_artifact(run_id, str(path))
+                client.log_artifact(run_id, str(path))
         self._log_files(run_id, files)
 
     @contextmanager
@@ -242,32 +230,6 @@ def is_of_journal(run: "Run", journal: str | None) -> bool:
     return journal in (tags.get(JOURNAL_TAG, ""), tags.get(EVALUATED_BY_TAG, "")) and EVALUATION_TAG not in tags
 
 
-def models_of(run: "Run") -> list[str]:
-    """Return the ids of the models that a run has logged."""
-    return [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
-
-
 def has_evaluation(run: "Run", digests: dict[str, str]) -> bool:
     """Return whether a run holds the evaluation with this digest."""
     return bool(run.data.tags.get(EVALUATION_TAG) == digests[EVALUATION_TAG])
-
-
-def _artifacts(client: "MlflowClient", run_id: str, folder: str | None = None) -> Iterator[str]:
-    """Yield the paths of a run's artifacts."""
-    for artifact in client.list_artifacts(run_id, folder):
-        if artifact.is_dir:
-            yield from _artifacts(client, run_id, artifact.path)
-        else:
-            yield artifact.path
-
-
-def _lost_models(client: "MlflowClient", run_id: str) -> list[str]:
-    """Return the ids of a run's models that have no files. Those that the user has deleted are not lost."""
-    from mlflow.exceptions import MlflowException
-
-    lost = []
-    for model_id in models_of(client.get_run(run_id)):
-        with suppress(MlflowException):  # of a deleted one
-            client.get_logged_model(model_id)
-            lost += [model_id] if not client.list_logged_model_artifacts(model_id) else []
-    return lost

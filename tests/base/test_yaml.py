@@ -12,7 +12,7 @@ from stages.base.params import load_params
 from stages.base.yaml import DEEPEST, LARGEST, MOST_VALUES, read_yaml
 from stages.tracking.result import ResultFiles
 from tests.conftest import ROOT
-from tools.recorded import as_yaml
+from tools.dvclock import as_yaml
 from tools.sweep.overrides import check
 
 

@@ -25,7 +25,8 @@ from stages.tracking.writer import RunWriter
 from stages.train import train
 from tests.conftest import Project, free_port, runs, served
 from tools import recorded
-from tools.recorded import RecordedResult, read_params
+from tools.dvclock import as_yaml, read_params
+from tools.recorded import RecordedResult
 from tools.sync import Sync, is_of, main
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)
@@ -136,6 +137,15 @@ def test_what_was_run_here_is_in_place(original: Project) -> None:
     before = [run.to_dictionary() for run in original.runs()]
     assert done(synced(original)) == ["in place"] * 3
     assert [run.to_dictionary() for run in original.runs()] == before
+
+
+def test_a_commit_is_read_once(original: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced(original)
+    monkeypatch.setattr(recorded, "at_commit", lambda commit: pytest.fail(f"{commit} is read again"))
+    assert done(synced(original)) == ["in place"] * 3
+    shutil.rmtree(original.root / ".repronet/commits")
+    monkeypatch.undo()
+    assert done(synced(original)) == ["in place"] * 3
 
 
 @pytest.mark.parametrize(
@@ -268,7 +278,7 @@ def test_missing_files_are_named_and_hold_up_nothing_else(clone: Project, origin
     clone("git", "clone", "-q", f"{original.root}-hub", str(bare.root))
     bare("git", "fetch", "-q", "origin", "refs/exps/*:refs/exps/*")
     storage = Path(f"{original.root}-storage")
-    lock = recorded.as_yaml(bare("git", "show", f"{experiment_ref(bare)}:dvc.lock").encode())
+    lock = as_yaml(bare("git", "show", f"{experiment_ref(bare)}:dvc.lock").encode())
     digest = next(out["md5"] for out in lock["stages"]["train"]["outs"] if out["path"].startswith("models"))
     stored = storage / "files/md5" / digest[:2] / digest[2:]
     stored.rename(tmp_path / "kept")
@@ -282,6 +292,24 @@ def test_missing_files_are_named_and_hold_up_nothing_else(clone: Project, origin
     what, why = outcomes["workspace"]
     assert what == "skipped"
     assert why.startswith(", it is not what dvc.lock says (prepare, train, evaluate in dvc status); ")
+
+
+def test_results_that_cannot_be_used_are_said_at_once_until_they_can(
+    original: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = Project.at(tmp_path / "bare")
+    original("git", "clone", "-q", f"{original.root}-hub", str(bare.root))
+    bare("dvc", "remote", "remove", "storage")
+    bare("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qam", "no remote")
+    first = synced(bare, only=("HEAD",))
+    [[what, why]] = first.values()
+    assert what == "skipped"
+    assert ", DVC's cache lacks models/net.safetensors, data/prepared/dataset.json, plots, and no DVC remote" in why
+    with monkeypatch.context() as patch:
+        patch.setattr(recorded, "at_commit", lambda commit: pytest.fail(f"{commit} is read again"))
+        assert synced(bare, only=("HEAD",)) == first
+    shutil.copytree(original.root / ".dvc/cache", bare.root / ".dvc/cache", dirs_exist_ok=True)
+    assert done(synced(bare, only=("HEAD",))) == ["created"]
 
 
 def experiment_ref(project: Project) -> str:
@@ -306,6 +334,7 @@ def test_results_that_are_not_those_of_the_params_or_the_code(broken: Project) -
     broken("git", "commit", "-qam", "not run")
     outcomes = synced(broken, only=("HEAD", "seed-1"))
     why = ", committed without dvc repro: params.yaml: train, stages/report"
+    assert synced(broken, only=("HEAD",)).popitem()[1] == ("skipped", why)
     assert outcomes == {
         broken("git", "rev-parse", "HEAD")[:9]: ("skipped", why),
         "seed-1": ("created", outcomes["seed-1"][1]),

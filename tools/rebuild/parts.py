@@ -17,8 +17,8 @@ from stages.base.processes import AUTO, thread_count
 from stages.nets.weights import read_weights
 from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG
 from stages.tracking.writer import as_logged
+from tools.dvclock import as_yaml, digests_of, files_of, read_params
 from tools.rebuild.record import Record
-from tools.recorded import as_yaml, digests_of, files_of, read_params
 from tools.runs import EvaluatedRun, read_predictions
 
 

@@ -12,7 +12,7 @@ from stages.base.params import WEIGHTS
 from stages.base.text import say
 from stages.tracking import environment
 from stages.tracking.result import PATCH
-from tools.recorded import as_yaml, read_params
+from tools.dvclock import as_yaml, read_params
 from tools.runs import EvaluatedRun, Runs
 
 

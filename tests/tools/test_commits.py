@@ -5,7 +5,7 @@ from dvc.api import DVCFileSystem
 
 from stages.base.errors import InputError
 from tests.conftest import Project
-from tools.recorded import check_commit
+from tools.commits import check_commit
 
 
 def test_weights_that_git_ignores_are_no_change_and_code_that_it_lacks_is(project: Project) -> None:

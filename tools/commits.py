@@ -1,0 +1,118 @@
+"""The project's files at a commit, those of git and those that DVC keeps, read with dvc.api.
+
+Three things have no public way in DVC, and come from its inner modules: the files of an older commit with today's
+configuration, what is in its cache, and the error for a directory whose list of files is lost.
+"""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from stages.base.errors import InputError, listed
+from stages.base.params import WEIGHTS
+from stages.tracking.git import git, prefix
+from tools.dvclock import as_yaml, stages_of
+
+if TYPE_CHECKING:
+    from dvc.api import DVCFileSystem
+    from dvc_data.hashfile.db import HashFileDB
+
+
+def at_commit(commit: str) -> "DVCFileSystem":
+    """Return the project's files at a commit, those of git and those that DVC keeps."""
+    from dvc.api import DVCFileSystem
+    from dvc.config import Config
+    from dvc.fs import GitFileSystem
+    from dvc.repo import Repo
+    from dvc.scm import SCM
+
+    scm = SCM(".")
+    files = GitFileSystem(scm=scm, rev=scm.resolve_rev(commit))
+    # DVCFileSystem by itself would show the whole repository, of which the project may be a folder. With today's
+    # configuration: the commit may be older than the remote, and DVC takes a relative path in the configuration of a
+    # commit as one from / on.
+    config = Config.from_cwd(validate=False)
+    return DVCFileSystem(Repo(f"/{prefix()}", fs=files, scm=scm, config=config, uninitialized=True))
+
+
+def check_commit(lock: dict[str, Any], fs: "DVCFileSystem") -> None:
+    """Raise InputError if params or code were committed without the results that they give."""
+    changed: dict[str, None] = {}
+    for stage in stages_of(lock).values():
+        for file, params in stage.get("params", {}).items():
+            values = as_yaml(fs.read_bytes(file)) if fs.exists(file) else {}
+            changed |= {f"{file}: {key}": None for key, value in params.items() if _value(values, key) != value}
+        for entry in [*stage.get("deps", []), *stage.get("outs", [])]:
+            path = entry["path"]
+            # What DVC keeps is found by its digest, so it is the right one.
+            in_git = entry.get("hash") == "md5" and not Path(path).is_absolute() and not fs.isdvc(path)
+            # Of folders those of code: of one with a source's images git may have a part.
+            is_data = "nfiles" in entry and not fs.exists(f"{path}/__init__.py")
+            # Nor has it weights that it ignores.
+            is_data |= Path(path).is_relative_to(WEIGHTS) and not fs.exists(path)
+            if in_git and not is_data and _digest(fs, path) != entry.get("md5"):
+                changed[path] = None
+    if changed:
+        raise InputError(f"committed without dvc repro: {listed(changed)}")
+
+
+def _value(values: Any, key: str) -> object:
+    """Return what stands under a dotted key, None if nothing does."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _digest(fs: "DVCFileSystem", path: str) -> str:
+    """Return the digest of a file or folder in git as dvc.lock has it, "" if there is none."""
+    if not fs.exists(path):
+        return ""
+    if not fs.isdir(path):
+        return _md5(fs.read_bytes(path))
+    files = {PurePosixPath(file).relative_to(f"/{path}"): _md5(fs.read_bytes(file)) for file in fs.find(f"/{path}")}
+    entries = [{"md5": digest, "relpath": str(file)} for file, digest in sorted(files.items())]
+    return _md5(json.dumps(entries).encode()) + ".dir"
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def copied(fs: "DVCFileSystem", path: str, folder: Path) -> bool:
+    """Copy a file or folder into `folder`; return whether git, DVC's cache or a remote has it."""
+    from dvc_data.index import DataIndexDirError
+
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        fs.get(path, str(folder / path), recursive=True)
+    except (FileNotFoundError, DataIndexDirError):
+        return False
+    return True
+
+
+def text_at(commit: str, path: str) -> str:
+    """Return a file of the project at a commit, "" if it is not there."""
+    return git("show", f"{commit}:./{path}") if git("ls-tree", commit, path) else ""
+
+
+def still_missing(digests: dict[str, str]) -> list[str]:
+    """Return which outputs of these digests are still nowhere to be had, as far as that is known at once.
+
+    With a remote it is not.
+    """
+    from dvc.config import Config
+
+    if not digests or Config.from_cwd(validate=False)["remote"]:
+        return []
+    return [path for path, digest in digests.items() if not _cache(Path.cwd()).exists(digest)]
+
+
+@cache
+def _cache(_folder: Path) -> "HashFileDB":
+    """Return DVC's cache as the project in the current directory has it."""
+    from dvc.repo import Repo
+
+    cache: HashFileDB = Repo().cache.local
+    return cache
