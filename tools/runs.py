@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-
 from stages.base.errors import InputError, listed
 from stages.base.files import read_csv, sha256
 from stages.base.text import shown_url
+from stages.tracking.params import given
 from stages.tracking.result import EVALUATION_TAG, PATCH, RECORD, RECORD_TAG, USED, WEIGHTS, WEIGHTS_TAG
 from stages.tracking.run import close, left_running
 from stages.tracking.store import Store
-from stages.tracking.writer import given
-from stages.training.losses import LOSSES
 from stages.training.selection import rank
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
     from mlflow.entities import Run as MlflowRun
     from mlflow.entities.model_registry import ModelVersion
 
@@ -47,7 +45,7 @@ class EvaluatedRun:
     link: str  # to its page in MLflow
     patch: str  # what differed from the commit, as git prints it
     model: str  # MLflow's address of it: models:/<id>
-    predictions: pd.DataFrame  # a row for each test image: index, source, label, predicted, each class's probability
+    predictions: "pd.DataFrame"  # a row for each test image: index, source, label, predicted, each class's probability
     remark: str  # which other runs could have been meant by the name that it was found by
 
     @property
@@ -58,16 +56,18 @@ class EvaluatedRun:
     @property
     def gives_probabilities(self) -> bool:
         """Whether its "probabilities" are ones, and so have a calibration error: see losses.py."""
+        from stages.training.losses import LOSSES  # with torch, which the pages need not wait for
+
         loss = LOSSES.get(self.params.get("train.loss.name", ""))
         return loss is not None and loss.gives_probabilities
 
-    def right(self) -> npt.NDArray[np.bool_]:
+    def right(self) -> "npt.NDArray[np.bool_]":
         """Return for each test image whether it was classified correctly."""
         return (self.predictions["label"] == self.predictions["predicted"]).to_numpy()
 
-    def shares(self) -> npt.NDArray[np.float64]:
+    def shares(self) -> "npt.NDArray[np.float64]":
         """Return for each test image the highest softmax of its scores."""
-        return self.predictions.iloc[:, 4:].max(axis=1).to_numpy(np.float64)
+        return self.predictions.iloc[:, 4:].max(axis=1).to_numpy("float64")
 
 
 class Runs:
@@ -224,8 +224,10 @@ class Runs:
         )
 
 
-def read_predictions(text: str) -> pd.DataFrame:
+def read_predictions(text: str) -> "pd.DataFrame":
     """Return the table of a predictions.csv. Texts are read as such: pandas would take NA for none, and 01 for 1."""
+    import pandas as pd
+
     table = read_csv(StringIO(text), dtype=str, keep_default_na=False)
     if table.columns[1] != "source":  # of an earlier version
         table.insert(1, "source", "images.npy/" + table["index"], allow_duplicates=True)

@@ -34,11 +34,11 @@ from stages.base.errors import InputError, listed
 from stages.base.text import say
 from stages.tracking.artifacts import lacking, names_of
 from stages.tracking.journal import DamagedError
+from stages.tracking.params import as_logged, given
 from stages.tracking.replay import BusyError, Pending, delivered, pending
 from stages.tracking.result import EVALUATION_TAG, WEIGHTS_TAG
-from stages.tracking.run import close, left_running
+from stages.tracking.run import close, has_evaluation, lacks_evaluation, left_running
 from stages.tracking.store import Store
-from stages.tracking.writer import RunWriter, as_logged, given, has_evaluation, lacks_evaluation
 from tools import facts, recorded
 from tools.dvclock import read_params
 from tools.facts import Held
@@ -48,6 +48,8 @@ BUSY_SECONDS = 60.0  # that another process is waited for, which brings a journa
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+    from stages.tracking.writer import RunWriter
 
 
 class Outcome(StrEnum):
@@ -180,6 +182,8 @@ class Sync:
         return runs
 
     def _give(self, result: RecordedResult) -> tuple[Outcome, str]:
+        from stages.tracking.writer import RunWriter  # with torch, which what is in place need not wait for
+
         with result.files() as files:
             params, digests = read_params(files.root / "params.yaml"), files.digests
             held = Held(as_logged(params), digests, names_of(files))
@@ -217,7 +221,7 @@ class Sync:
             self._planned.append(planned)
             return (Outcome.WOULD_BE_COMPLETED, f", run {run_id}") if run_id else (Outcome.WOULD_BE_CREATED, "")
 
-    def _deleted_run(self, writer: RunWriter, result: RecordedResult, digests: dict[str, str]) -> str:
+    def _deleted_run(self, writer: "RunWriter", result: RecordedResult, digests: dict[str, str]) -> str:
         """Return the id of a run of this result that somebody has deleted, "" if there is none."""
         runs = writer.found(digests, deleted=True) if self._exists else []
         return next((run.info.run_id for run in runs if is_of(result, run) and has_evaluation(run, digests)), "")

@@ -31,8 +31,8 @@ from stages.base.errors import InputError, unknown
 from stages.base.params import load_params
 from stages.base.text import say, warn
 from stages.tracking import colours
+from stages.tracking.params import given
 from stages.tracking.search import equals
-from stages.tracking.writer import given
 from tools import pages
 from tools.runs import UNLOGGED, Runs
 from tools.serve import HOST, check_port

@@ -1,4 +1,4 @@
-"""A run that is being written to the store."""
+"""A run in the store: one that is being written, and what one says of its state."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stages.tracking.datasets import dataset_input
 from stages.tracking.provenance import PROCESS_TAG, has_ended, is_alive
-from stages.tracking.result import JOURNAL_TAG, NOTE_TAG, PATCH, TRAINING_TAG
+from stages.tracking.result import EVALUATED_BY_TAG, EVALUATION_TAG, JOURNAL_TAG, NOTE_TAG, PATCH, TRAINING_TAG
 from stages.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -122,6 +122,22 @@ def is_abandoned(run: "Run") -> bool:
         return has_ended(process)
     # One that came to an end has a note of why. A reader may have ended one that goes on by now.
     return run.info.status in ("FAILED", "KILLED") and NOTE_TAG not in run.data.tags and not is_alive(process)
+
+
+def lacks_evaluation(run: "Run") -> bool:
+    """Return whether a run of known weights was not evaluated yet, and is at no one's hands."""
+    return (run.info.status == "FINISHED" or is_abandoned(run)) and EVALUATION_TAG not in run.data.tags
+
+
+def is_of_journal(run: "Run", journal: str | None) -> bool:
+    """Return whether a run was begun by what a journal holds."""
+    tags = run.data.tags
+    return journal in (tags.get(JOURNAL_TAG, ""), tags.get(EVALUATED_BY_TAG, "")) and EVALUATION_TAG not in tags
+
+
+def has_evaluation(run: "Run", digests: dict[str, str]) -> bool:
+    """Return whether a run holds the evaluation with this digest."""
+    return bool(run.data.tags.get(EVALUATION_TAG) == digests[EVALUATION_TAG])
 
 
 def left_running(store: Store) -> "list[Run]":

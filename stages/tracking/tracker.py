@@ -22,6 +22,7 @@ from stages.tracking.datasets import dataset_record
 from stages.tracking.environment import ARTIFACT, environment
 from stages.tracking.follower import Follower
 from stages.tracking.journal import Journal
+from stages.tracking.params import as_logged, with_used
 from stages.tracking.provenance import Provenance
 from stages.tracking.replay import place_of
 from stages.tracking.result import (
@@ -35,7 +36,7 @@ from stages.tracking.result import (
     ResultFiles,
 )
 from stages.tracking.store import Store
-from stages.tracking.writer import as_logged, snapshot, with_used
+from stages.tracking.writer import snapshot
 
 
 class Tracker:

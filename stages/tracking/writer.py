@@ -1,6 +1,5 @@
 """What completes runs in a store: the evaluation of a training, or the whole result where it has no run."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from stages.tracking.artifacts import lost_models, models_of
 from stages.tracking.datasets import CONTEXTS, dataset_input, dataset_record
 from stages.tracking.journal import FILES, Event, Journal, files_of, now
 from stages.tracking.models import log_model
+from stages.tracking.params import as_logged, given, with_used
 from stages.tracking.provenance import Provenance
 from stages.tracking.result import (
     EVALUATED_BY_TAG,
@@ -22,18 +22,24 @@ from stages.tracking.result import (
     PATCH,
     RECORD,
     RECORD_TAG,
-    USED,
     WEIGHTS,
     WEIGHTS_TAG,
     ResultFiles,
 )
-from stages.tracking.run import ActiveRun, Start, is_abandoned, points_of, started
+from stages.tracking.run import (
+    ActiveRun,
+    Start,
+    has_evaluation,
+    is_abandoned,
+    is_of_journal,
+    lacks_evaluation,
+    points_of,
+    started,
+)
 from stages.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-LONGEST = 6000  # characters of a param that MLflow keeps
 
 
 class RunWriter:
@@ -199,37 +205,3 @@ def bring_evaluation(store: Store, folder: Path, event: Event) -> str:
     kept = folder / FILES
     files = ResultFiles(weights, kept / "prepared", history, results, kept / "plots", kept / "root")
     return RunWriter(store, event["params"], origin).evaluated(files)
-
-
-def as_logged(params: dict[str, Any]) -> dict[str, str]:
-    """Return params as MLflow keeps them: text as it is, the rest as JSON, and of either its beginning."""
-    return {
-        key: (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST]
-        for key, value in params.items()
-    }
-
-
-def with_used(params: dict[str, str], used: dict[str, str]) -> dict[str, str]:
-    """Return params as MLflow keeps them, with the settings that were used."""
-    return params | {f"{USED}{name}": value[:LONGEST] for name, value in used.items()}
-
-
-def given(run: "Run") -> dict[str, str]:
-    """Return those of a run's params that params.yaml gave it."""
-    return {name: value for name, value in run.data.params.items() if not name.startswith(USED)}
-
-
-def lacks_evaluation(run: "Run") -> bool:
-    """Return whether a run of known weights was not evaluated yet, and is at no one's hands."""
-    return (run.info.status == "FINISHED" or is_abandoned(run)) and EVALUATION_TAG not in run.data.tags
-
-
-def is_of_journal(run: "Run", journal: str | None) -> bool:
-    """Return whether a run was begun by what a journal holds."""
-    tags = run.data.tags
-    return journal in (tags.get(JOURNAL_TAG, ""), tags.get(EVALUATED_BY_TAG, "")) and EVALUATION_TAG not in tags
-
-
-def has_evaluation(run: "Run", digests: dict[str, str]) -> bool:
-    """Return whether a run holds the evaluation with this digest."""
-    return bool(run.data.tags.get(EVALUATION_TAG) == digests[EVALUATION_TAG])

@@ -406,7 +406,7 @@ def test_runs_of_killed_processes_are_completed_or_ended(
         "from stages.batches.prepared import DatasetInfo; from stages.tracking import provenance;"
         "from stages.tracking.datasets import dataset_record; from stages.tracking.journal import now;"
         "from stages.tracking.run import Start, started;"
-        "from stages.tracking.store import Store; from stages.tracking.writer import as_logged;"
+        "from stages.tracking.store import Store; from stages.tracking.params import as_logged;"
         "origin = provenance.of_process(os.environ); data = DatasetInfo(Path('data/prepared'));"
         "tags = origin.tags | provenance.of_writer() | provenance.of_computation(torch.device('cpu'));"
         "params = as_logged(load_params(Path(sys.argv[1])).flat());"

@@ -15,8 +15,8 @@ from stages.base.errors import InputError
 from stages.batches.prepared import DatasetInfo
 from stages.nets.weights import load_weights
 from stages.prepare import prepare
+from stages.tracking.params import given
 from stages.tracking.tracker import Tracker
-from stages.tracking.writer import given
 from tests.conftest import ROOT, params_with, runs, write_image
 from tests.tracking.conftest import SHORT, only_run, run_stages
 

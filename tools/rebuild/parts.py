@@ -15,8 +15,8 @@ from stages.base.files import sha256
 from stages.base.instructions import cpu_model
 from stages.base.processes import AUTO, thread_count
 from stages.nets.weights import read_weights
+from stages.tracking.params import as_logged
 from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG
-from stages.tracking.writer import as_logged
 from tools.dvclock import as_yaml, digests_of, files_of, read_params
 from tools.rebuild.record import Record
 from tools.runs import EvaluatedRun, read_predictions
