@@ -137,7 +137,10 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
                 check_interrupted()
                 optimizer.step(partial(closure, images, targets))  # type: ignore[arg-type]  # update
                 at.batches += 1
-                check_finite(totals.recent, steps * (epoch - 1) + at.batches, learning_rate(optimizer))
+                step = steps * (epoch - 1) + at.batches
+                check_finite(totals.recent, step, learning_rate(optimizer))
+                if params.log_steps and step % params.log_steps == 0:
+                    run.log_step(totals.recent[-1], learning_rate(optimizer), step)
                 schedule.after_batch()
                 ema.update()
                 progress.update()

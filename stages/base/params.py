@@ -100,6 +100,7 @@ class TrainParams(Section):
     determinism: Level
     workers: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(gt=0)]
+    log_steps: Annotated[int, Field(ge=0)]
     init_from: Annotated[str, Field(min_length=1)]
     new_head: bool
     net: NamedParams

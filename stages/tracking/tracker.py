@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from stages.base.attempts import Attempt
-from stages.base.files import sha256
+from stages.base.files import rounded, sha256
 from stages.base.params import Params
 from stages.base.text import warn
 from stages.batches.prepared import DatasetInfo
@@ -191,6 +191,10 @@ class TrainingRun:
         """Log a row of the history: all but its "epoch", which is the step."""
         # MLflow's page that compares runs opens with the metric that came first: the validation accuracy is the last.
         self.log({name: value for name, value in reversed(row.items()) if name != "epoch"}, step=int(row["epoch"]))
+
+    def log_step(self, loss: float, lr: float, step: int) -> None:
+        """Log a batch's loss, and the learning rate of its step; `step` counts from the training's first, 1."""
+        self.log({"step/loss": rounded(loss), "step/lr": rounded(lr)}, step)
 
     def log(self, metrics: dict[str, float], step: int = 0) -> None:
         """Log metrics, by default of the training as a whole."""

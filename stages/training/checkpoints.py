@@ -146,7 +146,7 @@ def origin(params: TrainParams, prepared: Path, device: torch.device) -> dict[st
     files = [path for name in CODE for path in sorted((STAGES / name).rglob("*.py")) or [STAGES / name]]
     is_portable = params.determinism == instructions.PORTABLE and device.type == "cpu"
     return {
-        "params": json.loads(params.model_dump_json(exclude={"workers", "checkpoint_minutes"})),
+        "params": json.loads(params.model_dump_json(exclude={"workers", "checkpoint_minutes", "log_steps"})),
         "data": sha256(prepared / "dataset.json", prepared / "manifest.csv"),
         "init_from": "" if params.init_from == RANDOM else sha256(WEIGHTS / params.init_from),
         "code": {str(path.relative_to(STAGES.parent)): sha256(path) for path in files},
