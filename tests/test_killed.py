@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import YAML_READER, Project
 
 EPOCHS = 200  # 6 s; a checkpoint is written every second
+STEPS = 20  # an epoch
 REPRO = ("dvc", "repro")
 AGAIN = ("dvc", "repro", "--no-run-cache")
 TEMP = ("dvc", "exp", "run", "--temp", "--name", "killed")
@@ -32,6 +33,7 @@ def made(make_project: Callable[[], Project], epochs: int = EPOCHS) -> Project:
     project = make_project()
     (project.root / "dvc.lock").unlink()
     project.edit("params.yaml", "epochs: 30 ", f"epochs: {epochs} ")
+    project.edit("params.yaml", "log_steps: 0 ", f"log_steps: {STEPS // 2} ")
     project("git", "commit", "-qam", "a longer training")
     return project
 
@@ -100,10 +102,10 @@ def check(project: Project, lock: str, expected: dict[str, str], epoch: int, epo
     assert run.info.status == "FINISHED"
     assert run.data.tags["resumed.epoch"] == str(epoch)
     assert "mlflow.note.content" not in run.data.tags
-    points = mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db").get_metric_history(
-        run.info.run_id, "train/loss"
-    )
-    assert [point.step for point in points] == list(range(1, epochs + 1))
+    client = mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+    for name, distance, last in [("train/loss", 1, epochs), ("step/loss", STEPS // 2, STEPS * epochs)]:
+        points = client.get_metric_history(run.info.run_id, name)
+        assert [point.step for point in points] == list(range(distance, last + 1, distance))
     assert checkpoints(project) == []
 
 

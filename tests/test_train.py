@@ -10,6 +10,7 @@ import termios
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pandas as pd
 import pytest
 import torch
@@ -200,6 +201,34 @@ def test_what_cannot_be_trained_leaves_nothing(
     with pytest.raises(InputError, match=message):
         trained(digits, tmp_path, changes)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_are_logged_and_change_nothing(project: Project, digits: Path) -> None:
+    project.edit("params.yaml", "  epochs: 30 ", "  epochs: 2 ")
+    paths = [project.root / name for name in ("net.safetensors", "train.csv")]
+    written = []
+    for before, setting in ((0, 0), (0, 1), (1, 3)):
+        project.edit("params.yaml", f"  log_steps: {before} ", f"  log_steps: {setting} ")
+        project("python", "-m", "stages.train", str(digits), *map(str, paths))
+        written.append([path.read_bytes() for path in paths])
+    assert written == [written[0]] * 3
+    client = mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+    third, every, none = (
+        {
+            name: {point.step: point.value for point in client.get_metric_history(run.info.run_id, name)}
+            for name in run.data.metrics
+        }
+        for run in project.runs()
+    )
+    assert not {"step/loss", "step/lr"} & none.keys()
+    assert list(every["step/loss"]) == list(every["step/lr"]) == list(range(1, 41))
+    assert third["step/loss"] == {step: every["step/loss"][step] for step in range(3, 40, 3)}
+    sizes = [64] * 19 + [1259 - 19 * 64]
+    for epoch in (1, 2):
+        losses = [every["step/loss"][20 * (epoch - 1) + number] for number in range(1, 21)]
+        mean = sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / 1259
+        assert mean == pytest.approx(every["train/loss"][epoch], rel=1e-5)
+        assert every["step/lr"][20 * (epoch - 1) + 1] == every["train/lr"][epoch]
 
 
 @pytest.mark.parametrize("number", STOPPING)
