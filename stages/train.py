@@ -92,7 +92,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
     precision, clip = options.precision(params.precision, device), options.clipping(net, params.clip_norm)
     options.warn_if_slower(params.precision, device, params.determinism, is_compiled=getattr(net, "is_one_pass", False))
     ema = options.ema(net, params.ema_decay)
-    totals = metrics.EpochTotals()
+    totals, reading = metrics.EpochTotals(), options.steps_between_reads(device)
 
     def closure(images: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch, with its gradient in the parameters. LBFGS calls this several times a step."""
@@ -102,7 +102,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
         optimizer.zero_grad()
         loss.backward()  # backward
         clip()
-        totals.add(loss.item(), scores, targets)
+        totals.add(loss, scores, targets)
         return loss
 
     # What a killed training goes on from.
@@ -138,7 +138,8 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
                 optimizer.step(partial(closure, images, targets))  # type: ignore[arg-type]  # update
                 at.batches += 1
                 step = steps * (epoch - 1) + at.batches
-                check_finite(totals.recent, step, learning_rate(optimizer))
+                if at.batches % reading == 0:
+                    check_finite(totals.recent, step, learning_rate(optimizer), reading)
                 if params.log_steps and step % params.log_steps == 0:
                     run.log_step(totals.recent[-1], learning_rate(optimizer), step)
                 schedule.after_batch()
@@ -203,13 +204,15 @@ def learning_rate(optimizer: optim.Optimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
-def check_finite(losses: Iterable[float], step: int, lr: float) -> None:
-    """Raise InputError if the last of the losses is NaN or infinite."""
+def check_finite(losses: Iterable[float], step: int, lr: float, reading: int = 1) -> None:
+    """Raise InputError if the last of the losses, which are looked at every `reading` steps, is NaN or infinite."""
     *before, last = losses
     if not math.isfinite(last):
+        at = f"step {step}" if reading == 1 else f"one of the steps {step - reading + 1} to {step}"
+        finite = [f"{loss:.4g}" for loss in before if math.isfinite(loss)][-5:]
         raise InputError(
-            f"the loss is {last} at step {step}, with a learning rate of {lr:.4g}; the losses before it:"
-            f" {', '.join(f'{loss:.4g}' for loss in before) or 'none'}.\nTry a lower train.optimizer.lr."
+            f"the loss is {last} at {at}, with a learning rate of {lr:.4g}; the losses before it:"
+            f" {', '.join(finite) or 'none'}.\nTry a lower train.optimizer.lr."
         )
 
 

@@ -82,8 +82,8 @@ def test_the_losses_of_a_hundred_steps(
     found: list[float] = []
     add = EpochTotals.add
 
-    def noted(totals: EpochTotals, loss: float, scores: Tensor, targets: Tensor) -> None:
-        found.append(loss)
+    def noted(totals: EpochTotals, loss: Tensor, scores: Tensor, targets: Tensor) -> None:
+        found.append(loss.item())
         add(totals, loss, scores, targets)
 
     monkeypatch.setattr(EpochTotals, "add", noted)

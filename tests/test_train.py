@@ -24,7 +24,7 @@ from stages.nets.prediction import predict
 from stages.nets.weights import load_weights
 from stages.tracking.tracker import Tracker
 from stages.train import check_finite, train
-from stages.training import metrics
+from stages.training import metrics, options
 from stages.training.selection import rank_of
 from tests.conftest import ROOT, Project, clean_environment, params_with
 
@@ -174,6 +174,18 @@ def test_check_finite_names_step_rate_and_losses() -> None:
             InputError, match=rf"loss is {bad} at step 7, .* rate of 0\.1; the losses before it: 1, 2\."
         ):
             check_finite([1.0, 2.0, bad], 7, 0.1)
+    with pytest.raises(InputError, match=r"is nan at one of the steps 17 to 32, .*; the losses before it: 1, 2\."):
+        check_finite([1.0, 2.0, math.nan, math.nan], 32, 0.1, reading=16)
+
+
+def test_losses_that_are_read_now_and_then_give_the_same_bytes(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = trained(digits, tmp_path / "each", {})
+    monkeypatch.setattr(options, "steps_between_reads", lambda _device: 16)  # as on a GPU
+    assert trained(digits, tmp_path / "some", {}) == expected
+    with pytest.raises(InputError, match="the loss is nan at one of the steps 1 to 16, "):
+        trained(digits, tmp_path / "wrong", {"train.optimizer.lr": 1e30, "train.schedule.name": "ConstantLR"})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.base.workers import Workers
-from stages.batches.prepared import Split
+from stages.batches.prepared import Split, on_device
 
 # Images (n, ...), labels (n,) and n seeds to images and targets; transforms.TrainTransforms is one.
 Augment = Callable[[Tensor, Tensor, Sequence[int]], tuple[Tensor, Tensor]]
@@ -57,7 +57,7 @@ class Loader:
         seeds = torch.randint(2**63 - 1, (len(order),), generator=generator)
         batches = list(zip(order.split(self._batch_size), seeds.split(self._batch_size), strict=True))[start:]
         for images, targets in self._workers.map([(indices.numpy(), own.numpy()) for indices, own in batches]):
-            yield torch.from_numpy(images).to(device), torch.from_numpy(targets).to(device)
+            yield on_device(torch.from_numpy(images), device), on_device(torch.from_numpy(targets), device)
 
 
 def _batch(split: Split, labels: Tensor, augment: Augment, task: Arrays) -> Arrays:

@@ -37,7 +37,7 @@ class Split:
         """Return the same on the device of the labels."""
         if self._resident is not None:
             return self._resident[indices]
-        return self.read(indices).to(self.labels.device)
+        return on_device(self.read(indices), self.labels.device)
 
     @cached_property
     def _resident(self) -> Tensor | None:
@@ -45,6 +45,11 @@ class Split:
         if self.labels.device.type == "cpu" or len(self.rows) * self.images[:1].nbytes > RESIDENT:
             return None
         return self.read(slice(None)).to(self.labels.device)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on `device`. CUDA copies it while the CPU goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @contextmanager

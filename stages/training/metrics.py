@@ -13,40 +13,59 @@ from torch import Tensor
 from stages.base.errors import InputError
 from stages.base.registry import check_table
 
+RECENT = 24  # losses that are kept, more than are read at once
+
 
 class EpochTotals:
-    """Loss and accuracy of an epoch, added up batch by batch."""
+    """Loss and accuracy of an epoch, added up batch by batch.
+
+    What a batch adds stays on its device until a figure is asked for: who reads one waits for the device.
+    """
 
     def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=6)  # losses, across epochs
+        self._recent: deque[float] = deque(maxlen=RECENT)
         self.clear()
 
     def clear(self) -> None:
+        self._unread: list[tuple[Tensor, Tensor, int]] = []
         self._loss, self._hits, self._images = 0.0, 0, 0
 
-    def add(self, loss: float, scores: Tensor, targets: Tensor) -> None:
+    def add(self, loss: Tensor, scores: Tensor, targets: Tensor) -> None:
         """Add a batch: its mean loss, scores, float (n, n_classes), and labels, int64 (n,) or shares of the classes."""
-        self.recent.append(loss)
-        self._loss += loss * len(targets)
-        self._hits += hits(scores, targets)
-        self._images += len(targets)
+        self._unread.append((loss.detach(), hits(scores, targets), len(targets)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been added up."""
-        return {"recent": list(self.recent), "sums": [self._loss, self._hits, self._images]}
+        return {"recent": self.recent, "sums": [self._loss, self._hits, self._images]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
-        self.recent.extend(state["recent"])
+        self._recent.extend(state["recent"])
         self._loss, self._hits, self._images = state["sums"]
 
     @property
+    def recent(self) -> list[float]:
+        """The last losses, across epochs."""
+        self._read()
+        return list(self._recent)
+
+    @property
     def loss(self) -> float:
+        self._read()
         return self._loss / self._images
 
     @property
     def accuracy(self) -> float:
+        self._read()
         return self._hits / self._images
+
+    def _read(self) -> None:
+        for loss, right, n in self._unread:
+            self._recent.append(loss.item())
+            self._loss += self._recent[-1] * n
+            self._hits += int(right)
+            self._images += n
+        self._unread.clear()
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
@@ -54,13 +73,13 @@ def accuracy(predicted: Tensor, labels: Tensor) -> float:
     return int((predicted == labels).sum()) / len(labels)
 
 
-def hits(scores: Tensor, targets: Tensor) -> int:
-    """Return for how many images the highest of `scores`, float (n, n_classes), is the target's class.
+def hits(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return for how many images the highest of `scores`, float (n, n_classes), is the target's class: int64 ().
 
     `targets` are labels, int64 (n,), or shares of the classes, float (n, n_classes), of which the largest counts.
     """
     labels = targets.argmax(1) if targets.ndim == 2 else targets
-    return int((scores.argmax(1) == labels).sum())
+    return (scores.argmax(1) == labels).sum()
 
 
 def confusion(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:

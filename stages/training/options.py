@@ -11,6 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from stages.base.instructions import PORTABLE, Level, has_avx2, lacks_bfloat16
 from stages.base.text import warn
 
+READ_STEPS = 16  # on a GPU
+
 
 def precision(name: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
     """Return what makes the context of a forward pass: torch.autocast for "bfloat16".
@@ -36,6 +38,11 @@ def warn_if_slower(name: str, device: torch.device, level: Level, is_compiled: b
     else:
         return
     warn(f"warning: train.precision: bfloat16 is slower than float32 here: {reason}")
+
+
+def steps_between_reads(device: torch.device) -> int:
+    """Return after how many steps the losses are looked at: who reads one waits for all that a GPU has to do."""
+    return 1 if device.type == "cpu" else READ_STEPS
 
 
 def clipping(net: nn.Module, norm: float | None) -> Callable[[], object]:
