@@ -12,6 +12,8 @@ gc.set_threshold(100_000, 50, 1000)
 # Read when torch is imported. Threads that wait actively take the cores that others need: two trainings at once on two
 # cores took 120 s instead of 54 s. No result depends on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Likewise. Where the machine is busy, true gives fewer threads than torch has shared a sum out to: losses were NaN.
+os.environ["OMP_DYNAMIC"] = "FALSE"
 
 # Read when MLflow is imported, which may be before the code that sets what else it reads.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
