@@ -1,4 +1,4 @@
-"""What a count of threads costs on small images: a step of digits, on a quiet machine and beside others at work.
+"""What a count of threads costs on small images: digits on a quiet machine, and beside others at work.
 
     python -m bench.threads
 
@@ -48,7 +48,7 @@ def main() -> None:
                 with others(2 * CORES * busy):
                     shown = subprocess.check_output(command, cwd=root, text=True)
                 taken[net, count, busy].append(float(shown.split()[-1]))
-    print(f"{cpu_model()}, {CORES} cores; ms of a step of 64 digits, median of {ROUNDS} trainings\n")
+    print(f"{cpu_model()}, {CORES} cores; ms a step of 64 digits, with validation, median of {ROUNDS} trainings\n")
     print("| | " + " | ".join(f"{count} threads{', busy' * busy}" for busy in (False, True) for count in COUNTS) + " |")
     print("|---" * (1 + 2 * len(COUNTS)) + "|")
     for net in NETS:
@@ -58,7 +58,7 @@ def main() -> None:
 
 def one(folder: str, count: str, *changes: str) -> None:
     """Train once to warm up, and print the seconds that a step of the second time takes."""
-    params = overrides.check([f"train.threads={count}", f"train.epochs={EPOCHS}", *changes]).train
+    params = overrides.check(["train.device=cpu", f"train.threads={count}", f"train.epochs={EPOCHS}", *changes]).train
     for _ in range(2):
         started = time.perf_counter()
         train.train(

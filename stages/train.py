@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
     precision, clip = options.precision(params.precision, device), options.clipping(net, params.clip_norm)
     options.warn_if_slower(params.precision, device, params.determinism, is_compiled=getattr(net, "is_one_pass", False))
     ema = options.ema(net, params.ema_decay)
-    totals, reading = metrics.EpochTotals(), options.steps_between_reads(device)
+    totals, reading = metrics.EpochTotals(), options.steps_between_reads(device, optimizer)
 
     def closure(images: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch, with its gradient in the parameters. LBFGS calls this several times a step."""
@@ -133,19 +133,23 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
                 at.lr = learning_rate(optimizer)
                 totals.clear()
             net.train()
+            read = at.batches  # up to which the losses have been looked at
             for images, targets in loader.epoch(epoch, at.batches):  # batch
                 check_interrupted()
                 optimizer.step(partial(closure, images, targets))  # type: ignore[arg-type]  # update
                 at.batches += 1
                 step = steps * (epoch - 1) + at.batches
-                if at.batches % reading == 0:
-                    check_finite(totals.recent, step, learning_rate(optimizer), reading)
-                if params.log_steps and step % params.log_steps == 0:
+                is_logged = params.log_steps and step % params.log_steps == 0
+                if is_read := is_logged or at.batches % reading == 0 or at.batches == steps:
+                    check_finite(totals.recent, step, learning_rate(optimizer), at.batches - read)
+                    read = at.batches
+                if is_logged:
                     run.log_step(totals.recent[-1], learning_rate(optimizer), step)
                 schedule.after_batch()
                 ema.update()
                 progress.update()
-                checkpoint.after_batch(at, kept, parts)
+                if is_read:
+                    checkpoint.after_batch(at, kept, parts)
 
             scores = predict(nn.Sequential(evaluation, normalise, ema.net), validation)
             row = {
@@ -204,16 +208,15 @@ def learning_rate(optimizer: optim.Optimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
-def check_finite(losses: Iterable[float], step: int, lr: float, reading: int = 1) -> None:
-    """Raise InputError if the last of the losses, which are looked at every `reading` steps, is NaN or infinite."""
-    *before, last = losses
-    if not math.isfinite(last):
-        at = f"step {step}" if reading == 1 else f"one of the steps {step - reading + 1} to {step}"
-        finite = [f"{loss:.4g}" for loss in before if math.isfinite(loss)][-5:]
-        raise InputError(
-            f"the loss is {last} at {at}, with a learning rate of {lr:.4g}; the losses before it:"
-            f" {', '.join(finite) or 'none'}.\nTry a lower train.optimizer.lr."
-        )
+def check_finite(losses: Sequence[float], step: int, lr: float, new: int = 1) -> None:
+    """Raise InputError if one of the last `new` losses is NaN or infinite; the very last is that of `step`."""
+    for at in range(len(losses) - new, len(losses)):
+        if not math.isfinite(losses[at]):
+            before = ", ".join(f"{loss:.4g}" for loss in losses[max(0, at - 5) : at])
+            raise InputError(
+                f"the loss is {losses[at]} at step {step - (len(losses) - 1 - at)}, with a learning rate of {lr:.4g};"
+                f" the losses before it: {before or 'none'}.\nTry a lower train.optimizer.lr."
+            )
 
 
 def report(row: dict[str, float], epochs: int, progress: "tqdm[NoReturn]") -> None:

@@ -25,9 +25,21 @@ def test_what_no_stage_of_digits_imports(tmp_path: Path) -> None:
     shutil.rmtree(project.root / "plots", ignore_errors=True)
     for stage, (arguments, unused) in STAGES.items():
         said = project(sys.executable, "-X", "importtime", "-m", f"stages.{stage}", *arguments)
-        imported = set(re.findall(r"^import time: .*\| +(\S+)$", said, flags=re.MULTILINE))
-        assert "stages.base.params" in imported
-        assert not imported & unused, stage
+        assert "stages.base.params" in imported(said)
+        assert not imported(said) & unused, stage
+
+
+def imported(said: str) -> set[str]:
+    """The modules that `python -X importtime` names."""
+    return set(re.findall(r"^import time: .*\| +(\S+)$", said, flags=re.MULTILINE))
+
+
+def test_what_is_in_place_is_seen_without_torch(project: Project) -> None:
+    project("dvc", "repro")
+    said = project(sys.executable, "-X", "importtime", "-m", "tools.sync", "workspace")
+    assert imported(said) >= {"mlflow", "tools.sync"}
+    assert "torch" not in imported(said)
+    assert not imported(project(sys.executable, "-X", "importtime", "-c", "import tools.ui")) & {"torch", "pandas"}
 
 
 @pytest.mark.parametrize("name", ["Adam", "LBFGS", "Muon"])

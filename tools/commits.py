@@ -1,6 +1,6 @@
 """The project's files at a commit, those of git and those that DVC keeps, read with dvc.api.
 
-Three things have no public way in DVC, and come from its inner modules: the files of an older commit with today's
+Three things here have no public way in DVC, and come from its inner modules: the files of an older commit with today's
 configuration, what is in its cache, and the error for a directory whose list of files is lost.
 """
 

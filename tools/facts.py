@@ -1,7 +1,7 @@
 """What follows from a commit alone, kept so that `tools.sync` reads each commit once.
 
-Neither a commit nor what the same code makes of it ever changes. It is in .repronet/commits, in a folder for this
-code; those of other code are removed. All of it may be deleted: it is read from the commits again.
+Neither a commit nor what the same code makes of it ever changes. It is in .dvc/tmp/commits, in a folder for this code;
+those of other code are removed. All of it may be deleted: it is read from the commits again.
 """
 
 import json
@@ -13,8 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stages.base.experiment import home
-from stages.base.files import sha256, write_synced
+from stages.base.files import sha256
 
 PROJECT = Path(__file__).parents[1]
 
@@ -54,11 +53,13 @@ def add(commit: str, **known: Any) -> None:
         if not folder.is_dir():
             shutil.rmtree(folder.parent, ignore_errors=True)
             folder.mkdir(parents=True)
-        write_synced(folder / f"{commit}.json", json.dumps(asdict(replace(of(commit), **known))).encode())
+        partial = folder / f"{commit}.{os.getpid()}"
+        partial.write_text(json.dumps(asdict(replace(of(commit), **known))), encoding="utf-8")
+        partial.replace(folder / f"{commit}.json")
 
 
 def _folder() -> Path:
-    return home(os.environ) / "commits" / _code()
+    return Path(".dvc/tmp/commits", _code())
 
 
 @cache

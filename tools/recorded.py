@@ -144,7 +144,9 @@ def _identity(commit: str) -> str:
         if git("ls-tree", commit, "dvc.lock"):
             stages = stages_of(as_yaml(git_bytes("show", f"{commit}:./dvc.lock")))
         if "evaluate" in stages:
-            identity = json.dumps([git("ls-tree", commit, "params.yaml"), digests_of({"stages": stages}, "outs")])
+            identity = json.dumps(
+                [git("ls-tree", commit, "params.yaml"), digests_of({"stages": stages}, "outs")], sort_keys=True
+            )
         facts.add(commit, identity=identity)
     return identity
 
@@ -157,7 +159,10 @@ def _digests(lock: dict[str, Any], paths: list[str]) -> dict[str, str]:
 
 
 def check_workspace() -> None:
-    """Raise InputError if the workspace is not what dvc.lock says, or if DVC is at work in it."""
+    """Raise InputError if the workspace is not what dvc.lock says, or if DVC is at work in it.
+
+    The latter has no public way: `dvc status --json` ends as it does for any other failure.
+    """
     from dvc.lock import LockError
     from dvc.repo import Repo
 

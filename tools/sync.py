@@ -34,10 +34,10 @@ from stages.base.errors import InputError, listed
 from stages.base.text import say
 from stages.tracking.artifacts import lacking, names_of
 from stages.tracking.journal import DamagedError
-from stages.tracking.params import as_logged, given
+from stages.tracking.params import as_logged
 from stages.tracking.replay import BusyError, Pending, delivered, pending
 from stages.tracking.result import EVALUATION_TAG, WEIGHTS_TAG
-from stages.tracking.run import close, has_evaluation, lacks_evaluation, left_running
+from stages.tracking.run import close, found, has_evaluation, lacks_evaluation, left_running, of_params
 from stages.tracking.store import Store
 from tools import facts, recorded
 from tools.dvclock import read_params
@@ -170,7 +170,8 @@ class Sync:
         """Return whether a run has all of a result that was read once: its commit need not be read again."""
         if not (self._exists and result.commit and (held := facts.of(result.commit).held)):
             return False
-        run = evaluated(result, held, self._runs.get(held.digests[WEIGHTS_TAG], []))
+        runs = of_params(self._runs.get(held.digests[WEIGHTS_TAG], []), held.params)
+        run = evaluated(result, held, runs)
         return run is not None and not lacking(self._store.client(), run, held.artifacts)
 
     @cached_property
@@ -182,20 +183,21 @@ class Sync:
         return runs
 
     def _give(self, result: RecordedResult) -> tuple[Outcome, str]:
-        from stages.tracking.writer import RunWriter  # with torch, which what is in place need not wait for
-
         with result.files() as files:
             params, digests = read_params(files.root / "params.yaml"), files.digests
             held = Held(as_logged(params), digests, names_of(files))
             if result.commit:
                 facts.add(result.commit, held=held)
+            runs = found(self._store, held.params, digests) if self._exists else []
+            run = evaluated(result, held, runs)
+            gone = lacking(self._store.client(), run, held.artifacts) if run else []
+            if run and not gone:
+                return Outcome.PRESENT, ""
+            from stages.tracking.writer import RunWriter  # with torch, which what is in place need not wait for
+
             writer = RunWriter(self._store, params, result.provenance())
-            ours = [run for run in (writer.found(digests) if self._exists else []) if is_of(result, run)]
-            if run := evaluated(result, held, ours):
+            if run:
                 present = run.info.run_id
-                gone = lacking(self._store.client(), run, held.artifacts)
-                if not gone:
-                    return Outcome.PRESENT, ""
                 lacked = f", run {present} lacked {listed(gone, 3)}"
                 if not self._dry_run:
                     writer.put_back(present, files)
@@ -203,7 +205,7 @@ class Sync:
                 # The experiment and the commit that holds it have one run.
                 done, self._filled = present in self._filled, self._filled | {present}
                 return (Outcome.WOULD_BE_PRESENT, "") if done else (Outcome.WOULD_BE_COMPLETED, lacked)
-            run_id = next((run.info.run_id for run in ours if lacks_evaluation(run)), "")
+            run_id = next((run.info.run_id for run in runs if is_of(result, run) and lacks_evaluation(run)), "")
             if not run_id and self._exists:
                 run_id = writer.begun(files)
             if not run_id and (deleted := self._deleted_run(writer, result, digests)):
@@ -223,7 +225,7 @@ class Sync:
 
     def _deleted_run(self, writer: "RunWriter", result: RecordedResult, digests: dict[str, str]) -> str:
         """Return the id of a run of this result that somebody has deleted, "" if there is none."""
-        runs = writer.found(digests, deleted=True) if self._exists else []
+        runs = found(self._store, writer.params, digests, deleted=True) if self._exists else []
         return next((run.info.run_id for run in runs if is_of(result, run) and has_evaluation(run, digests)), "")
 
     def close(self) -> list[str]:
@@ -260,9 +262,8 @@ def is_of(result: RecordedResult, run: "Run") -> bool:
 
 
 def evaluated(result: RecordedResult, held: Held, runs: "Iterable[Run]") -> "Run | None":
-    """Return the first of these runs that is one of a result and has its params and its evaluation."""
-    fitting = (run for run in runs if is_of(result, run) and has_evaluation(run, held.digests))
-    return next((run for run in fitting if given(run) == held.params), None)
+    """Return the first of these runs that is one of a result and has its evaluation."""
+    return next((run for run in runs if is_of(result, run) and has_evaluation(run, held.digests)), None)
 
 
 @contextmanager

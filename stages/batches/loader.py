@@ -50,8 +50,10 @@ class Loader:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         order = torch.randperm(len(self._split.labels), generator=generator)
         if self._workers is None:
-            for indices in order.to(device).split(self._batch_size)[start:]:
-                yield self._split.take(indices), self._split.labels[indices]
+            # On the CPU for what is read there, and on the device: to fetch them from a GPU would be to wait for it.
+            ours, theirs = (indices.split(self._batch_size)[start:] for indices in (order, order.to(device)))
+            for indices, there in zip(ours, theirs, strict=True):
+                yield self._split.take(indices, there), self._split.labels[there]
             return
 
         seeds = torch.randint(2**63 - 1, (len(order),), generator=generator)

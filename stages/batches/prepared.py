@@ -33,10 +33,10 @@ class Split:
         rows = self.rows[indices.cpu() if isinstance(indices, Tensor) else indices]
         return torch.from_numpy(self.images.take(rows.numpy(), axis=0))  # torch has no read-only tensors
 
-    def take(self, indices: Tensor | slice) -> Tensor:
-        """Return the same on the device of the labels."""
+    def take(self, indices: Tensor | slice, there: Tensor | None = None) -> Tensor:
+        """Return the same on the device of the labels; `there` are the indices on it, where they are known."""
         if self._resident is not None:
-            return self._resident[indices]
+            return self._resident[indices if there is None else there]
         return on_device(self.read(indices), self.labels.device)
 
     @cached_property

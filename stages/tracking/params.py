@@ -1,6 +1,8 @@
 """Params as MLflow keeps them."""
 
 import json
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from stages.tracking.result import USED
@@ -22,6 +24,19 @@ def as_logged(params: dict[str, Any]) -> dict[str, str]:
 def with_used(params: dict[str, str], used: dict[str, str]) -> dict[str, str]:
     """Return params as MLflow keeps them, with the settings that were used."""
     return params | {f"{USED}{name}": value[:LONGEST] for name, value in used.items()}
+
+
+def values(params: Mapping[str, str]) -> dict[str, str | float]:
+    """Return params to compare: code of another time may have written 10 where today's writes 10.0."""
+    return {name: _value(text) for name, text in params.items()}
+
+
+def _value(text: str) -> str | float:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else text
 
 
 def given(run: "Run") -> dict[str, str]:

@@ -1,13 +1,22 @@
 """A run in the store: one that is being written, and what one says of its state."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.tracking.datasets import dataset_input
+from stages.tracking.params import given, values
 from stages.tracking.provenance import PROCESS_TAG, has_ended, is_alive
-from stages.tracking.result import EVALUATED_BY_TAG, EVALUATION_TAG, JOURNAL_TAG, NOTE_TAG, PATCH, TRAINING_TAG
+from stages.tracking.result import (
+    EVALUATED_BY_TAG,
+    EVALUATION_TAG,
+    JOURNAL_TAG,
+    NOTE_TAG,
+    PATCH,
+    TRAINING_TAG,
+    WEIGHTS_TAG,
+)
 from stages.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -122,6 +131,16 @@ def is_abandoned(run: "Run") -> bool:
         return has_ended(process)
     # One that came to an end has a note of why. A reader may have ended one that goes on by now.
     return run.info.status in ("FAILED", "KILLED") and NOTE_TAG not in run.data.tags and not is_alive(process)
+
+
+def found(store: Store, params: Mapping[str, str], digests: Mapping[str, str], deleted: bool = False) -> "list[Run]":
+    """Return the runs of the weights with this digest and of these params, the latest first."""
+    return of_params(store.search(tags={WEIGHTS_TAG: digests[WEIGHTS_TAG]}, deleted=deleted), params)
+
+
+def of_params(runs: "Iterable[Run]", params: Mapping[str, str]) -> "list[Run]":
+    """Return those of the runs that have these params."""
+    return [run for run in runs if values(given(run)) == values(params)]
 
 
 def lacks_evaluation(run: "Run") -> bool:

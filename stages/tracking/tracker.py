@@ -189,7 +189,8 @@ class TrainingRun:
 
     def log_epoch(self, row: dict[str, float]) -> None:
         """Log a row of the history: all but its "epoch", which is the step."""
-        # MLflow's page that compares runs opens with the metric that came first: the validation accuracy is the last.
+        # MLflow's page that compares runs opens with the metric that came first, but for points of steps: the
+        # validation accuracy is the last.
         self.log({name: value for name, value in reversed(row.items()) if name != "epoch"}, step=int(row["epoch"]))
 
     def log_step(self, loss: float, lr: float, step: int) -> None:

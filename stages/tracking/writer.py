@@ -13,7 +13,7 @@ from stages.tracking.artifacts import lost_models, models_of
 from stages.tracking.datasets import CONTEXTS, dataset_input, dataset_record
 from stages.tracking.journal import FILES, Event, Journal, files_of, now
 from stages.tracking.models import log_model
-from stages.tracking.params import as_logged, given, with_used
+from stages.tracking.params import as_logged, given, values, with_used
 from stages.tracking.provenance import Provenance
 from stages.tracking.result import (
     EVALUATED_BY_TAG,
@@ -29,6 +29,7 @@ from stages.tracking.result import (
 from stages.tracking.run import (
     ActiveRun,
     Start,
+    found,
     has_evaluation,
     is_abandoned,
     is_of_journal,
@@ -57,7 +58,8 @@ class RunWriter:
         """
         digests, tags = files.digests, self.provenance.tags
         own = {name: tags.get(name) for name in ("dvc.exp_name", "dvc.baseline_rev")}
-        runs = [run for run in self.found(digests) if own == {name: run.data.tags.get(name) for name in own}]
+        runs = found(self.store, self.params, digests)
+        runs = [run for run in runs if own == {name: run.data.tags.get(name) for name in own}]
         # One that this journal has begun is taken up again.
         lacking = [run for run in runs if lacks_evaluation(run) or is_of_journal(run, tags.get(JOURNAL_TAG))]
         # Another clone may have made the same weights in the same store: our own directory goes first. And the same
@@ -69,11 +71,6 @@ class RunWriter:
         if present := next((run.info.run_id for run in runs if has_evaluation(run, digests)), ""):
             return str(present)
         return self.complete(files, self.begun(files))
-
-    def found(self, digests: dict[str, str], deleted: bool = False) -> list["Run"]:
-        """Return the runs of the weights with this digest and of the same params, the latest first."""
-        runs = self.store.search(tags={WEIGHTS_TAG: digests[WEIGHTS_TAG]}, deleted=deleted)
-        return [run for run in runs if given(run) == self.params]
 
     def begun(self, files: ResultFiles) -> str:
         """Return the id of the run that began the training of this result and was abandoned, "" if there is none.
@@ -91,7 +88,7 @@ class RunWriter:
                 is_abandoned(run)
                 and WEIGHTS_TAG not in run.data.tags
                 and (ties or "dvc.exp_name" not in run.data.tags)
-                and given(run).items() <= self.params.items()
+                and values(given(run)).items() <= values(self.params).items()
                 and {entry.dataset.digest for entry in (run.inputs.dataset_inputs if run.inputs else [])} <= data
                 and self._epochs_of(run, epochs).items() <= expected.items()
             ):

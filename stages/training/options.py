@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stages.base.instructions import PORTABLE, Level, has_avx2, lacks_bfloat16
@@ -40,9 +40,12 @@ def warn_if_slower(name: str, device: torch.device, level: Level, is_compiled: b
     warn(f"warning: train.precision: bfloat16 is slower than float32 here: {reason}")
 
 
-def steps_between_reads(device: torch.device) -> int:
-    """Return after how many steps the losses are looked at: who reads one waits for all that a GPU has to do."""
-    return 1 if device.type == "cpu" else READ_STEPS
+def steps_between_reads(device: torch.device, optimizer: optim.Optimizer) -> int:
+    """Return after how many steps the losses are looked at: who reads one waits for all that a GPU has to do.
+
+    LBFGS reads them itself.
+    """
+    return 1 if device.type == "cpu" or isinstance(optimizer, optim.LBFGS) else READ_STEPS
 
 
 def clipping(net: nn.Module, norm: float | None) -> Callable[[], object]:

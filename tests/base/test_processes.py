@@ -96,9 +96,10 @@ def test_threads_of_a_stage_wait_without_a_core_unless_the_environment_says_othe
         [sys.executable, "-c", f"import stages.{stage}, torch"],
         cwd=ROOT,
         env={name: value for name, value in clean_environment().items() if name != "OMP_WAIT_POLICY"}
-        | {"OMP_DISPLAY_ENV": "verbose", **environment},
+        | {"OMP_DISPLAY_ENV": "verbose", "OMP_DYNAMIC": "TRUE", **environment},
         capture_output=True,
         check=True,
         text=True,
     ).stderr
     assert f"GOMP_SPINCOUNT = '{spins}'" in shown
+    assert "OMP_DYNAMIC = 'FALSE'" in shown

@@ -13,7 +13,7 @@ HELD = Held({"train.seed": "1"}, {"weights.sha256": "ab"}, ["params.yaml"])
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    return tmp_path / ".repronet/commits"
+    return tmp_path / ".dvc/tmp/commits"
 
 
 def test_what_is_kept_comes_back_and_adds_up() -> None:
@@ -43,6 +43,6 @@ def test_other_code_starts_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_where_there_is_no_place_nothing_is_kept(folder: Path) -> None:
-    folder.parent.write_text("no folder")
+    folder.parents[1].write_text("no folder")
     facts.add("a", held=HELD)
     assert facts.of("a") == Facts()

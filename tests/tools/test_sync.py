@@ -143,7 +143,7 @@ def test_a_commit_is_read_once(original: Project, monkeypatch: pytest.MonkeyPatc
     synced(original)
     monkeypatch.setattr(recorded, "at_commit", lambda commit: pytest.fail(f"{commit} is read again"))
     assert done(synced(original)) == ["in place"] * 3
-    shutil.rmtree(original.root / ".repronet/commits")
+    shutil.rmtree(original.root / ".dvc/tmp/commits")
     monkeypatch.undo()
     assert done(synced(original)) == ["in place"] * 3
 

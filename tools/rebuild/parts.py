@@ -15,7 +15,7 @@ from stages.base.files import sha256
 from stages.base.instructions import cpu_model
 from stages.base.processes import AUTO, thread_count
 from stages.nets.weights import read_weights
-from stages.tracking.params import as_logged
+from stages.tracking.params import as_logged, values
 from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG
 from tools.dvclock import as_yaml, digests_of, files_of, read_params
 from tools.rebuild.record import Record
@@ -35,7 +35,7 @@ def compared(record: Record, project: Path) -> Iterator[Part]:
     run, lock = record.run, as_yaml((project / "dvc.lock").read_bytes())
     files = files_of(lock, project)
     now = as_logged(read_params(project / "params.yaml"))
-    yield Part("params", _changes(now, run.params))
+    yield Part("params", _changes(values(now), values(run.params)))
     read, had, made, recorded = (
         digests_of(of, kind)
         for kind, of in [("deps", lock), ("deps", record.lock), ("outs", lock), ("outs", record.lock)]
