@@ -37,7 +37,7 @@ def imported(said: str) -> set[str]:
 def test_what_is_in_place_is_seen_without_torch(project: Project) -> None:
     project("dvc", "repro")
     said = project(sys.executable, "-X", "importtime", "-m", "tools.sync", "workspace")
-    assert imported(said) >= {"mlflow", "tools.sync"}
+    assert imported(said) >= {"mlflow", "tools.recorded"}
     assert "torch" not in imported(said)
     assert not imported(project(sys.executable, "-X", "importtime", "-c", "import tools.ui")) & {"torch", "pandas"}
 
