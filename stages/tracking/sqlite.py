@@ -17,6 +17,8 @@ from stages.base.files import replacing
 
 ADDRESS = re.compile(r"sqlite(?:\+pysqlite)?:///(?P<file>file:)?(?P<path>[^?]*)(?P<query>\?.*)?", re.DOTALL)
 
+HELD_SECONDS = 2.0  # a change to a run takes some ms of them; a stage that has ended waits for this up to twice
+
 # Where MLflow keeps the places of artifacts.
 PLACES = {
     "experiments": ["artifact_location"],
@@ -90,8 +92,8 @@ def create(database: Path, fill: Callable[[str], object]) -> None:
 
 
 def check(database: Path) -> None:
-    """Raise at once if the file is no database, where MLflow would try for minutes."""
-    with closing(sqlite3.connect(database)) as connection:
+    """Raise if the file is no database, or another process keeps it to itself: MLflow would try for minutes."""
+    with closing(sqlite3.connect(database, timeout=HELD_SECONDS)) as connection:
         connection.execute("select 1 from sqlite_master")
 
 
