@@ -50,6 +50,7 @@ def times(clone: Path) -> dict[str, float]:
     """Return the seconds that each tool takes, `ui` until its page is there."""
     commands = {
         "tools.show": ["tools.show"],
+        "tools.sync, which reads each commit once": ["tools.sync"],
         "tools.sync": ["tools.sync"],
         "tools.compare best X": ["tools.compare", "best", f"{NAME}-s0"],
     }

@@ -40,9 +40,12 @@ def at_commit(commit: str) -> "DVCFileSystem":
 def check_commit(lock: dict[str, Any], fs: "DVCFileSystem") -> None:
     """Raise InputError if params or code were committed without the results that they give."""
     changed: dict[str, None] = {}
-    for stage in stages_of(lock).values():
+    stages = stages_of(lock).values()
+    files = {file for stage in stages for file in stage.get("params", {})}
+    read = {file: as_yaml(fs.read_bytes(file)) if fs.exists(file) else {} for file in files}
+    for stage in stages:
         for file, params in stage.get("params", {}).items():
-            values = as_yaml(fs.read_bytes(file)) if fs.exists(file) else {}
+            values = read[file]
             changed |= {f"{file}: {key}": None for key, value in params.items() if _value(values, key) != value}
         for entry in [*stage.get("deps", []), *stage.get("outs", [])]:
             path = entry["path"]

@@ -1,6 +1,7 @@
 """Runs as MLflow holds them, found by what people call them."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 UNLOGGED = "python -m tools.sync adds what DVC has, taken from its cache or pulled, and MLflow has not"
 
+RUN_ID = re.compile("[0-9a-f]{32}")
 PREDICTIONS = "plots/predictions.csv"
 COLUMNS = ["index", "source", "label", "predicted"]  # of predictions.csv, before each class's probability
 
@@ -167,19 +169,26 @@ class Runs:
         "best" is the best by validation of those that were validated on the same images as the latest run. Raises
         InputError if there is none, naming those that there are.
         """
-        evaluated = self.evaluated()
+        # Before all runs are read, of which there may be thousands.
+        found = [] if name == "best" else self._called(name)
+        evaluated = [] if found else self.evaluated()
         if name == "best" and evaluated:
             images = _data(evaluated[0])["validation"]
             candidates = [run for run in evaluated if _data(run)["validation"] == images]
             best = max(candidates, key=_rank)
             equal = listed(named(run) for run in candidates if run is not best and _ties(run, best))
             return best, f"best is {named(best)}; as good by validation: {equal}" if equal else ""
-        found = [run for run in evaluated if name in (run.info.run_id, run.info.run_name)]
-        if found:
+        if found := found or [run for run in evaluated if run.info.run_name == name]:  # one may be called best
             earlier = listed(run.info.run_id[:8] for run in found[1:])
             return found[0], f"{named(found[0])} is the latest {name}; earlier: {earlier}" if earlier else ""
         known = listed(["best", *dict.fromkeys(run.info.run_name for run in evaluated)])
         raise InputError(f"no evaluated run is called {name!r} in {self.name}; there are: {known}; {UNLOGGED}")
+
+    def _called(self, name: str) -> "list[MlflowRun]":
+        """Return the evaluated runs with this id or name, the latest first."""
+        with self._reading():
+            of_id = self.store.search(run_id=name, having=[EVALUATION_TAG]) if RUN_ID.fullmatch(name) else []
+            return of_id or self.store.search(tags={"mlflow.runName": name}, having=[EVALUATION_TAG])
 
     def read(self, run: "MlflowRun", remark: str = "") -> EvaluatedRun:
         """Return an evaluated run as tools read it. Raises InputError if it is of later code, or lacks files."""

@@ -15,13 +15,14 @@ def search(
     prefixes: Mapping[str, str] | None = None,
     having: Collection[str] = (),
     status: str = "",
+    run_id: str = "",
     deleted: bool = False,
     at_most: int = 0,
 ) -> list["Run"]:
     """Return the runs of an experiment, the latest first: those that were deleted, or those that were not.
 
     `tags` have these values, `prefixes` are what other tags begin with, `having` are tags that are there. There are
-    `at_most` so many, 0: all.
+    `at_most` so many, 0: all. `run_id` is the one's that is looked for, 32 hexadecimal digits.
     """
     from mlflow.entities import ViewType
 
@@ -34,6 +35,7 @@ def search(
     ]
     conditions += [f"tags.`{name}` != ''" for name in having]
     conditions += [f"attributes.status = '{status}'"] * bool(status)
+    conditions += [f"attributes.run_id = '{run_id}'"] * bool(run_id)
     found: list[Run] = []
     token: str | None = None
     while token is None or (token and not at_most):
