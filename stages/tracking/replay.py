@@ -1,7 +1,6 @@
 """Journals brought to a store: as they are written, or later. Doing it twice changes nothing."""
 
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from stages.tracking.result import ATTEMPT_TAG, JOURNAL_TAG, TRAINING_TAG, WEIGH
 from stages.tracking.run import ActiveRun, Start, delete_others, run_name, started
 from stages.tracking.store import Store
 
-FLUSH_SECONDS = 1.0  # between two times that points are written: a call to MLflow takes 7 ms, a point in one 0.2 ms
 PLACE_TAGS = ("directory", "dvc.exp_name", "dvc.baseline_rev")
 
 
@@ -35,7 +33,7 @@ class Replay:
     def __init__(self, store: Store, folder: Path) -> None:
         self._store, self._folder, self._events = store, folder, Events(folder)
         self._run: ActiveRun | None = None
-        self._time, self._flushed = 0, 0.0
+        self._time = 0
         self.run_id, self.is_whole = "", False
 
     def go_on(self) -> None:
@@ -45,9 +43,8 @@ class Replay:
             self._bring(event)
         if self._events.is_damaged:
             raise DamagedError(f"the journal {self._folder} is damaged")
-        if self._run and time.monotonic() - self._flushed > FLUSH_SECONDS:
+        if self._run:
             self._run.flush()
-            self._flushed = time.monotonic()
 
     def finish(self) -> None:
         """Remove the journal, to which no more is to come; without an end, its process was killed."""

@@ -35,7 +35,9 @@ def compared(record: Record, project: Path) -> Iterator[Part]:
     run, lock = record.run, as_yaml((project / "dvc.lock").read_bytes())
     files = files_of(lock, project)
     now = as_logged(read_params(project / "params.yaml"))
-    yield Part("params", _changes(values(now), values(run.params)))
+    equal = {name for name, _ in values(now).items() & values(run.params).items()}
+    others, were = ({name: text for name, text in each.items() if name not in equal} for each in (now, run.params))
+    yield Part("params", _changes(others, were))
     read, had, made, recorded = (
         digests_of(of, kind)
         for kind, of in [("deps", lock), ("deps", record.lock), ("outs", lock), ("outs", record.lock)]
