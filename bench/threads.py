@@ -2,8 +2,8 @@
 
     python -m bench.threads
 
-takes 5 minutes. Each training is a process of its own. "Busy" is beside two processes for each core that compute all
-the time, so that a thread that waits for another waits for one that has no core.
+trains each in a process of its own. "Busy" is beside two processes for each core that compute all the time, so that a
+thread that waits for another waits for one that has no core.
 """
 
 import os

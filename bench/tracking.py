@@ -2,8 +2,8 @@
 
     python -m bench.tracking --rounds 5
 
-takes 3 minutes on two cores. The loop is that of a training, validation included, from its first batch to its last
-epoch, while the follower brings what it logs to a SQLite store.
+times the loop of a training, validation included, from its first batch to its last epoch, while the follower brings
+what it logs to a SQLite store.
 """
 
 import os

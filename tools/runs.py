@@ -178,7 +178,7 @@ class Runs:
             best = max(candidates, key=_rank)
             equal = listed(named(run) for run in candidates if run is not best and _ties(run, best))
             return best, f"best is {named(best)}; as good by validation: {equal}" if equal else ""
-        if found := found or [run for run in evaluated if run.info.run_name == name]:  # one may be called best
+        if found:
             earlier = listed(run.info.run_id[:8] for run in found[1:])
             return found[0], f"{named(found[0])} is the latest {name}; earlier: {earlier}" if earlier else ""
         known = listed(["best", *dict.fromkeys(run.info.run_name for run in evaluated)])
