@@ -17,7 +17,6 @@ normalised by the prepared set's own mean and deviation. Nothing of this goes to
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -26,14 +25,14 @@ from torch import Tensor, nn
 
 from stages.base import cli
 from stages.base.errors import InputError, lines, listed
-from stages.base.files import claimed, placing, rounded, write_csv, write_json
+from stages.base.files import SHARES, claimed, placing, rounded, write_csv, write_json
 from stages.base.params import Params, TrainParams, load_params
 from stages.base.text import say, warn
 from stages.batches import transforms
 from stages.batches.prepared import Prepared
 from stages.nets.build import convolutions
 from stages.nets.net import activations
-from stages.nets.prediction import predict
+from stages.nets.prediction import predict, table
 from stages.nets.weights import Description, describe, read_weights, rebuild
 from stages.report import fonts, layers, pictures
 from stages.report.canvas import save
@@ -126,8 +125,8 @@ def evaluate(
     with claimed(results, plots) as (file, partial), placing(results, plots):
         write_json(file, values)
         (partial / "pictures").mkdir(parents=True)
-        table = predictions(test.rows, result.files, answers, data.classes)
-        write_csv(partial / "predictions.csv", table, float_format="%.6f")
+        of_images = predictions(test.rows, result.files, answers, data.classes)
+        write_csv(partial / "predictions.csv", of_images, float_format=SHARES)
         write_csv(partial / "classes.csv", result.per_class)
         for name, figure in all_pictures(result, history, description.epoch, net.cpu(), classifier.cpu()[:-1]):
             save(figure, partial / f"pictures/{name}.png")
@@ -141,16 +140,13 @@ def evaluate(
 
 def predictions(rows: Tensor, sources: list[str], answers: Answers, classes: list[str]) -> pd.DataFrame:
     """Return one row a test image: row in images.npy, file, label, predicted class, each class's probability."""
-    labels, predicted = answers.labels, answers.predicted
-    first: dict[str, Any] = {
+    first = {
         "index": rows.numpy(),
         "source": sources,
-        "label": [classes[label] for label in labels],
-        "predicted": [classes[label] for label in predicted],
+        "label": [classes[label] for label in answers.labels],
+        "predicted": [classes[label] for label in answers.predicted],
     }
-    # A class may have the name of one of these columns.
-    columns = [f"{name} (class)" if name in first else name for name in classes]
-    return pd.concat([pd.DataFrame(first), pd.DataFrame(answers.probabilities.numpy(), columns=columns)], axis=1)
+    return table(first, answers.probabilities, classes)
 
 
 def all_pictures(

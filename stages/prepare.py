@@ -98,6 +98,8 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
             "classes": source.classes,
             "channels": spec.channels,
             "image_size": spec.size,
+            # For images that come later, and may be of another size where all of these are of one.
+            "decoding": {"fit": params.fit, "max_pixels": spec.max_pixels, "white": spec.white},
         }
         if rejected:
             facts["rejected"] = counts(source.rejections)

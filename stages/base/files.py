@@ -16,10 +16,12 @@ from stages.base.locks import check_owner, locked
 
 if TYPE_CHECKING:
     from io import StringIO
+    from typing import TextIO
 
     import pandas as pd
 
 FLOAT_FORMAT = "%.6g"
+SHARES = "%.6f"  # of a class's probability in a table
 NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 NO_PLACE |= {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EIO}
 FORMULA, NUMBER = re.compile(r"[=+\-@'\x00-\x1f]"), re.compile(r"[+-]?\d+(\.\d*)?")
@@ -130,14 +132,16 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
-def write_csv(path: Path, table: "pd.DataFrame", float_format: str = FLOAT_FORMAT) -> None:
+def write_csv(
+    file: "Path | TextIO", table: "pd.DataFrame", float_format: str = FLOAT_FORMAT, header: bool = True
+) -> None:
     """Write `table` without its index, lines ending in \\n on every platform.
 
     A spreadsheet takes a text that begins with = + - @ or a control character for a formula. Such a text, unless it is
     a number, gets an apostrophe before it, and so does one that begins with an apostrophe: `read_csv` takes one off.
     """
     safe = _with_texts(table, lambda text: f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text)
-    safe.to_csv(path, index=False, float_format=float_format, lineterminator="\n")
+    safe.to_csv(file, index=False, header=header, float_format=float_format, lineterminator="\n")
 
 
 def read_csv(file: "Path | StringIO", **options: Any) -> "pd.DataFrame":

@@ -81,6 +81,9 @@ class DatasetInfo:
             self.image_size: int = info["image_size"]
             self.mean: list[float] = info["mean"]
             self.std: list[float] = info["std"]
+            # How an image becomes one of these, as sources.images.ImageSpec takes it; earlier versions did not say.
+            own: dict[str, Any] = info.get("decoding", {})
+            self.decoding = {"channels": self.channels, "size": self.image_size} | own if own else {}
             self.sizes: dict[str, int] = info["sizes"]
             self.sha256: dict[str, str] = info["sha256"]
 

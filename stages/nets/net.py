@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from stages.base.errors import InputError
 from stages.nets.first_layer import first_and_only_layer, first_layer, pooled_convolution
+from stages.nets.residual import ResidualNet
 
 
 def _log_softmax(scores: Tensor) -> Tensor:
@@ -120,6 +121,7 @@ def activations(net: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor
 # other defaults, a partial. It is called with n_classes, channels and image_size, and with train.net.arguments.
 NETS: dict[str, Callable[..., nn.Module]] = {
     "Net": Net,
+    "ResidualNet": ResidualNet,
     # The two solutions of the course, as their code has them; bench/course.py says what the first's weights want.
     "course_1": partial(Net, widths=(10, 20), kernel=3, output="log_softmax"),
     "course_2": partial(Net, widths=(10, 20), kernel=3, output="log_softmax", hidden=(50,), dropout=0.4),

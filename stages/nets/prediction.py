@@ -1,17 +1,26 @@
-"""Prediction: what a classifier gives for the images of a split."""
+"""Prediction: what a classifier gives for images, the same bits for an image whatever others are with it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.batches.prepared import Split
 
-BATCH = 1000  # images in a forward pass without gradients, at most
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH = 256  # images in a forward pass without gradients, at most
 BATCH_VALUES = 1 << 20  # and of how many values: the activations take many times the memory of the images
 
 
 @torch.no_grad()
 def predict(classifier: nn.Module, split: Split) -> Tensor:
-    """Return the scores that `classifier` gives for the images of `split` in evaluation mode, float (n, n_classes)."""
+    """Return the scores that `classifier` gives for the images of `split` in evaluation mode, float (n, n_classes).
+
+    Each forward pass is of one size, since another one can change last bits: the last is filled up with black images.
+    """
     classifier.eval()
     # What a net gets of an image may be larger than the image: the first of the modules are the transforms.
     image = split.take(slice(1))
@@ -19,8 +28,21 @@ def predict(classifier: nn.Module, split: Split) -> Tensor:
     size = min(BATCH, max(1, BATCH_VALUES // values))
     scores = torch.empty(0)
     for at in range(0, len(split.labels), size):
-        part = classifier(split.take(slice(at, at + size)))
+        images = split.take(slice(at, at + size))
+        n_images = len(images)
+        if n_images < size:
+            images = torch.cat([images, images.new_zeros(size - n_images, *images.shape[1:])])
+        part = classifier(images)[:n_images]
         # Into one tensor: small ones that stay among large ones that come and go would fragment the memory.
         scores = scores if at else part.new_empty(len(split.labels), part.shape[1])
         scores[at : at + size] = part
     return scores
+
+
+def table(first: Mapping[str, Any], shares: Tensor, classes: Sequence[str]) -> "pd.DataFrame":
+    """Return one row an image: the `first` columns, and a column for each class, of `shares`, float (n, n_classes)."""
+    import pandas as pd
+
+    # A class may have the name of one of the first columns.
+    columns = [f"{name} (class)" if name in first else name for name in classes]
+    return pd.concat([pd.DataFrame(dict(first)), pd.DataFrame(shares.numpy(), columns=columns)], axis=1)

@@ -24,7 +24,7 @@ from stages.nets.build import build_net, head, initial_net, net_spec
 # One metadata key only: safetensors writes several in a random order, and the file's bytes would change.
 KEY = "repronet"
 
-VERSION = 1  # of the description: a later one is refused
+VERSION = 2  # of the description: a later one is refused
 
 Weights = dict[str, Tensor]
 
@@ -43,6 +43,7 @@ class Description:
     valid_accuracy: float
     valid_loss: float
     used: dict[str, str] = field(default_factory=dict)  # in the training, by dotted names; earlier versions did not say
+    decoding: dict[str, Any] = field(default_factory=dict)  # of an image's file; before version 2 nothing was said
     version: int = VERSION  # of this description; the first ones did not say
 
     def scored(self, row: dict[str, float]) -> "Description":
@@ -83,6 +84,7 @@ def describe(params: TrainParams, data: DatasetInfo, channels: int, side: int, o
         classes=data.classes,
         mean=data.mean,
         std=data.std,
+        decoding=data.decoding,
         transforms=params.transforms.eval,
         epoch=0,
         valid_accuracy=math.nan,

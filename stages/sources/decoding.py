@@ -4,11 +4,11 @@ The processes are forked, so they write into the array that this one has mapped.
 """
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,18 +41,23 @@ def file_reader(names: Iterable[str], folder: Path, spec: ImageSpec) -> Reader:
 
 
 def decode(
-    images: npt.NDArray[np.uint8], read: Reader, rows: Rows, max_pixels: int, until_colour: bool = False
+    images: npt.NDArray[np.uint8],
+    read: Reader,
+    rows: Rows,
+    max_pixels: int,
+    until_colour: bool = False,
+    bar: "tqdm[Any] | None" = None,
 ) -> tuple[Facts, dict[int, Rejection]]:
     """Write the images of `rows` to their places in the memory-mapped array `images`, (n, h, w) or (n, 3, h, w).
 
     Return the facts of each image, (len(rows),), and the rejections of the unusable ones, by row; with `until_colour`
-    only of the first ones, up to some that show colour. Memory does not grow with the images. Raises InputError if a
-    process is killed or memory is full.
+    only of the first ones, up to some that show colour. A `bar` of the caller's is moved on; else there is an own one.
+    Memory does not grow with the images. Raises InputError if a process is killed or memory is full.
     """
     # As a plain array: indexing a memmap object makes another one, which takes longer than to decode a small image.
     decode_chunk = partial(_decode_chunk, np.asarray(images), read, max_pixels)
     found, rejections = bytearray(), dict[int, Rejection]()
-    with closing(_chunks(decode_chunk, rows, "decoding")) as chunks:
+    with closing(_chunks(decode_chunk, rows, "decoding", bar)) as chunks:
         for of_chunk, unusable in chunks:
             found += of_chunk
             rejections.update(unusable)
@@ -73,17 +78,20 @@ def chunk_size(n_images: int) -> int:
     return min(CHUNK, max(1, n_images // 50))
 
 
-def _chunks(function: Callable[[Rows], Result], rows: Rows, what: str) -> Generator[Result, None, None]:
+def _chunks(
+    function: Callable[[Rows], Result], rows: Rows, what: str, bar: "tqdm[Any] | None" = None
+) -> Generator[Result, None, None]:
     """Yield what the function makes of the rows, a chunk of them at a time. Raises InputError as `decode` does."""
     size = chunk_size(len(rows))
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     n_processes = min(cores(), len(rows) // WORTH_A_PROCESS)
     workers = Workers(function, n_processes if n_processes > 1 else 0, KILLED)
     try:
-        with tqdm(total=len(rows), unit=" images", desc=what, disable=None, leave=False) as bar:
+        own = nullcontext(bar) if bar else tqdm(total=len(rows), unit=" images", desc=what, disable=None, leave=False)
+        with own as moved:
             for chunk, result in zip(chunks, workers.map(chunks), strict=True):
                 yield result
-                bar.update(len(chunk))
+                moved.update(len(chunk))
     finally:
         workers.end()
 

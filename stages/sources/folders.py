@@ -73,9 +73,9 @@ def _check_meaning(root: Path, within: dict[str, set[str]]) -> None:
 
 
 def _entries(folder: Path) -> "list[os.DirEntry[str]]":
-    """Return what is in a folder. Raises InputError if it cannot be read."""
+    """Return what is in a folder, by name. Raises InputError if it cannot be read."""
     try:
-        return list(os.scandir(folder))
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}") from error
 

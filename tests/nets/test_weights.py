@@ -27,6 +27,7 @@ DESCRIPTION = Description(
     epoch=2,
     valid_accuracy=0.9,
     valid_loss=0.3,
+    decoding={"channels": 1, "size": 8, "fit": "crop", "max_pixels": 100, "white": 255},
 )
 
 
@@ -98,13 +99,17 @@ def test_descriptions_of_earlier_versions_are_read_and_later_ones_refused(
     tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     content = asdict(DESCRIPTION)
-    assert content["version"] == 1
-    for version, changes in {"first": {"version", "used"}, "second": {"version"}}.items():
-        earlier = {name: value for name, value in content.items() if name not in changes}
+    assert content["version"] == 2
+    unsaid = {"first": {"version", "used", "decoding"}, "second": {"version", "decoding"}, "third": {"decoding"}}
+    for version, names in unsaid.items():
+        earlier = {name: value for name, value in (content | {"version": 1}).items() if name not in names}
         save_file(weights, tmp_path / version, metadata={"repronet": json.dumps(earlier)})
-        assert load_weights(tmp_path / version)[1] == replace(DESCRIPTION, used=earlier.get("used", {}))
-    save_file(weights, tmp_path / "later", metadata={"repronet": json.dumps(content | {"version": 2, "more": 1})})
-    with pytest.raises(InputError, match="later is of version 2, and this code reads up to 1: take the later code"):
+        _, found = load_weights(tmp_path / version)
+        assert found == replace(
+            DESCRIPTION, used=earlier.get("used", {}), decoding={}, version=earlier.get("version", DESCRIPTION.version)
+        )
+    save_file(weights, tmp_path / "later", metadata={"repronet": json.dumps(content | {"version": 3, "more": 1})})
+    with pytest.raises(InputError, match="later is of version 3, and this code reads up to 2: take the later code"):
         load_weights(tmp_path / "later")
 
 

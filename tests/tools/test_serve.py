@@ -5,14 +5,17 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+from PIL import Image
 
 from tests.conftest import Project, free_port, served
+from tests.sources.test_broken_data import chunk, png
 from tools.runs import Runs
 
 
@@ -39,6 +42,30 @@ class Server:
         status, text = self.ask(json.dumps({key: images.tolist()}).encode())
         assert status == 200, text
         return np.array(json.loads(text)["predictions"])
+
+    def predict(self, *files: Path, field: str = "image", **headers: str) -> tuple[int, Any]:
+        """The status and the content of what /predict answers to files, sent as curl -F sends them."""
+        parts = [
+            f'--edge\r\nContent-Disposition: form-data; name="{field}"; filename="{file.name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n".encode()
+            + file.read_bytes()
+            + b"\r\n"
+            for file in files
+        ]
+        kind = {"content-type": "multipart/form-data; boundary=edge"}
+        status, text = self.ask(b"".join([*parts, b"--edge--\r\n"]), "/predict", **kind | headers)
+        return status, json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def pictures(compared: Project, digits: Path) -> list[Path]:
+    """The first test images as files."""
+    images, folder = np.load(digits / "images.npy"), compared.root / "served"
+    folder.mkdir()
+    rows = pd.read_csv(compared.root / "seed-1/plots/predictions.csv")["index"][:20]
+    for row in rows:
+        Image.fromarray(images[row]).save(folder / f"{row}.png")
+    return [folder / f"{row}.png" for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +112,63 @@ def test_images_as_json_give_evaluate_s_classes(server: Server, compared: Projec
     listening = Path("/proc/net/tcp").read_text()
     assert f"0100007F:{server.port:04X}" in listening
     assert f"00000000:{server.port:04X}" not in listening
+
+
+def test_image_files_give_evaluate_s_predictions(server: Server, compared: Project, pictures: list[Path]) -> None:
+    predictions = pd.read_csv(compared.root / "seed-1/plots/predictions.csv", dtype=str)
+    expected = [
+        {
+            "file": f"{row[0]}.png",
+            "class": row[3],
+            "probabilities": dict(zip(predictions.columns[4:], row[4:], strict=True)),
+        }
+        for row in predictions[: len(pictures)].itertuples(index=False)
+    ]
+    for number in (1, len(pictures)):  # whatever else is sent with it
+        status, answer = server.predict(*pictures[:number])
+        assert status == 200
+        for image in answer["predictions"]:
+            assert next(iter(image["probabilities"])) == image["class"]
+            image["probabilities"] = {name: f"{share:.6f}" for name, share in image["probabilities"].items()}
+        assert answer["predictions"] == expected[:number]
+
+
+def test_what_is_no_image_is_said_of_each(server: Server, pictures: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "many.png").write_bytes(png(10_000, 10_000, chunk(b"IDAT", b"")))
+    status, answer = server.predict(tmp_path / "notes.txt", pictures[0], tmp_path / "many.png")
+    first, second, third = answer["predictions"]
+    assert status == 200
+    assert (first["file"], first["error"].split(":")[0]) == ("notes.txt", "not an image")
+    assert second["class"]
+    assert third == {"file": "many.png", "error": "too many pixels: 100,000,000, and prepare.max_pixels is 50,000,000"}
+    assert server.predict(tmp_path / "notes.txt")[0] == 400
+
+
+def test_forms_that_are_refused(server: Server, pictures: list[Path]) -> None:
+    sent = 'files in the field "image", as curl -F image=@cat.jpg sends them'
+    for refused, found in ((server.predict(pictures[0], field="picture"), "'picture'"), (server.predict(), "nothing")):
+        message = f"the body holds {found}; accepted: {sent}"
+        assert refused == (400, {"error_code": "BAD_REQUEST", "message": message})
+    status, answer = server.predict(*pictures[:1] * 33)
+    too_many = "Too many files. Maximum number of files is 32."
+    assert (status, answer["message"]) == (400, f"{too_many} Accepted: {sent}, 32 at most")
+    assert server.predict(*pictures[:1] * 32)[0] == 200
+    status, answer = server.predict(pictures[0], **{"content-type": "multipart/form-data"})
+    assert (status, answer["message"]) == (400, f"Missing boundary in multipart. Accepted: {sent}, 32 at most")
+    assert json.loads(server.ask(b"{}", "/predict")[1])["message"] == f"the body holds nothing; accepted: {sent}"
+    assert server.ask(path="/predict", method="GET")[0] == 405
+
+
+def test_no_page_of_another_site_gets_an_answer(server: Server, pictures: list[Path]) -> None:
+    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{server.port + 1}", "https://localhost"):
+        assert server.predict(pictures[0], origin=origin) == (
+            403,
+            {"error_code": "PERMISSION_DENIED", "message": "Origin: another page"},
+        )
+    assert (
+        server.predict(pictures[0], host=f"localhost:{server.port}", origin=f"http://localhost:{server.port}")[0] == 200
+    )
 
 
 def test_no_code_of_the_logged_model_runs(
@@ -158,8 +242,10 @@ def test_what_is_no_images_is_refused_as_mlflow_does(server: Server, body: bytes
 def test_other_requests(server: Server) -> None:
     status, text = server.ask(b'{"inputs": []}', **{"content-type": "text/plain"})  # as a form of any page can send it
     assert (status, json.loads(text)["message"]) == (415, "Content-Type: 'text/plain'; accepted: application/json")
-    status, text = server.ask(b" " * (65 << 20))
-    assert (status, json.loads(text)["error_code"]) == (413, "REQUEST_LIMIT_EXCEEDED")
+    form = {"content-type": "multipart/form-data; boundary=edge"}
+    start = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="large"\r\n\r\n'
+    for status, text in (server.ask(b" " * (65 << 20)), server.ask(start + b" " * (65 << 20), "/predict", **form)):
+        assert (status, json.loads(text)["error_code"]) == (413, "REQUEST_LIMIT_EXCEEDED")
     assert server.ask(path="/version", method="GET") == (200, mlflow.__version__)
     assert server.ask(path="/invocations", method="GET")[0] == 405
     assert server.ask(path="/other", method="GET")[0] == 404

@@ -1,0 +1,112 @@
+"""The model that a command names, applied as evaluate applies it, to pixels and to files.
+
+It is made of a weights file alone, which holds no code.
+"""
+
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+from math import prod
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stages.base.errors import InputError
+from stages.base.params import TrainParams
+from stages.batches.prepared import Split
+from stages.nets.prediction import predict
+from stages.nets.weights import load_weights
+from stages.sources.decoding import Facts, decode
+from stages.sources.images import ImageSpec, from_file
+from stages.sources.rejections import Rejection
+from stages.training import determinism
+from tools.runs import Runs
+
+BLOCK, BLOCK_IMAGES = 64 << 20, 1 << 14  # bytes, and images at most, that are decoded before they are scored
+
+
+def weights_of(name: str, folder: Path) -> tuple[Path, str, str]:
+    """Return the weights file of a model, what it is called, and which others could be meant.
+
+    `name` is a file, or stands for a run: its id or name, best, or MODEL@ALIAS of the registry; a run's file is copied
+    into `folder`. Raises InputError if there is none.
+    """
+    if Path(name).is_file():
+        return Path(name), name, ""
+    if os.sep in name or name.endswith((".safetensors", ".pt", ".pth")):
+        raise InputError(f"MODEL: {name!r} is no file")
+    runs = Runs()
+    run = runs.of_model(name) if "@" in name else runs.find(name)
+    called = f"{run.name} ({run.metrics['test/accuracy']:.4f} test accuracy)"
+    return runs.weights(run, folder), called, run.remark
+
+
+class Model:
+    """A classifier of images; threads may share it."""
+
+    def __init__(self, weights: Path, params: TrainParams) -> None:
+        """Raises InputError if the file cannot be read, or its weights do not fit the net that it describes.
+
+        Device, threads and level of determinism are those of `params`, as for evaluate.
+        """
+        net, self._description = load_weights(weights)
+        self.classes = self._description.classes
+        self._device = determinism.set_up(params.device, params.threads, params.determinism)
+        self._classifier = self._description.classifier(net).eval().to(self._device)
+        self._alone = Lock()
+        self._weights = weights
+
+    @property
+    def spec(self) -> ImageSpec:
+        """What an image is made into. Raises InputError for weights whose file does not say it."""
+        if not self._description.decoding:
+            raise InputError(
+                f"{self._weights} is of an earlier version, which did not say how an image's file is read;"
+                " train it again with dvc repro"
+            )
+        return ImageSpec(**self._description.decoding)
+
+    def scores(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """Return the scores, float (n, n_classes), on the CPU.
+
+        Images are as they are prepared, (n, h, w) or (n, 3, h, w). Raises InputError for other shapes.
+        """
+        self._check_shape(images)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=self._device)
+        with self._alone:
+            return predict(self._classifier, Split(images, labels, rows=torch.arange(len(images)))).cpu()
+
+    def room(self, n_images: int) -> npt.NDArray[np.uint8]:
+        """Return the array for `decode`, zeros: for as many images as are decoded at once, `n_images` at most."""
+        shape = self.spec.shape
+        n_images = min(n_images, BLOCK_IMAGES, max(1, BLOCK // prod(shape)))
+        # Of memory that the processes share which decode.
+        return np.frombuffer(mmap.mmap(-1, n_images * prod(shape)), np.uint8).reshape(n_images, *shape)
+
+    def decode(
+        self, room: npt.NDArray[np.uint8], files: Sequence[str], usable: Iterable[int], bar: "tqdm[Any] | None" = None
+    ) -> tuple[Facts, dict[int, Rejection]]:
+        """Put the images in the `usable` ones of the files, by their numbers, to their places in `room`.
+
+        Return what sources.decoding.decode does.
+        """
+        spec, rows = self.spec, np.array([*usable], np.int64)
+        return decode(room, lambda row: from_file(files[row], spec), rows, spec.max_pixels, bar=bar)
+
+    def _check_shape(self, images: npt.NDArray[np.uint8]) -> None:
+        net, transforms = self._description.net, self._description.transforms
+        wanted = (net["channels"], net["image_size"], net["image_size"])
+        try:
+            seen = tuple(self._description.transform()(torch.from_numpy(images[:1])).shape[1:])
+        except Exception:  # torchvision's transforms refuse shapes in many ways
+            seen = ()
+        if ((1, *seen) if len(seen) == 2 else seen) != wanted:
+            after = f" after its transforms {transforms}" if transforms else ""
+            takes = f"(n, {', '.join(map(str, wanted[1:] if wanted[0] == 1 else wanted))})"
+            raise InputError(f"images of shape {images.shape}; the model takes {takes}{after}")
