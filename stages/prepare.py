@@ -6,7 +6,8 @@ reads what `prepare.path` in params.yaml names, and writes, for the source named
 
     images.npy      uint8 (n, h, w), or (n, 3, h, w) for three channels, in the source's order; zeros where rejected
     manifest.csv    one row an image: index in images.npy, split (train, valid or test), label, source
-    dataset.json    class names, image size, mean and standard deviation of the training split, digest of each split
+    dataset.json    class names, image size, how an image is read, mean and standard deviation of the training split,
+                    of each split the number of images of each class and a digest
     rejected.csv    source, label, split and reason of what `prepare.on_bad: skip` left out, if anything; where it ends
                     prepare instead, this file alone, beside the folder
 
@@ -24,10 +25,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from stages.base import cli
-from stages.base.errors import InputError
+from stages.base.errors import InputError, listed
 from stages.base.files import replacing, rounded, write_csv, write_json
 from stages.base.params import PrepareParams, load_params
-from stages.base.text import say, warn
+from stages.base.text import printable, say, warn
 from stages.sources.images import ImageSpec, to_picture
 from stages.sources.loading import load_source
 from stages.sources.missing import near_misses
@@ -38,6 +39,8 @@ from stages.sources.sizes import image_spec
 from stages.sources.source import Source
 from stages.sources.splits import SPLITS, assign_splits, incomplete_classes
 from stages.tracking import data_in_git
+
+UNEQUAL = 10  # times as many training images of one class as of another, beyond which it is said
 
 
 def main() -> None:
@@ -93,7 +96,7 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
                 rejected.append(f"All of them are listed in {listing}")
             raise InputError("\n".join([*rejected, *incomplete, *hint]))
 
-        facts = pixel_facts(array, manifest) | {
+        facts = facts_of(array, manifest, len(source.classes)) | {
             "source": params.source,
             "classes": source.classes,
             "channels": spec.channels,
@@ -110,6 +113,18 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         warn("\n".join(rejected))
     sizes = ", ".join(f"{name} {size:,}" for name, size in facts["sizes"].items())
     say(f"prepared {len(manifest):,} images of {params.source}: {sizes}")
+    say_counts(dict(zip(source.classes, facts["counts"]["train"], strict=True)))
+
+
+def say_counts(of_classes: dict[str, int]) -> None:
+    """Say how many images of each class there are to train on, and warn if they are very unequal."""
+    say(f"of each class in train: {listed(f'{printable(name)} {count:,}' for name, count in of_classes.items())}")
+    rare, common = min(of_classes, key=of_classes.__getitem__), max(of_classes, key=of_classes.__getitem__)
+    if of_classes[common] > UNEQUAL * of_classes[rare]:
+        warn(
+            f"warning: {printable(common)} has {of_classes[common]:,} images to train on, {printable(rare)}"
+            f" {of_classes[rare]:,}; train.balance evens that out, and train.monitor: macro_f1 rates all alike"
+        )
 
 
 def check_apart(raw: Path, prepared: Path) -> None:
@@ -142,14 +157,17 @@ def split_images(source: Source, shares: dict[str, float], seed: int) -> pd.Data
     return pd.DataFrame({"index": index, "split": split, "label": label, "source": kept["source"].to_numpy()})
 
 
-def pixel_facts(array: npt.NDArray[np.uint8], manifest: pd.DataFrame) -> dict[str, Any]:
-    """Return what dataset.json says of the pixels: the training split's mean and deviation, each split's digest."""
+def facts_of(array: npt.NDArray[np.uint8], manifest: pd.DataFrame, n_classes: int) -> dict[str, Any]:
+    """Return what dataset.json says of the images: the training split's mean and deviation, counts and digests."""
     of_split = {name: manifest[manifest["split"] == name] for name in SPLITS}
     mean, std = mean_and_std(array, of_split["train"]["index"].to_numpy())
     return {
         "mean": [rounded(value) for value in mean],
         "std": [rounded(value) for value in std],
         "sizes": {name: len(images) for name, images in of_split.items()},
+        "counts": {
+            name: np.bincount(images["label"], minlength=n_classes).tolist() for name, images in of_split.items()
+        },
         "sha256": {
             name: digest(array, images["index"].to_numpy(), images["label"].to_numpy())
             for name, images in of_split.items()

@@ -37,7 +37,7 @@ from stages.nets.prediction import predict
 from stages.nets.weights import describe, load_pretrained, save_weights
 from stages.tracking import data_in_git
 from stages.tracking.tracker import Tracker
-from stages.training import checkpoints, determinism, losses, memory, metrics, optimizers, options, schedules
+from stages.training import balance, checkpoints, determinism, losses, memory, metrics, optimizers, options, schedules
 from stages.training.selection import should_stop
 
 ROOM = 1 << 16  # bytes of an output besides the weights: what rebuilds the net, or the history of 1,000 epochs
@@ -70,7 +70,10 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
     channels, side = transforms.check_shapes(augment, evaluation, data)
     normalise = Normalise(data.mean, data.std).to(device)
     training, validation = data.split("train", device), data.split("valid", device)
-    loader = Loader(training, params.batch_size, params.seed, augment, params.workers)
+    counts = balance.class_counts(training.labels, len(data.classes))
+    of_class = balance.class_weights(counts)
+    drawn = of_class[training.labels.cpu()] if params.balance == "sampling" else None
+    loader = Loader(training, params.batch_size, params.seed, augment, params.workers, drawn)
 
     # Net: its input and output sizes follow from the data; its weights from the seed, or from earlier ones.
     plan = describe(params, data, channels, side, losses.output(params.loss.name))
@@ -81,7 +84,9 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
 
     # Loss, optimizer, schedule, and what is off by default.
     mixed = bool(augment.per_batch)  # the labels, too
-    criterion = losses.criterion(**params.loss.model_dump(), n_classes=len(data.classes), device=device, mixed=mixed)
+    of_loss = partial(losses.criterion, **params.loss.model_dump(), n_classes=len(data.classes), device=device)
+    weighs = of_class.to(device) if params.balance == "loss" else None
+    criterion, unweighted = of_loss(mixed=mixed, class_weights=weighs), of_loss()
     optimizer = optimizers.optimizer(**params.optimizer.model_dump(), parameters=net.parameters())
     steps = len(loader)  # an epoch
     schedule = schedules.schedule(
@@ -157,15 +162,15 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
                 "train/loss": totals.loss,
                 "train/accuracy": totals.accuracy,
                 "train/lr": at.lr,
-                "valid/loss": criterion(scores, validation.labels).item(),
+                "valid/loss": unweighted(scores, validation.labels).item(),
                 "valid/accuracy": metrics.accuracy(scores.argmax(1), validation.labels),
-            }
+            } | metrics.monitored(params.monitor, scores.cpu(), validation.labels.cpu())
             check_finite([*totals.recent, row["valid/loss"]], steps * epoch, at.lr)
             schedule.after_epoch(row["valid/loss"])
             row = {name: rounded(value) for name, value in row.items()}
             run.log_epoch(row)
             report(row, params.epochs, progress)
-            if at.is_best(row):
+            if at.is_best(row, params.monitor):
                 at.best = row
                 save_weights(kept, ema.net.state_dict(), plan.scored(row))
             at.rows.append(row)

@@ -77,6 +77,8 @@ def test_metrics_agree_with_scikit_learn_on_the_predictions(digits: Path, folder
 
     assert values["accuracy"] == pytest.approx(metrics.accuracy_score(label, predicted), rel=1e-5)
     assert values["macro_f1"] == pytest.approx(metrics.f1_score(label, predicted, average="macro"), rel=1e-5)
+    areas = [metrics.roc_auc_score(label == name, probabilities[name]) for name in classes]
+    assert values["auroc"] == pytest.approx(sum(areas) / len(areas), rel=1e-5)
     assert values["loss"] == pytest.approx(
         metrics.log_loss(test["label"], probabilities.div(probabilities.sum(axis=1), axis=0)), rel=1e-3
     )

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import termios
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,17 @@ def test_threads_are_as_asked_for(digits: Path, tmp_path: Path) -> None:
 def test_rank() -> None:
     rows = [{"valid/accuracy": a, "valid/loss": b} for a, b in [(0.9, 0.5), (0.95, 0.7), (0.95, 0.6), (0.8, 0.1)]]
     assert max(rows, key=rank_of) == {"valid/accuracy": 0.95, "valid/loss": 0.6}
+    assert max(rows, key=partial(rank_of, monitor="loss")) == {"valid/accuracy": 0.8, "valid/loss": 0.1}
+    scored = [row | {"valid/auroc": area} for row, area in zip(rows, (0.7, 0.7, 0.6, 0.5), strict=True)]
+    assert max(scored, key=partial(rank_of, monitor="auroc")) == scored[1]
+
+
+@pytest.mark.parametrize("monitor", ["loss", "macro_f1", "auroc"])
+def test_the_monitored_figure_picks_the_epoch(digits: Path, tmp_path: Path, monitor: str) -> None:
+    trained(digits, tmp_path, {"train.monitor": monitor, "train.epochs": 12, "train.optimizer.lr": 0.1})
+    rows = pd.read_csv(tmp_path / "train.csv").to_dict("records")
+    best = max(rows, key=partial(rank_of, monitor=monitor))
+    assert load_weights(tmp_path / "net.safetensors")[1].epoch == best["epoch"]
 
 
 def test_check_finite_names_step_rate_and_losses() -> None:

@@ -95,6 +95,7 @@ class TrainParams(Section):
     seed: Seed
     epochs: Positive
     batch_size: Positive
+    balance: Literal["none", "loss", "sampling"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Annotated[Threads, PlainValidator(_threads)]
     determinism: Level
@@ -109,6 +110,7 @@ class TrainParams(Section):
     schedule: NamedParams
     transforms: TransformParams
     clip_norm: Annotated[float, Field(gt=0)] | None
+    monitor: Literal["accuracy", "loss", "macro_f1", "auroc"]
     early_stopping: Positive | None
     ema_decay: Fraction | None
     precision: Literal["float32", "bfloat16"]

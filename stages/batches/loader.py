@@ -25,9 +25,16 @@ class Loader:
     """
 
     def __init__(
-        self, split: Split, batch_size: int, seed: int, augment: Augment | None = None, workers: int = 0
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        augment: Augment | None = None,
+        workers: int = 0,
+        weights: Tensor | None = None,
     ) -> None:
-        self._split, self._batch_size, self._seed = split, batch_size, seed
+        """With `weights` of the images, float (n,), an epoch has n of them that are drawn, some more than once."""
+        self._split, self._batch_size, self._seed, self._weights = split, batch_size, seed, weights
         make = partial(_batch, split, split.labels.cpu(), augment or _unchanged)  # workers keep off the GPU
         killed = (
             f"train.workers: one of the {workers} processes that load images was killed, perhaps because memory is"
@@ -48,7 +55,11 @@ class Loader:
         """
         device = self._split.labels.device
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self._split.labels), generator=generator)
+        n_images = len(self._split.labels)
+        if self._weights is None:
+            order = torch.randperm(n_images, generator=generator)
+        else:
+            order = torch.multinomial(self._weights, n_images, replacement=True, generator=generator)
         if self._workers is None:
             # On the CPU for what is read there, and on the device: to fetch them from a GPU would be to wait for it.
             ours, theirs = (indices.split(self._batch_size)[start:] for indices in (order, order.to(device)))

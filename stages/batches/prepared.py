@@ -86,6 +86,8 @@ class DatasetInfo:
             self.decoding = {"channels": self.channels, "size": self.image_size} | own if own else {}
             self.sizes: dict[str, int] = info["sizes"]
             self.sha256: dict[str, str] = info["sha256"]
+            # Images of each class in each split; earlier versions did not say.
+            self.counts: dict[str, list[int]] = info.get("counts", {})
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -141,8 +141,11 @@ def first_of_each(labels: Tensor, n_classes: int) -> Tensor:
     return torch.cat([(labels == label).nonzero().flatten()[:12] for label in range(min(n_classes, ROWS))])
 
 
-def examples(images: Tensor, labels: Tensor, classes: list[str]) -> Figure:
-    """Draw images as `first_of_each` chooses them, one class a row: uint8 (n, h, w) or (n, 3, h, w)."""
+def examples(images: Tensor, labels: Tensor, classes: list[str], counts: Tensor) -> Figure:
+    """Draw images as `first_of_each` chooses them, one class a row: uint8 (n, h, w) or (n, 3, h, w).
+
+    `counts`, int64 (n_classes,), are how many there are of each class.
+    """
     shown = classes[:ROWS]
     figure = Figure(figsize=(10, 0.75 * len(shown) + 0.5), layout="constrained")
     axes = figure.subplots()
@@ -156,7 +159,12 @@ def examples(images: Tensor, labels: Tensor, classes: list[str]) -> Figure:
     step_x, step_y = draw_tiles(axes, tiles, columns=12)
     for label, name in enumerate(shown):
         axes.text(
-            -0.1 * step_x, label * step_y + averaged.shape[-2] / 2, short(name), ha="right", va="center", fontsize=11
+            -0.1 * step_x,
+            label * step_y + averaged.shape[-2] / 2,
+            f"{short(name)}\n{counts[label]:,} image{'s' * (counts[label] != 1)}",
+            ha="right",
+            va="center",
+            fontsize=9,
         )
     return figure
 
@@ -171,7 +179,8 @@ def _mistakes(result: Result) -> Figure:
 
 def _examples(result: Result) -> Figure:
     first = first_of_each(result.training_labels, len(result.classes))
-    return examples(result.training_images(first), result.training_labels[first], result.classes)
+    counts = result.training_labels.bincount(minlength=len(result.classes))
+    return examples(result.training_images(first), result.training_labels[first], result.classes, counts)
 
 
 # By the name of the file that evaluate writes to plots/pictures; MLflow has it among the artifacts of the run.

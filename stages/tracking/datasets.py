@@ -1,7 +1,7 @@
 """Splits of the prepared set as MLflow records datasets."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -13,11 +13,14 @@ CONTEXTS = {"train": "training", "valid": "validation", "test": "testing"}
 
 def dataset_record(data: "DatasetInfo", split: str) -> dict[str, str]:
     """Return what is recorded of a split, with the digest of all its images and labels."""
+    profile: dict[str, Any] = {"num_rows": data.sizes[split], "sha256": data.sha256[split]}
+    if data.counts:
+        profile["counts"] = dict(zip(data.classes, data.counts[split], strict=True))
     return {
         "context": CONTEXTS[split],
         "name": f"{data.source} {split}",
         "digest": data.sha256[split][:32],  # MLflow takes 36 characters at most
-        "profile": json.dumps({"num_rows": data.sizes[split], "sha256": data.sha256[split]}),
+        "profile": json.dumps(profile),
     }
 
 

@@ -61,9 +61,9 @@ class Standing:
     best: dict[str, float] = field(default_factory=dict)  # the row of the epoch whose weights are kept
     has_ended: bool = False
 
-    def is_best(self, row: dict[str, float]) -> bool:
-        """Return whether the epoch of this row is better than all before."""
-        return not self.best or rank_of(row) > rank_of(self.best)
+    def is_best(self, row: dict[str, float], monitor: str) -> bool:
+        """Return whether the epoch of this row is better than all before, by the figure that is monitored."""
+        return not self.best or rank_of(row, monitor) > rank_of(self.best, monitor)
 
 
 class Checkpoint:

@@ -54,14 +54,21 @@ class Criterion:
     n_classes: int
     module: nn.Module
     settings: dict[str, Any]  # all arguments of its class
+    class_weights: Tensor | None = None  # float (n_classes,): how much an image of each class counts
 
     def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
         """Return one float, (), for scores, float (n, n_classes).
 
         Targets are labels, int64 (n,), or of mixed images the shares of the classes, float (n, n_classes). The value is
         the mean over the images; where torch's class gives one value for each score, these are summed over the classes.
+        With `class_weights` it is the mean by the weight of each image's class, as CrossEntropyLoss's `weight` has it.
         """
         value: Tensor = self.module(self.loss.input.layer(scores), self.loss.target.encode(targets, self.n_classes))
+        if self.class_weights is not None:
+            of_images = value.reshape(len(scores), -1).sum(1)
+            mixed = targets.is_floating_point()
+            weights = targets @ self.class_weights if mixed else self.class_weights[targets]
+            return (weights * of_images).sum() / weights.sum()
         if value.ndim:
             raise ValueError(f"it gives {tuple(value.shape)} numbers, should be one")
         return value if self.loss.target.is_one_class else value / len(scores)
@@ -140,9 +147,14 @@ def output(name: str) -> str:
 
 
 def criterion(
-    name: str, arguments: dict[str, dict[str, Any]], n_classes: int, device: torch.device, mixed: bool = False
+    name: str,
+    arguments: dict[str, dict[str, Any]],
+    n_classes: int,
+    device: torch.device,
+    mixed: bool = False,
+    class_weights: Tensor | None = None,
 ) -> Criterion:
-    """Return the loss for labels, or for the targets of `mixed` images.
+    """Return the loss for labels, or for the targets of `mixed` images; `class_weights` are as a Criterion has them.
 
     Raises InputError for an unknown name, an unknown argument or a value that the class refuses.
     """
@@ -157,9 +169,12 @@ def criterion(
         )
 
     # The rest describe what the loss is fed with, or are torch's older names of `reduction`.
-    derived: dict[str, Any] = {"reduction": "mean" if loss.target.is_one_class else "sum", "size_average": None}
+    reduction = "none" if class_weights is not None else "mean" if loss.target.is_one_class else "sum"
+    derived: dict[str, Any] = {"reduction": reduction, "size_average": None}
     derived |= {"reduce": None, "log_target": False, "log_input": True}
     taken = inspect.signature(cls).parameters
+    if class_weights is not None and "reduction" not in taken:
+        raise InputError(f"train.balance: 'loss' needs torch's argument `reduction`, and {name} has none; try sampling")
     label = torch.zeros(1, dtype=torch.int64, device=device)
     derived, given = {key: value for key, value in derived.items() if key in taken}, arguments.get(name, {})
     built = build(
@@ -168,10 +183,10 @@ def criterion(
         (),
         derived,
         given,
-        trial=lambda make: Criterion(loss, n_classes, make().to(device), {})(
+        trial=lambda make: Criterion(loss, n_classes, make().to(device), {}, class_weights)(
             torch.zeros(1, n_classes, device=device), _one_hot(label, n_classes) if mixed else label
         ),
         convert=lambda value: torch.tensor(value, dtype=torch.float) if isinstance(value, list) else value,
         purpose=f"for {n_classes} classes",
     )
-    return Criterion(loss, n_classes, built.to(device), settings(cls, derived | given))
+    return Criterion(loss, n_classes, built.to(device), settings(cls, derived | given), class_weights)

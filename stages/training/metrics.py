@@ -150,14 +150,43 @@ class Answers:
         return per_class(self.confusion)
 
 
+def area_under_roc(shares: Tensor, labels: Tensor) -> float:
+    """Return how probable it is that a class's image has a larger share of it than another's, averaged over classes.
+
+    `shares` are float (n, n_classes), `labels` int64 (n,); equal shares count half. Hand and Till, "A Simple
+    Generalisation of the Area Under the ROC Curve", 2001, one class against the rest; classes without images, or
+    without others, are left out.
+    """
+    areas = []
+    for label, of_class in enumerate(shares.double().T):
+        is_one = labels == label
+        ones, others = int(is_one.sum()), int((~is_one).sum())
+        if ones and others:
+            _, place, count = of_class.unique(return_inverse=True, return_counts=True)
+            ranks = (count.cumsum(0) - (count - 1) / 2)[place]  # of equal ones the middle of theirs
+            areas.append((ranks[is_one].sum().item() - ones * (ones + 1) / 2) / (ones * others))
+    return float(sum(areas) / len(areas))
+
+
 # Of the test images, by the name in evaluate.json; MLflow has it as test/NAME.
 METRICS: dict[str, Callable[[Answers], float]] = {
     "accuracy": lambda answers: accuracy(answers.predicted, answers.labels),
+    "auroc": lambda answers: area_under_roc(answers.probabilities, answers.labels),
     "ece": lambda answers: expected_calibration_error(answers.probabilities, answers.labels, answers.bins),
     "macro_f1": lambda answers: answers.per_class.f1.mean().item(),
 }
 
 OF_PROBABILITIES = ("ece",)
+
+
+def monitored(name: str, scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the figure of validation that is monitored, for the history, where that has not got it anyway.
+
+    `scores` are float (n, n_classes), `labels` int64 (n,), both on the CPU.
+    """
+    if name in ("accuracy", "loss"):
+        return {}
+    return {f"valid/{name}": METRICS[name](Answers(labels, scores.argmax(1), scores.softmax(1), False, bins=1))}
 
 
 def measured(answers: Answers, taken: Collection[str] = ()) -> dict[str, float]:

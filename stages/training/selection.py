@@ -9,9 +9,10 @@ def rank(valid_accuracy: float, valid_loss: float) -> tuple[float, float]:
     return valid_accuracy, -valid_loss
 
 
-def rank_of(row: Mapping[Any, float]) -> tuple[float, float]:
-    """Return the rank of an epoch by its row of the history."""
-    return rank(row["valid/accuracy"], row["valid/loss"])
+def rank_of(row: Mapping[Any, float], monitor: str = "accuracy") -> tuple[float, ...]:
+    """Return the rank of an epoch by its row of the history: by the monitored figure, and of equal ones by `rank`."""
+    figure = -row["valid/loss"] if monitor == "loss" else row[f"valid/{monitor}"]
+    return figure, *rank(row["valid/accuracy"], row["valid/loss"])
 
 
 def should_stop(epoch: int, best: int, patience: int | None) -> bool:

@@ -68,7 +68,7 @@ def test_params_name_the_page_s_net() -> None:
         (
             "resnet19",
             {},
-            r"'resnet19' is unknown \(did you mean resnet\d+ or .*\?\); accepted: Net, course_1, course_2, ",
+            r"'resnet19' is unknown \(did you mean resnet\d+ or .*\?\); accepted: Net, ResidualNet, course_1, ",
         ),
         ("Resnet", {}, r"and torchvision's classification models: alexnet, convnext\*, densenet\*, .*, resnet\*, "),
         ("Net", {"net": {}}, r"train\.net\.arguments: 'net' is unknown"),

@@ -91,7 +91,10 @@ def test_the_most_confident_mistake_comes_first(tmp_path: Path) -> None:
 
 def test_examples_show_each_class_in_its_row(tmp_path: Path) -> None:
     images = torch.stack([torch.full((8, 8), value, dtype=torch.uint8) for value in (200, 40, 200, 40, 40)])
-    canvas.save(pictures.examples(images, torch.tensor([1, 0, 1, 0, 0]), ["dark", "light"]), tmp_path / "a.png")
+    canvas.save(
+        pictures.examples(images, torch.tensor([1, 0, 1, 0, 0]), ["dark", "light"], torch.tensor([3, 2])),
+        tmp_path / "a.png",
+    )
     image = drawn(tmp_path / "a.png")
     dark, light = (near(image, (value, value, value))[0] for value in (40, 200))
     assert np.median(dark) < np.median(light)
@@ -102,7 +105,7 @@ def test_colours_are_drawn_as_they_are(tmp_path: Path) -> None:
     colours = [(200, 40, 90), (20, 160, 60)]
     images = torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(2, 3, 8, 8)
     labels = torch.tensor([0, 1])
-    canvas.save(pictures.examples(images, labels, ["one", "other"]), tmp_path / "a.png")
+    canvas.save(pictures.examples(images, labels, ["one", "other"], labels.bincount()), tmp_path / "a.png")
     both = [mistakes(tmp_path / "b.png", images, labels, 1 - labels, torch.eye(2)), drawn(tmp_path / "a.png")]
     for image in both:
         one, other = (near(image, colour) for colour in colours)
@@ -117,7 +120,7 @@ def test_a_hundred_classes_fit_on_a_page(tmp_path: Path) -> None:
     first = pictures.first_of_each(labels, 100)
     assert first.tolist() == [100 * k + label for label in range(pictures.ROWS) for k in range(12)]
     images = torch.randint(256, (len(first), 3, 224, 224), dtype=torch.uint8)
-    canvas.save(pictures.examples(images, labels[first], names), tmp_path / "examples.png")
+    canvas.save(pictures.examples(images, labels[first], names, labels.bincount()), tmp_path / "examples.png")
     canvas.save(pictures.confusion(torch.eye(100, dtype=torch.int64) * 13, names), tmp_path / "confusion.png")
     table = pd.DataFrame({"class": names, "correct": 13, "total": 13, "recall": 1.0})
     canvas.save(pictures.classes(table), tmp_path / "classes.png")
@@ -148,7 +151,10 @@ def test_pictures_say_what_they_show(tmp_path: Path, written: list[str]) -> None
     canvas.save(pictures.classes(table), tmp_path / "a.png")
     canvas.save(pictures.classes(table[:2]), tmp_path / "a.png")
     canvas.save(pictures.confusion(torch.tensor([[3, 1], [0, 1000]]), ["few", "many"]), tmp_path / "a.png")
-    canvas.save(pictures.examples(torch.zeros(2, 8, 8), torch.tensor([0, 1]), ["few", "many"]), tmp_path / "a.png")
+    canvas.save(
+        pictures.examples(torch.zeros(2, 8, 8), torch.tensor([0, 1]), ["few", "many"], torch.tensor([1, 1])),
+        tmp_path / "a.png",
+    )
     assert {
         "Accuracy of the worst 40 of 41 classes",
         "Accuracy of each class",
@@ -182,7 +188,7 @@ def test_a_function_in_the_table_is_a_picture(
     canvas.save(before["mistakes"], tmp_path / "a.png")
     assert {"b.png", "few 60%\nis many"} <= set(written)
     canvas.save(before["examples"], tmp_path / "b.png")
-    assert {"few", "many"} <= set(written)
+    assert {"few\n1 image", "many\n1 image"} <= set(written)
     monkeypatch.setitem(pictures.PICTURES, "mine", lambda _result: Figure())
     assert dict(pictures.pictures(RESULT)).keys() == before.keys() | {"mine"}
     with pytest.raises(InputError, match=r"PICTURES in stages/report/pictures\.py: 'mine' is the name of what stands"):

@@ -73,7 +73,7 @@ def test_metrics_are_those_of_dvc(store: Path) -> None:
         logged = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
         assert logged == list(zip(history["epoch"], history[name], strict=True))
     values = json.loads((store / "evaluate.json").read_text())
-    for name in ("accuracy", "accuracy_untrained", "ece", "loss", "macro_f1", "never_predicted"):
+    for name in ("accuracy", "accuracy_untrained", "auroc", "ece", "loss", "macro_f1", "never_predicted"):
         assert run.data.metrics[f"test/{name}"] == values[name]
     assert run.data.metrics["best/valid_accuracy"] == values["valid_accuracy"]
     assert run.data.metrics["seconds/training"] > 0

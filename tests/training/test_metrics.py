@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
 from stages.base.errors import InputError
 from stages.training import metrics
@@ -74,12 +75,12 @@ ANSWERS = metrics.Answers(
 
 
 def test_scores_that_are_no_probabilities_have_no_calibration_error() -> None:
-    assert metrics.measured(replace(ANSWERS, are_probabilities=False)).keys() == {"accuracy", "macro_f1"}
+    assert metrics.measured(replace(ANSWERS, are_probabilities=False)).keys() == {"accuracy", "auroc", "macro_f1"}
 
 
 def test_a_function_in_the_table_is_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     before = metrics.measured(ANSWERS)
-    assert before.keys() == {"accuracy", "ece", "macro_f1"}
+    assert before.keys() == {"accuracy", "auroc", "ece", "macro_f1"}
     assert before["accuracy"] == pytest.approx(2 / 3)
     monkeypatch.setitem(metrics.METRICS, "lowest_recall", lambda answers: answers.per_class.recall.min().item())
     assert metrics.measured(ANSWERS) == before | {"lowest_recall": 0.5}
@@ -100,3 +101,17 @@ def test_what_is_no_metric(entry: Any, message: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(metrics.METRICS, "mine", entry)
     with pytest.raises(InputError, match=r"METRICS in stages/training/metrics\.py: " + message):
         metrics.measured(ANSWERS)
+
+
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_area_under_roc_is_scikit_learn_s(n_classes: int) -> None:
+    generator = torch.Generator().manual_seed(n_classes)
+    labels = torch.randint(n_classes, (300,), generator=generator)
+    scores = torch.randn(300, n_classes, generator=generator) + 2 * torch.eye(n_classes)[labels]
+    shares = scores.softmax(1).mul(20).round() / 20  # many are equal
+    expected = [roc_auc_score(labels == label, shares[:, label]) for label in range(n_classes)]
+    assert metrics.area_under_roc(shares, labels) == pytest.approx(np.mean(expected))
+    without = labels != 1
+    left = [roc_auc_score(labels[without] == label, shares[without, label]) for label in range(n_classes) if label != 1]
+    if n_classes > 2:
+        assert metrics.area_under_roc(shares[without], labels[without]) == pytest.approx(np.mean(left))

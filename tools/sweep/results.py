@@ -39,8 +39,9 @@ def taken(name: str, difference: str) -> InputError:
 def metrics_of(commit: str) -> Metrics:
     """Return what the metrics files of an experiment's commit hold."""
     epochs = pd.read_csv(StringIO(git("show", f"{commit}:./metrics/train.csv"))).to_dict("records")
-    best = max(epochs, key=rank_of)
     results = json.loads(git("show", f"{commit}:./metrics/evaluate.json"))
+    # Which figure picked the epoch is a parameter.
+    best = max((row for row in epochs if row["valid/accuracy"] == results["valid_accuracy"]), key=rank_of)
     return Metrics(best["valid/accuracy"], best["valid/loss"], results["accuracy"])
 
 
