@@ -37,7 +37,7 @@ from stages.nets.prediction import predict
 from stages.nets.weights import describe, load_pretrained, save_weights
 from stages.tracking import data_in_git
 from stages.tracking.tracker import Tracker
-from stages.training import balance, checkpoints, determinism, losses, memory, metrics, optimizers, options, schedules
+from stages.training import checkpoints, determinism, losses, memory, metrics, optimizers, options, schedules
 from stages.training.selection import should_stop
 
 ROOM = 1 << 16  # bytes of an output besides the weights: what rebuilds the net, or the history of 1,000 epochs
@@ -70,10 +70,9 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
     channels, side = transforms.check_shapes(augment, evaluation, data)
     normalise = Normalise(data.mean, data.std).to(device)
     training, validation = data.split("train", device), data.split("valid", device)
-    counts = balance.class_counts(training.labels, len(data.classes))
-    of_class = balance.class_weights(counts)
-    drawn = of_class[training.labels.cpu()] if params.balance == "sampling" else None
-    loader = Loader(training, params.batch_size, params.seed, augment, params.workers, drawn)
+    loader = Loader(
+        training, params.batch_size, params.seed, augment, params.workers, is_balanced=params.balance == "sampling"
+    )
 
     # Net: its input and output sizes follow from the data; its weights from the seed, or from earlier ones.
     plan = describe(params, data, channels, side, losses.output(params.loss.name))
@@ -85,7 +84,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
     # Loss, optimizer, schedule, and what is off by default.
     mixed = bool(augment.per_batch)  # the labels, too
     of_loss = partial(losses.criterion, **params.loss.model_dump(), n_classes=len(data.classes), device=device)
-    weighs = of_class.to(device) if params.balance == "loss" else None
+    weighs = losses.class_weights(training.labels, len(data.classes)) if params.balance == "loss" else None
     criterion, unweighted = of_loss(mixed=mixed, class_weights=weighs), of_loss()
     optimizer = optimizers.optimizer(**params.optimizer.model_dump(), parameters=net.parameters())
     steps = len(loader)  # an epoch
@@ -181,7 +180,9 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
         write_csv(table, pd.DataFrame(at.rows).astype({"epoch": int}))
         run.log({"seconds/training": time.perf_counter() - started})
         run.trained(kept)
-    say(f"kept epoch {at.best['epoch']:.0f}: validation accuracy {at.best['valid/accuracy']:.4f}")
+    monitored = dict.fromkeys(["accuracy", params.monitor])
+    shown = ", ".join(f"{name} {at.best[f'valid/{name}']:.4f}" for name in monitored)
+    say(f"kept epoch {at.best['epoch']:.0f}: validation {shown}")
 
 
 def check_params(params: TrainParams, channels: int, device: torch.device) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stages.base.errors import InputError
 from stages.base.params import TrainParams
@@ -50,27 +49,27 @@ def weights_of(name: str, folder: Path) -> tuple[Path, str, str]:
 class Model:
     """A classifier of images; threads may share it."""
 
-    def __init__(self, weights: Path, params: TrainParams) -> None:
+    def __init__(self, weights: Path, params: TrainParams, called: str) -> None:
         """Raises InputError if the file cannot be read, or its weights do not fit the net that it describes.
 
-        Device, threads and level of determinism are those of `params`, as for evaluate.
+        Device, threads and level of determinism are those of `params`, as for evaluate. Messages have it `called` so.
         """
         net, self._description = load_weights(weights)
         self.classes = self._description.classes
         self._device = determinism.set_up(params.device, params.threads, params.determinism)
         self._classifier = self._description.classifier(net).eval().to(self._device)
         self._alone = Lock()
-        self._weights = weights
+        self.called = called
 
     @property
     def spec(self) -> ImageSpec:
         """What an image is made into. Raises InputError for weights whose file does not say it."""
-        if not self._description.decoding:
+        try:
+            return ImageSpec(**self._description.decoding)
+        except TypeError as error:
             raise InputError(
-                f"{self._weights} is of an earlier version, which did not say how an image's file is read;"
-                " train it again with dvc repro"
-            )
-        return ImageSpec(**self._description.decoding)
+                f"{self.called}: its weights, of code of another time, do not say how an image is read; train it again"
+            ) from error
 
     def scores(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """Return the scores, float (n, n_classes), on the CPU.
@@ -90,14 +89,14 @@ class Model:
         return np.frombuffer(mmap.mmap(-1, n_images * prod(shape)), np.uint8).reshape(n_images, *shape)
 
     def decode(
-        self, room: npt.NDArray[np.uint8], files: Sequence[str], usable: Iterable[int], bar: "tqdm[Any] | None" = None
+        self, room: npt.NDArray[np.uint8], files: Sequence[str], usable: Iterable[int], **options: Any
     ) -> tuple[Facts, dict[int, Rejection]]:
         """Put the images in the `usable` ones of the files, by their numbers, to their places in `room`.
 
-        Return what sources.decoding.decode does.
+        Takes the options of sources.decoding.decode, and returns what that does.
         """
         spec, rows = self.spec, np.array([*usable], np.int64)
-        return decode(room, lambda row: from_file(files[row], spec), rows, spec.max_pixels, bar=bar)
+        return decode(room, lambda row: from_file(files[row], spec), rows, spec.max_pixels, **options)
 
     def _check_shape(self, images: npt.NDArray[np.uint8]) -> None:
         net, transforms = self._description.net, self._description.transforms

@@ -10,16 +10,16 @@ of each class, or with --top 3 the three most probable classes. Without --out it
 
 An image is read as prepare has read those that the model was trained with, and scored as evaluate does it: what
 predictions.csv says of an image is what is said here, bit for bit. Files that cannot be used are left out and listed,
-with --out predictions.csv in predictions.rejected.csv. Memory does not grow with the number of images.
+with --out predictions.csv in predictions.rejected.csv. Of all images no more than the names of a folder's files are
+held in memory at once, and 64 MiB of pixels.
 """
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from io import StringIO
-from itertools import chain, islice, repeat
+from itertools import chain, islice, product, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from stages.base import cli
 from stages.base.errors import InputError, lines, listed
 from stages.base.files import SHARES, replacing, write_csv
-from stages.base.text import printable, say, warn
+from stages.base.text import printable, say, utf8, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,17 +60,17 @@ def main() -> None:
     parser.add_argument("--top", type=int, metavar="K", help="the K most probable classes instead of all")
     parser.add_argument("--column", help=f"of the paths in tables; default: {', '.join(COLUMNS)}, the first one there")
     arguments = parser.parse_args()
-    check_out(arguments.out)
+    check_out(arguments.out, arguments.paths)
     n_files = sum(1 for _ in files_of(arguments.paths, arguments.column))
     if not n_files:
-        raise InputError(f"PATHS: there are no files in {listed(map(str, arguments.paths))}")
+        raise InputError(f"PATHS: there are no files in {listed(map(utf8, map(str, arguments.paths)))}")
 
     from stages.base.params import load_params
     from tools.model import Model, weights_of
 
     with TemporaryDirectory() as folder:
         weights, called, remark = weights_of(arguments.model, Path(folder))
-        model = Model(weights, load_params().train)
+        model = Model(weights, load_params().train, called)
     if arguments.top is not None and not 1 <= arguments.top <= len(model.classes):
         raise InputError(f"--top: {arguments.top}, should be from 1 to {len(model.classes)}, the model's classes")
     if remark:
@@ -82,18 +82,26 @@ def main() -> None:
         say(f"{arguments.out}: what {called} says of the images")
 
 
-def check_out(out: Path | None) -> None:
-    """Raise InputError for a file whose format is not known."""
-    if out is not None and out.suffix not in FORMATS:
+def check_out(out: Path | None, paths: Sequence[Path]) -> None:
+    """Raise InputError for a file whose format is not known, or that would take the place of what is read."""
+    if out is None:
+        return
+    if out.suffix not in FORMATS:
         raise InputError(f"--out: {str(out)!r}, should end in {listed(FORMATS)}")
+    for path, written in product(paths, (out, rejected_beside(out))):
+        if written.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"--out: {str(out)!r} would write {written}, which is or would be in {path}, to be read")
 
 
 def files_of(paths: Sequence[Path], column: str | None) -> Iterator[File]:
     """Yield the files that the paths name, in the order of these. Raises InputError for paths that name none."""
     from stages.sources.folders import files_in
+    from stages.sources.rejections import Kind, Rejection
 
     for path in paths:
-        if path.is_dir():
+        if utf8(str(path)) != str(path):
+            yield File(utf8(str(path)), str(path), Rejection(Kind.NOT_A_NAME, "it is not UTF-8"))
+        elif path.is_dir():
             for name, rejection in files_in(path):
                 yield File(f"{path}/{name}", f"{path}/{name}", rejection)
         elif path.suffix.lower() == ".csv":
@@ -105,19 +113,24 @@ def files_of(paths: Sequence[Path], column: str | None) -> Iterator[File]:
 
 
 def _listed_in(table: Path, column: str | None) -> Iterator[File]:
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as content:
-            rows = csv.DictReader(content, strict=True, skipinitialspace=True)
-            there = rows.fieldnames or []
-            accepted = COLUMNS if column is None else (column,)
-            if not (chosen := next((name for name in accepted if name in there), None)):
-                hint = "" if column else "; --column names another"
-                raise InputError(f"{table} has the columns {listed(there)}, should have {' or '.join(accepted)}{hint}")
-            for row in rows:
-                if name := row[chosen]:
-                    yield File(name, str(table.parent / name), None)
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{table} cannot be read as a table: {error}") from error
+    from stages.sources.rejections import Kind, Rejection
+    from stages.sources.tables import records
+
+    rows, accepted = records(table), COLUMNS if column is None else (column,)
+    _, _, header = next(rows, (0, 0, list[str]()))
+    columns = [name.strip() for name in header]
+    if not (chosen := next((name for name in accepted if name in columns), None)):
+        hint = "" if column else "; --column names another"
+        found = f"the columns {listed(columns)}" if columns else "no columns"
+        raise InputError(f"{table} has {found}, should have {' or '.join(accepted)}{hint}")
+    place = columns.index(chosen)
+    for line, _, cells in rows:
+        if len(cells) > len(columns):
+            raise InputError(f"{table}, line {line}: {len(cells)} cells, and {len(columns)} in the header")
+        if name := cells[place].strip() if place < len(cells) else "":
+            yield File(name, str(table.parent / name), None)
+        else:
+            yield File(f"line {line}", "", Rejection(Kind.NO_PATH))
 
 
 def predict_files(model: "Model", files: Iterator[File], n_files: int, out: Path | None, top: int | None) -> str:
@@ -129,8 +142,6 @@ def predict_files(model: "Model", files: Iterator[File], n_files: int, out: Path
 
     room, listing = model.room(n_files), out and rejected_beside(out)
     kinds, examples, coloured = Counter[str](), list[str](), 0
-    if listing:
-        listing.unlink(missing_ok=True)
     with ExitStack() as stack:
         write, reject = stack.enter_context(FORMATS[out.suffix](out) if out else _shown()), None
         bar = stack.enter_context(tqdm(total=n_files, unit=" images", disable=None))
@@ -138,7 +149,7 @@ def predict_files(model: "Model", files: Iterator[File], n_files: int, out: Path
             rejections = {place: file.rejection for place, file in enumerate(block) if file.rejection}
             bar.update(len(rejections))
             usable = [place for place in range(len(block)) if place not in rejections]
-            facts, unusable = model.decode(room, [file.path for file in block], usable, bar)
+            facts, unusable = model.decode(room, [file.path for file in block], usable, bar=bar)
             coloured += int(facts["colour"].sum())
             rejections |= unusable
             if usable := [place for place in usable if place not in unusable]:
@@ -146,16 +157,18 @@ def predict_files(model: "Model", files: Iterator[File], n_files: int, out: Path
                 write(of_images([block[place].name for place in usable], scores, model.classes, top))
             if not rejections:
                 continue
-            reasons = {block[place].name: str(rejections[place]) for place in sorted(rejections)}
+            reasons = [(block[place].name, str(rejections[place])) for place in sorted(rejections)]
             if listing:
                 reject = reject or stack.enter_context(_as_csv(listing))
-                reject(pd.DataFrame(reasons.items(), columns=["file", "reason"]))
+                reject(pd.DataFrame(reasons, columns=["file", "reason"]))
             kinds.update(rejection.kind.value for rejection in rejections.values())
-            examples += [f"{printable(name)}: {printable(reason)}" for name, reason in reasons.items()]
+            examples += [f"{printable(name)}: {printable(reason)}" for name, reason in reasons]
             del examples[SHOWN:]
         n_rejected = kinds.total()
         if n_rejected == n_files:
             raise InputError("\n".join([f"none of the {n_files:,} files can be used:", *lines(examples)]))
+    if listing and not kinds:
+        listing.unlink(missing_ok=True)  # of an earlier time
     said = []
     if coloured:
         have = "images have" if coloured > 1 else "image has"

@@ -37,6 +37,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     except InputError as error:
         warn(f"error: {error}{_way_back()}")
         _end(1)
+    except BrokenPipeError:  # who read the output, such as head, has seen enough
+        _end(1)
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise

@@ -33,6 +33,11 @@ def printable(text: object) -> str:
     return str(text) if str(text).isprintable() else repr(text)
 
 
+def utf8(text: str) -> str:
+    """Return a name with escapes for what UTF-8 cannot hold, such as the bytes of a file's name in another encoding."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def shown_url(text: str) -> str:
     """Return a URL, or a text with some, without what is secret in them: user, password, keys among their options."""
     return SECRET.sub(r"\1***", USER.sub("***@", text))

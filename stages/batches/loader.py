@@ -31,10 +31,10 @@ class Loader:
         seed: int,
         augment: Augment | None = None,
         workers: int = 0,
-        weights: Tensor | None = None,
+        is_balanced: bool = False,
     ) -> None:
-        """With `weights` of the images, float (n,), an epoch has n of them that are drawn, some more than once."""
-        self._split, self._batch_size, self._seed, self._weights = split, batch_size, seed, weights
+        """If `is_balanced`, the images of an epoch are drawn, of all classes alike, and some more than once."""
+        self._split, self._batch_size, self._seed, self._is_balanced = split, batch_size, seed, is_balanced
         make = partial(_batch, split, split.labels.cpu(), augment or _unchanged)  # workers keep off the GPU
         killed = (
             f"train.workers: one of the {workers} processes that load images was killed, perhaps because memory is"
@@ -55,11 +55,8 @@ class Loader:
         """
         device = self._split.labels.device
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-        n_images = len(self._split.labels)
-        if self._weights is None:
-            order = torch.randperm(n_images, generator=generator)
-        else:
-            order = torch.multinomial(self._weights, n_images, replacement=True, generator=generator)
+        labels = self._split.labels.cpu()
+        order = drawn(labels, generator) if self._is_balanced else torch.randperm(len(labels), generator=generator)
         if self._workers is None:
             # On the CPU for what is read there, and on the device: to fetch them from a GPU would be to wait for it.
             ours, theirs = (indices.split(self._batch_size)[start:] for indices in (order, order.to(device)))
@@ -71,6 +68,15 @@ class Loader:
         batches = list(zip(order.split(self._batch_size), seeds.split(self._batch_size), strict=True))[start:]
         for images, targets in self._workers.map([(indices.numpy(), own.numpy()) for indices, own in batches]):
             yield on_device(torch.from_numpy(images), device), on_device(torch.from_numpy(targets), device)
+
+
+def drawn(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return as many places of labels, int64 (n,), as there are: each of a class that is drawn, and in it an image."""
+    by_class, counts = labels.argsort(stable=True), labels.bincount()
+    starts, there = counts.cumsum(0) - counts, counts.nonzero().flatten()
+    classes = there[torch.randint(len(there), labels.shape, generator=generator)]
+    shares = torch.rand(labels.shape, generator=generator, dtype=torch.float64)
+    return by_class[starts[classes] + (shares * counts[classes]).long()]
 
 
 def _batch(split: Split, labels: Tensor, augment: Augment, task: Arrays) -> Arrays:

@@ -20,12 +20,13 @@ def predict(classifier: nn.Module, split: Split) -> Tensor:
     """Return the scores that `classifier` gives for the images of `split` in evaluation mode, float (n, n_classes).
 
     Each forward pass is of one size, since another one can change last bits: the last is filled up with black images.
+    An image's place in it changes none either, at the sizes that `pass_size` gives.
     """
     classifier.eval()
     # What a net gets of an image may be larger than the image: the first of the modules are the transforms.
     image = split.take(slice(1))
     values = (classifier[0](image) if isinstance(classifier, nn.Sequential) else image).numel()
-    size = min(BATCH, max(1, BATCH_VALUES // values))
+    size = pass_size(min(BATCH, max(1, BATCH_VALUES // values)), torch.get_num_threads())
     scores = torch.empty(0)
     for at in range(0, len(split.labels), size):
         images = split.take(slice(at, at + size))
@@ -37,6 +38,15 @@ def predict(classifier: nn.Module, split: Split) -> Tensor:
         scores = scores if at else part.new_empty(len(split.labels), part.shape[1])
         scores[at : at + size] = part
     return scores
+
+
+def pass_size(most: int, threads: int) -> int:
+    """Return how many images a forward pass takes, `most` at most: a power of two for each of the threads.
+
+    Matrix products sum in another order in rows that are left over, and so would an image that comes to stand there.
+    """
+    odd = threads // (threads & -threads)
+    return odd << ((most // odd).bit_length() - 1) if odd <= most else 1
 
 
 def table(first: Mapping[str, Any], shares: Tensor, classes: Sequence[str]) -> "pd.DataFrame":

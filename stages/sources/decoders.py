@@ -17,11 +17,12 @@ WORDS = 300  # characters of what is said about a file
 
 
 @contextmanager
-def decoders(max_pixels: int) -> Iterator[Callable[[], str]]:
+def decoders(max_pixels: int, takes_stderr: bool = True) -> Iterator[Callable[[], str]]:
     """Make `max_pixels` Pillow's own limit, too, which some formats reach before their size is known.
 
     Meanwhile nothing that Pillow warns of, or that a library such as libtiff writes to the standard error stream, is
-    shown. Yields the function that returns it, as far as it was said since the last call: one line, or "".
+    shown. Yields the function that returns it, as far as it was said since the last call: one line, or "". Where others
+    of this process write to the stream meanwhile, leave it to them.
     """
     limits = (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
     reasons = Image.WARN_POSSIBLE_FORMATS
@@ -32,7 +33,7 @@ def decoders(max_pixels: int) -> Iterator[Callable[[], str]]:
         def said() -> str:
             texts = [str(warning.message) for warning in warned]
             warned.clear()
-            if length := os.lseek(2, 0, os.SEEK_CUR):
+            if takes_stderr and (length := os.lseek(2, 0, os.SEEK_CUR)):
                 texts.append(os.pread(file.fileno(), length, 0).decode(errors="replace"))
                 file.truncate(0)
                 os.lseek(2, 0, os.SEEK_SET)
@@ -40,14 +41,16 @@ def decoders(max_pixels: int) -> Iterator[Callable[[], str]]:
 
         sys.stderr.flush()
         stderr = os.dup(2)
-        os.dup2(file.fileno(), 2)
+        if takes_stderr:
+            os.dup2(file.fileno(), 2)
         Image.MAX_IMAGE_PIXELS = max_pixels
         PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = METADATA
         Image.WARN_POSSIBLE_FORMATS = True  # what a decoder found wrong with a file that it took for its own
         try:
             yield said
         finally:
-            os.dup2(stderr, 2)
+            if takes_stderr:
+                os.dup2(stderr, 2)
             os.close(stderr)
             Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = limits
             Image.WARN_POSSIBLE_FORMATS = reasons

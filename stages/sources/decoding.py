@@ -47,15 +47,17 @@ def decode(
     max_pixels: int,
     until_colour: bool = False,
     bar: "tqdm[Any] | None" = None,
+    takes_stderr: bool = True,
 ) -> tuple[Facts, dict[int, Rejection]]:
     """Write the images of `rows` to their places in the memory-mapped array `images`, (n, h, w) or (n, 3, h, w).
 
     Return the facts of each image, (len(rows),), and the rejections of the unusable ones, by row; with `until_colour`
     only of the first ones, up to some that show colour. A `bar` of the caller's is moved on; else there is an own one.
+    `takes_stderr` is as for `decoders`.
     Memory does not grow with the images. Raises InputError if a process is killed or memory is full.
     """
     # As a plain array: indexing a memmap object makes another one, which takes longer than to decode a small image.
-    decode_chunk = partial(_decode_chunk, np.asarray(images), read, max_pixels)
+    decode_chunk = partial(_decode_chunk, np.asarray(images), read, max_pixels, takes_stderr)
     found, rejections = bytearray(), dict[int, Rejection]()
     with closing(_chunks(decode_chunk, rows, "decoding", bar)) as chunks:
         for of_chunk, unusable in chunks:
@@ -96,9 +98,11 @@ def _chunks(
         workers.end()
 
 
-def _decode_chunk(images: npt.NDArray[np.uint8], read: Reader, max_pixels: int, rows: Rows) -> Decoded:
+def _decode_chunk(
+    images: npt.NDArray[np.uint8], read: Reader, max_pixels: int, takes_stderr: bool, rows: Rows
+) -> Decoded:
     facts, rejections, digests = np.zeros(len(rows), FACTS), dict[int, Rejection](), bytearray()
-    with decoders(max_pixels) as said:
+    with decoders(max_pixels, takes_stderr) as said:
         for place, row in enumerate(rows.tolist()):
             try:
                 images[row], facts["colour"][place], facts["largest"][place] = read(row)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages.base.errors import InputError, listed
 from stages.base.params import PrepareParams
+from stages.base.text import utf8
 from stages.sources.places import OUTSIDE_BY_LINK, check_folder, is_inside
 from stages.sources.rejections import Kind, Rejection
 from stages.sources.source import Row
@@ -89,7 +90,7 @@ def files_in(root: Path) -> Iterator[tuple[str, Rejection | None]]:
             path = prefix + entry.name
             if _is_ignored(entry, at_top=not prefix):
                 continue
-            if (name := path.encode(errors="backslashreplace").decode()) != path:
+            if (name := utf8(path)) != path:
                 yield name, Rejection(Kind.NOT_A_NAME, "it is not UTF-8")
             elif entry.is_symlink() and not is_inside(os.path.realpath(entry.path), home):
                 yield path, OUTSIDE_BY_LINK

@@ -56,13 +56,13 @@ def _cells(params: CsvParams, file: Path, root: Path) -> Iterator[tuple[int, str
 
     Raises as `from_csv` does.
     """
-    records = _records(file)
-    _, _, header = next(records, (0, 0, list[str]()))
+    found = records(file)
+    _, _, header = next(found, (0, 0, list[str]()))
     columns = [name.strip() for name in header]
     image, label, split = (_place(params, key, columns, file) for key in ("image", "label", "split"))
     assert image is not None
     assert label is not None
-    for first, last, cells in records:
+    for first, last, cells in found:
         if len(cells) > len(columns):
             raise InputError(f"{file}, line {first}: {len(cells)} cells, and {len(columns)} in the header")
         cells += [""] * (len(columns) - len(cells))
@@ -73,7 +73,7 @@ def _cells(params: CsvParams, file: Path, root: Path) -> Iterator[tuple[int, str
         yield first, _path(params, cells[image]), cells[label].strip(), given
 
 
-def _records(file: Path) -> Iterator[tuple[int, int, list[str]]]:
+def records(file: Path) -> Iterator[tuple[int, int, list[str]]]:
     """Yield the lines that each row begins and ends on, and its cells. Raises InputError for what is no table."""
     line = 0
     try:

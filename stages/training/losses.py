@@ -61,14 +61,14 @@ class Criterion:
 
         Targets are labels, int64 (n,), or of mixed images the shares of the classes, float (n, n_classes). The value is
         the mean over the images; where torch's class gives one value for each score, these are summed over the classes.
-        With `class_weights` it is the mean by the weight of each image's class, as CrossEntropyLoss's `weight` has it.
+        With `class_weights` each image's value is multiplied by its class's weight, or by the mean of a mixed one's.
         """
         value: Tensor = self.module(self.loss.input.layer(scores), self.loss.target.encode(targets, self.n_classes))
         if self.class_weights is not None:
             of_images = value.reshape(len(scores), -1).sum(1)
             mixed = targets.is_floating_point()
             weights = targets @ self.class_weights if mixed else self.class_weights[targets]
-            return (weights * of_images).sum() / weights.sum()
+            return (weights * of_images).sum() / len(scores)
         if value.ndim:
             raise ValueError(f"it gives {tuple(value.shape)} numbers, should be one")
         return value if self.loss.target.is_one_class else value / len(scores)
@@ -144,6 +144,16 @@ def output(name: str) -> str:
     """
     loss = LOSSES.get(name, Loss(SCORES, INDEX))
     return "relu" if loss.input is LOG_PROBABILITIES or loss.target.is_one_class else "logits"
+
+
+def class_weights(labels: Tensor, n_classes: int) -> Tensor:
+    """Return by how much to multiply the loss of an image of each class for all classes to weigh alike in the sum.
+
+    `labels` are int64 (n,), the weights float (n_classes,), and over all images their mean is 1. As scikit-learn's
+    "balanced", after King and Zeng, "Logistic Regression in Rare Events Data", 2001.
+    """
+    counts = labels.bincount(minlength=n_classes)
+    return counts.sum() / (n_classes * counts.clamp(min=1)).float()
 
 
 def criterion(

@@ -153,9 +153,9 @@ class Answers:
 def area_under_roc(shares: Tensor, labels: Tensor) -> float:
     """Return how probable it is that a class's image has a larger share of it than another's, averaged over classes.
 
-    `shares` are float (n, n_classes), `labels` int64 (n,); equal shares count half. Hand and Till, "A Simple
-    Generalisation of the Area Under the ROC Curve", 2001, one class against the rest; classes without images, or
-    without others, are left out.
+    `shares` are float (n, n_classes), `labels` int64 (n,); equal shares count half. One class against the rest, after
+    Fawcett, "An introduction to ROC analysis", 2006, section 9. Classes without images, or without others, are left
+    out; NaN if all are.
     """
     areas = []
     for label, of_class in enumerate(shares.double().T):
@@ -165,7 +165,7 @@ def area_under_roc(shares: Tensor, labels: Tensor) -> float:
             _, place, count = of_class.unique(return_inverse=True, return_counts=True)
             ranks = (count.cumsum(0) - (count - 1) / 2)[place]  # of equal ones the middle of theirs
             areas.append((ranks[is_one].sum().item() - ones * (ones + 1) / 2) / (ones * others))
-    return float(sum(areas) / len(areas))
+    return float(sum(areas) / len(areas)) if areas else math.nan
 
 
 # Of the test images, by the name in evaluate.json; MLflow has it as test/NAME.

@@ -1,22 +1,26 @@
 """Predictions of files: evaluate's own, to the last digit, in any order and form; what is no image is listed."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
 
 from stages.base.errors import InputError
 from stages.evaluate import evaluate
+from stages.nets.weights import read_weights, save_weights
 from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import ROOT, Project, params_with, write_image
+from tests.conftest import ROOT, Project, clean_environment, params_with, write_image
 from tools import model, predict
 
 CLASSES = ["file", "red"]  # the first is the name of a column, too
@@ -172,27 +176,94 @@ def test_colours_that_the_model_does_not_see_are_said(
     assert "1 image has colour, which the model does not see" in capsys.readouterr().err
 
 
+def test_every_row_of_a_table_is_accounted_for(
+    photographs: Path, predicted: Callable[..., None], tmp_path: Path
+) -> None:
+    raw = photographs / "raw"
+    rows = [f"{raw}/red/1.jpg, 5", ",6", "gone.png", "gone.png", f" {raw}/file/0.png "]
+    (tmp_path / "list.csv").write_text("\n".join([" image ,number", *rows]))
+    predicted(photographs / "net.safetensors", tmp_path / "list.csv", "--out", tmp_path / "out.csv")
+    assert pd.read_csv(tmp_path / "out.csv")["file"].tolist() == [f"{raw}/red/1.jpg", f"{raw}/file/0.png"]
+    rejected = (tmp_path / "out.rejected.csv").read_text().splitlines()[1:]
+    assert rejected == ["line 3,no path", "gone.png,missing file", "gone.png,missing file"]
+
+
+NAMES = "file or image or source or path; --column names another"
+WHERE = "which is or would be in {folder}/"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["none.safetensors", "raw"], "MODEL: '{folder}/none.safetensors' is no file"),
         (["net.safetensors", "nothing"], "PATHS: '{folder}/nothing' is no file and no folder"),
         (["net.safetensors", "empty"], "PATHS: there are no files in {folder}/empty"),
-        (["net.safetensors", "train.csv"], "{folder}/train.csv has the columns epoch, train/loss"),
+        (
+            ["net.safetensors", "table.csv"],
+            f"{{folder}}/table.csv has the columns a, b, should have {NAMES}",
+        ),
+        (["net.safetensors", "table.csv", "--column", "c"], "{folder}/table.csv has the columns a, b, should have c"),
+        (["net.safetensors", "table.csv", "--column", "b"], "{folder}/table.csv, line 2: 3 cells, and 2 in the header"),
+        (
+            ["net.safetensors", "nothing.csv"],
+            f"{{folder}}/nothing.csv has no columns, should have {NAMES}",
+        ),
+        (["net.safetensors", "absent.csv"], "{folder}/absent.csv: No such file or directory"),
         (
             ["net.safetensors", "raw", "--out", "out.xlsx"],
-            "out.xlsx', should end in .csv, .json, .parquet",
+            "--out: '{folder}/out.xlsx', should end in .csv, .json, .parquet",
         ),
-        (["old.safetensors", "raw"], "{folder}/old.safetensors does not say which net its weights belong to"),
+        (
+            ["net.safetensors", "table.csv", "--out", "table.csv"],
+            "--out: '{folder}/table.csv' would write {folder}/table.csv, " + WHERE + "table.csv, to be read",
+        ),
+        (
+            ["net.safetensors", "raw", "--out", "raw/out.csv"],
+            "--out: '{folder}/raw/out.csv' would write {folder}/raw/out.csv, " + WHERE + "raw, to be read",
+        ),
+        (
+            ["net.safetensors", "table.rejected.csv", "--out", "table.json"],
+            "--out: '{folder}/table.json' would write {folder}/table.rejected.csv,"
+            " which is or would be in {folder}/table.rejected.csv, to be read",
+        ),
+        (
+            ["early.safetensors", "raw"],
+            "{folder}/early.safetensors: its weights, of code of another time, do not say how an image is read;"
+            " train it again",
+        ),
     ],
 )
 def test_what_cannot_be(photographs: Path, predicted: Callable[..., None], arguments: list[str], message: str) -> None:
     (photographs / "empty").mkdir(exist_ok=True)
-    save_file({}, photographs / "old.safetensors")
-    given = [name if name.startswith("--") else photographs / name for name in arguments]
+    (photographs / "nothing.csv").touch()
+    (photographs / "table.csv").write_text("a,b\n1,2,3\n")
+    (photographs / "table.rejected.csv").write_text("file\nx.png\n")
+    weights, description = read_weights(photographs / "net.safetensors")
+    assert description
+    save_weights(photographs / "early.safetensors", weights, replace(description, decoding={}))
+    before = sorted(photographs.rglob("*"))
+    given = [name if name.startswith("--") or name in ("b", "c") else str(photographs / name) for name in arguments]
     with pytest.raises(InputError) as error:
         predicted(*given)
-    assert message.format(folder=photographs) in str(error.value)
+    assert str(error.value) == message.format(folder=photographs)
+    assert sorted(photographs.rglob("*")) == before
+
+
+def test_a_name_that_is_not_utf_8_is_listed(
+    photographs: Path, predicted: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff.png")
+    shutil.copy(photographs / "raw/file/0.png", odd)
+    predicted(photographs / "net.safetensors", odd, photographs / "raw/file/0.png")
+    assert f"  {tmp_path}/\\udcff.png: not a name: it is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(photographs: Path) -> None:
+    many = f"{photographs}/raw " * 40  # more than a pipe holds
+    command = f"{sys.executable} -m tools.predict {photographs}/net.safetensors {many} | head -1"
+    ended = subprocess.run(command, shell=True, cwd=ROOT, env=clean_environment(), capture_output=True, text=True)
+    assert ended.stdout == "file,class,file (class),red\n"
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("top", ["0", "3", "-1"])

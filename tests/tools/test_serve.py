@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -145,7 +146,7 @@ def test_what_is_no_image_is_said_of_each(server: Server, pictures: list[Path], 
     assert server.predict(tmp_path / "notes.txt")[0] == 400
 
 
-def test_forms_that_are_refused(server: Server, pictures: list[Path]) -> None:
+def test_forms_that_are_refused(server: Server, pictures: list[Path], tmp_path: Path) -> None:
     sent = 'files in the field "image", as curl -F image=@cat.jpg sends them'
     for refused, found in ((server.predict(pictures[0], field="picture"), "'picture'"), (server.predict(), "nothing")):
         message = f"the body holds {found}; accepted: {sent}"
@@ -156,6 +157,10 @@ def test_forms_that_are_refused(server: Server, pictures: list[Path]) -> None:
     assert server.predict(*pictures[:1] * 32)[0] == 200
     status, answer = server.predict(pictures[0], **{"content-type": "multipart/form-data"})
     assert (status, answer["message"]) == (400, f"Missing boundary in multipart. Accepted: {sent}, 32 at most")
+    odd = tmp_path / "\\ud800.png"
+    shutil.copy(pictures[0], odd)
+    escaped = {"content-type": "multipart/form-data; boundary=edge; charset=unicode_escape"}
+    assert server.predict(odd, **escaped)[1]["predictions"][0]["file"] == "\\ud800.png"
     assert json.loads(server.ask(b"{}", "/predict")[1])["message"] == f"the body holds nothing; accepted: {sent}"
     assert server.ask(path="/predict", method="GET")[0] == 405
 

@@ -1,5 +1,6 @@
 """Metrics against numbers worked out by hand, and against scikit-learn on random ones."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -111,7 +112,9 @@ def test_area_under_roc_is_scikit_learn_s(n_classes: int) -> None:
     shares = scores.softmax(1).mul(20).round() / 20  # many are equal
     expected = [roc_auc_score(labels == label, shares[:, label]) for label in range(n_classes)]
     assert metrics.area_under_roc(shares, labels) == pytest.approx(np.mean(expected))
+    assert math.isnan(metrics.area_under_roc(shares, torch.zeros(300, dtype=torch.int64)))
     without = labels != 1
+    if n_classes == 2:
+        return
     left = [roc_auc_score(labels[without] == label, shares[without, label]) for label in range(n_classes) if label != 1]
-    if n_classes > 2:
-        assert metrics.area_under_roc(shares[without], labels[without]) == pytest.approx(np.mean(left))
+    assert metrics.area_under_roc(shares[without], labels[without]) == pytest.approx(np.mean(left))

@@ -16,7 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stages.base import cli
-from stages.base.text import say
+from stages.base.errors import InputError
+from stages.base.text import say, warn
 from tools.serve import HOST, check_port
 
 
@@ -36,13 +37,17 @@ def main() -> None:
 
     with TemporaryDirectory() as folder:
         weights, called, remark = weights_of(arguments.model, Path(folder))
-        model = Model(weights, load_params().train)
+        model = Model(weights, load_params().train, called)
     if remark:
         say(remark)
+    try:
+        _ = model.spec
+    except InputError as error:
+        warn(f"warning: no image files, only arrays at /invocations: {error}")
     say(f"serving {called} on http://{HOST}:{arguments.port}")
     # Some requests at once, and no more: each may be large.
     uvicorn.run(
-        application(model, called),
+        application(model),
         host=HOST,
         port=arguments.port,
         lifespan="off",

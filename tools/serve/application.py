@@ -29,9 +29,9 @@ class TooLargeError(Exception):
     """A request's body has more than LARGEST bytes."""
 
 
-def application(model: Model, called: str) -> ASGIApp:
-    """Return the server's application for a model, which the page calls as told."""
-    html = HTMLResponse(page(called, model), headers={"Content-Security-Policy": CONTENT_POLICY})
+def application(model: Model) -> ASGIApp:
+    """Return the server's application for a model."""
+    html = HTMLResponse(page(model), headers={"Content-Security-Policy": CONTENT_POLICY})
 
     async def front(_request: Request) -> Response:
         return html

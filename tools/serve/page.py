@@ -81,9 +81,9 @@ CONTENT_POLICY = (
 )
 
 
-def page(called: str, model: Model) -> str:
-    """Return the page for a model, which it calls as told."""
-    name, classes = escape(harmless(called)), escape(harmless(", ".join(model.classes)))
+def page(model: Model) -> str:
+    """Return the page for a model."""
+    name, classes = escape(harmless(model.called)), escape(harmless(", ".join(model.classes)))
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title><style>{STYLE}</style>"
         f"<h1>{name}</h1><label id=drop>Drop pictures here, paste them, or click to choose some"

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from stages.base.errors import InputError
+from stages.base.text import utf8
 from tools.model import Model
 
 MOST = 32  # files of a request: what is decoded by this process itself
@@ -28,8 +29,9 @@ async def uploads(request: Request) -> AsyncIterator[list[UploadFile]]:
             if not files or not all(isinstance(file, UploadFile) for file in files):
                 raise InputError(f"the body holds {', '.join(map(repr, form)) or 'nothing'}; accepted: {SENT}")
             yield [file for file in files if isinstance(file, UploadFile)]
-    except HTTPException as error:  # of a form that is none, or too much for one
-        raise InputError(f"{error.detail} Accepted: {SENT}, {MOST} at most") from error
+    except (HTTPException, LookupError, UnicodeError) as error:  # a form that is none, too much, or in odd letters
+        detail = error.detail if isinstance(error, HTTPException) else f"{error}."
+        raise InputError(f"{detail} Accepted: {SENT}, {MOST} at most") from error
 
 
 def answers(model: Model, files: list[UploadFile]) -> list[dict[str, Any]]:
@@ -39,9 +41,9 @@ def answers(model: Model, files: list[UploadFile]) -> list[dict[str, Any]]:
         paths = [Path(name) / str(place) for place in range(len(files))]
         for path, file in zip(paths, files, strict=True):
             path.write_bytes(file.file.read())
-        _, rejections = model.decode(room, [str(path) for path in paths], range(len(files)))
+        _, rejections = model.decode(room, [str(path) for path in paths], range(len(files)), takes_stderr=False)
     usable = [place for place in range(len(files)) if place not in rejections]
-    found: list[dict[str, Any]] = [{"file": file.filename} for file in files]
+    found: list[dict[str, Any]] = [{"file": utf8(file.filename or "")} for file in files]
     for place, rejection in rejections.items():
         found[place]["error"] = str(rejection)
     for place, shares in zip(usable, model.scores(room[usable]).softmax(1) if usable else (), strict=True):

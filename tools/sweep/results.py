@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stages.base.errors import InputError
+from stages.base.yaml import read_yaml
 from stages.tracking.git import git
 from stages.tracking.result import EVALUATION_TAG
 from stages.tracking.store import Store
@@ -40,8 +41,8 @@ def metrics_of(commit: str) -> Metrics:
     """Return what the metrics files of an experiment's commit hold."""
     epochs = pd.read_csv(StringIO(git("show", f"{commit}:./metrics/train.csv"))).to_dict("records")
     results = json.loads(git("show", f"{commit}:./metrics/evaluate.json"))
-    # Which figure picked the epoch is a parameter.
-    best = max((row for row in epochs if row["valid/accuracy"] == results["valid_accuracy"]), key=rank_of)
+    params = read_yaml(git("show", f"{commit}:./params.yaml").encode(), "params.yaml")
+    best = max(epochs, key=partial(rank_of, monitor=params["train"].get("monitor", "accuracy")))
     return Metrics(best["valid/accuracy"], best["valid/loss"], results["accuracy"])
 
 
