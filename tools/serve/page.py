@@ -30,7 +30,7 @@ function show(file, answer) {
   const article = document.createElement("article"), picture = element("img", "", article)
   picture.src = URL.createObjectURL(file)
   picture.alt = file.name
-  picture.onerror = () => picture.removeAttribute("src")
+  picture.onerror = () => { picture.removeAttribute("src"); picture.alt = "" }
   const text = element("div", "", article)
   element("strong", answer.class ?? "", text)
   element("small", " " + file.name, text)
