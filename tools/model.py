@@ -102,7 +102,7 @@ class Model:
         net, transforms = self._description.net, self._description.transforms
         wanted = (net["channels"], net["image_size"], net["image_size"])
         try:
-            seen = tuple(self._description.transform()(torch.from_numpy(images[:1])).shape[1:])
+            seen = tuple(self._classifier[0](torch.from_numpy(images[:1])).shape[1:])
         except Exception:  # torchvision's transforms refuse shapes in many ways
             seen = ()
         if ((1, *seen) if len(seen) == 2 else seen) != wanted:

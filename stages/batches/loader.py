@@ -55,8 +55,11 @@ class Loader:
         """
         device = self._split.labels.device
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-        labels = self._split.labels.cpu()
-        order = drawn(labels, generator) if self._is_balanced else torch.randperm(len(labels), generator=generator)
+        labels = self._split.labels
+        if self._is_balanced:
+            order = drawn(labels.cpu(), generator)
+        else:
+            order = torch.randperm(len(labels), generator=generator)
         if self._workers is None:
             # On the CPU for what is read there, and on the device: to fetch them from a GPU would be to wait for it.
             ours, theirs = (indices.split(self._batch_size)[start:] for indices in (order, order.to(device)))

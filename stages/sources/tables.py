@@ -63,8 +63,6 @@ def _cells(params: CsvParams, file: Path, root: Path) -> Iterator[tuple[int, str
     assert image is not None
     assert label is not None
     for first, last, cells in found:
-        if len(cells) > len(columns):
-            raise InputError(f"{file}, line {first}: {len(cells)} cells, and {len(columns)} in the header")
         cells += [""] * (len(columns) - len(cells))
         if last > first:
             used = {place: columns[place] for place in (image, label, split) if place is not None}
@@ -74,14 +72,20 @@ def _cells(params: CsvParams, file: Path, root: Path) -> Iterator[tuple[int, str
 
 
 def records(file: Path) -> Iterator[tuple[int, int, list[str]]]:
-    """Yield the lines that each row begins and ends on, and its cells. Raises InputError for what is no table."""
-    line = 0
+    """Yield the lines that each row begins and ends on, and its cells; the first row is the header.
+
+    Raises InputError for what is no table, and for a row of more cells than the header has.
+    """
+    line = header = 0
     try:
         with file.open(encoding="utf-8-sig", newline="") as content:
             reader = csv.reader(content, strict=True, skipinitialspace=True)
             try:
                 for cells in reader:
                     if len(cells) > 1 or "".join(cells).strip():  # else a blank line
+                        header = header or len(cells)
+                        if len(cells) > header:
+                            raise InputError(f"{file}, line {line + 1}: {len(cells)} cells, and {header} in the header")
                         yield line + 1, reader.line_num, cells
                     line = reader.line_num
             except csv.Error as error:
