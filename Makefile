@@ -13,7 +13,7 @@ INSTALL = "$(BIN)"/python -m pip install --quiet --disable-pip-version-check
 UV = "$(BIN)"/uv pip install --quiet --python "$(BIN)"/python --system-certs --compile-bytecode
 PINNED := -c constraints.txt -e '.[dev]'
 
-.PHONY: help setup repro test soak torture show serve check format ui bench screenshots lock clean
+.PHONY: help setup repro smoke test soak torture show serve check format ui bench screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +32,9 @@ setup: .venv/installed ## make .venv with the pinned packages (1 minute, 6.5 GB)
 
 repro: setup ## prepare, train, evaluate: whatever has changed; ARGS=--force for all
 	"$(BIN)"/dvc repro $(ARGS)
+
+smoke: setup ## all stages with a few images, in a directory of its own: does everything work here?
+	"$(BIN)"/dvc exp run --temp --force -S prepare.limit=20 -S train.epochs=3 -S train.warmup_epochs=0 $(ARGS)
 
 test: setup ## the tests, but those of soak; TESTS=tests/nets for some of them
 	"$(BIN)"/python -m pytest -n 2 --dist loadscope -m "not slow and not torture" $(TESTS)

@@ -3,15 +3,15 @@
     python -m stages.evaluate models/net.safetensors data/prepared metrics/train.csv metrics/evaluate.json plots
 
 writes the metrics and, under plots, predictions.csv (one row a test image, with its file), classes.csv (one row a
-class) and pictures. The results complete the training's run in MLflow. Digits take 5 s, Fashion-MNIST 8 s, on two
-cores of an x86-64 server.
+class), confusion.csv (one row for each label and class that its images were predicted as), mistakes.html and pictures.
+The results complete the training's run in MLflow. Digits take 5 s, Fashion-MNIST 8 s, on two cores of an x86-64 server.
 
 Weights from elsewhere, safetensors or a state dict of torch.save, are scored without a history:
 
     python -m stages.evaluate data/weights/course.pt data/prepared scores/evaluate.json scores/plots
 
 Their net is the one that params.yaml's train.net names, their images are transformed by train.transforms.eval and
-normalised by the prepared set's own mean and deviation. Nothing of this goes to MLflow.
+normalised as train.normalise has it. Nothing of this goes to MLflow.
 """
 
 import math
@@ -34,11 +34,11 @@ from stages.nets.build import convolutions
 from stages.nets.net import activations
 from stages.nets.prediction import predict, table
 from stages.nets.weights import Description, describe, read_weights, rebuild
-from stages.report import fonts, layers, pictures
+from stages.report import charts, fonts, layers, mistakes_page, pictures
 from stages.report.canvas import save
 from stages.tracking.result import ResultFiles
 from stages.tracking.tracker import Tracker
-from stages.training import determinism, losses, metrics
+from stages.training import calibration, determinism, losses, metrics
 from stages.training.metrics import Answers
 
 
@@ -87,7 +87,7 @@ def evaluate(
     answers = Answers(
         test.labels.cpu(),
         scores.argmax(1),
-        scores.softmax(1),
+        description.probabilities(scores),
         criterion.loss.gives_probabilities,
         params.evaluate.calibration_bins,
     )
@@ -103,6 +103,9 @@ def evaluate(
     } | ({"valid_accuracy": description.valid_accuracy} if described else {})
     if not math.isfinite(own["loss"]):
         raise InputError(f"{weights}: the loss on the test images is {own['loss']}, which is no result")
+    if criterion.loss.gives_probabilities and description.temperature is not None:
+        mended = calibration.bins((scores / description.temperature).softmax(1), answers.labels, answers.bins)
+        own |= {"temperature": description.temperature, "ece_at_temperature": mended.error}
     values = metrics.measured(answers, taken=own) | own
     values = {name: rounded(value) if isinstance(value, float) else value for name, value in values.items()}
 
@@ -115,7 +118,9 @@ def evaluate(
         answers.probabilities,
         answers.are_probabilities,
         answers.confusion,
-        pd.DataFrame({"class": data.classes} | vars(per_class)),
+        of_classes(data.classes, answers),
+        answers.curve,
+        answers.calibration,
         data.sources("test"),
         test.read,
         training.labels,
@@ -128,6 +133,8 @@ def evaluate(
         of_images = predictions(test.rows, result.files, answers, data.classes)
         write_csv(partial / "predictions.csv", of_images, float_format=SHARES)
         write_csv(partial / "classes.csv", result.per_class)
+        write_csv(partial / "confusion.csv", confused(answers.confusion, data.classes))
+        mistakes_page.write(partial / "mistakes.html", result)
         for name, figure in all_pictures(result, history, description.epoch, net.cpu(), classifier.cpu()[:-1]):
             save(figure, partial / f"pictures/{name}.png")
 
@@ -149,6 +156,22 @@ def predictions(rows: Tensor, sources: list[str], answers: Answers, classes: lis
     return table(first, answers.probabilities, classes)
 
 
+def of_classes(classes: list[str], answers: Answers) -> pd.DataFrame:
+    """Return one row a class: precision, recall, F1, counts and the areas of its curves."""
+    areas = pd.DataFrame(answers.areas, columns=["auroc", "average_precision"])
+    return pd.DataFrame({"class": classes} | vars(answers.per_class)).join(areas)
+
+
+def confused(table: Tensor, classes: list[str]) -> pd.DataFrame:
+    """Return one row for each label and class that an image of it was predicted as: how many, and of the label's."""
+    rows = [
+        (classes[label], classes[predicted], int(table[label, predicted]), (table[label, predicted] / total).item())
+        for label, total in enumerate(table.sum(1))
+        for predicted in table[label].nonzero().flatten()
+    ]
+    return pd.DataFrame(rows, columns=["label", "predicted", "count", "share"])
+
+
 def all_pictures(
     result: pictures.Result, history: Path | None, chosen: int, net: nn.Module, before: nn.Module
 ) -> Iterator[tuple[str, Figure]]:
@@ -158,7 +181,7 @@ def all_pictures(
     """
     taken = ["learning_curves"]
     if history:
-        yield taken[0], pictures.learning_curves(pd.read_csv(history), chosen)
+        yield taken[0], charts.learning_curves(pd.read_csv(history), chosen)
     for name, convolution in convolutions(net).items():
         taken.append(f"filters_{name}")
         yield taken[-1], layers.filters(name, convolution.weight.detach())

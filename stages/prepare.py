@@ -36,7 +36,7 @@ from stages.sources.own import write_own
 from stages.sources.pixels import digest, mean_and_std, new_array
 from stages.sources.rejections import counts, missing_files, rejected_rows, summary
 from stages.sources.sizes import image_spec
-from stages.sources.source import Source
+from stages.sources.source import Source, limited
 from stages.sources.splits import SPLITS, assign_splits, incomplete_classes
 from stages.tracking import data_in_git
 
@@ -58,7 +58,7 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
     """
     listing = prepared.with_name("rejected.csv")
     listing.unlink(missing_ok=True)
-    source, raw = load_source(params), Path(params.path)
+    source, raw = limited(load_source(params), params.limit, params.seed), Path(params.path)
     if source.images is None:
         check_apart(raw, prepared)
     spec = image_spec(params, source, raw)
@@ -87,6 +87,8 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
             if (source.rows["split"] == name).any()
         ]
         incomplete = incomplete_classes(manifest, source.classes, shares)
+        if incomplete and params.limit is not None:
+            incomplete.append(f"prepare.limit leaves {params.limit} images of each class")
         hint = ["Correct them, or leave them out: prepare.on_bad=skip"] if rejected and params.on_bad == "error" else []
         table = rejected_rows(source.rows, source.rejections)
         if incomplete or hint:

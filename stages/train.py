@@ -6,15 +6,12 @@ writes the weights (with what rebuilds the Net) and one row an epoch. The traini
 training, 30 epochs of digits take 0.5 s and 6 of Fashion-MNIST 13 s, on two cores of an x86-64 server; the start 3 s.
 """
 
-import json
-import math
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pandas as pd
 import torch
@@ -24,20 +21,32 @@ from tqdm import tqdm
 from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.files import claimed, placing, rounded, write_csv
-from stages.base.params import WEIGHTS, TrainParams, flattened, load_params
+from stages.base.params import RANDOM, WEIGHTS, TrainParams, load_params
 from stages.base.processes import check_interrupted
 from stages.base.registry import check_names
-from stages.base.text import say
+from stages.base.text import say, warn
 from stages.batches import transforms
 from stages.batches.loader import Loader
 from stages.batches.normalise import Normalise
-from stages.batches.prepared import Prepared
-from stages.nets.build import check_batch, net_spec
+from stages.batches.prepared import Prepared, Split
+from stages.nets.build import check_batch, head, net_spec
 from stages.nets.prediction import predict
-from stages.nets.weights import describe, load_pretrained, save_weights
+from stages.nets.weights import Description, describe, load_pretrained, read_weights, rebuild, save_weights
 from stages.tracking import data_in_git
 from stages.tracking.tracker import Tracker
-from stages.training import checkpoints, determinism, losses, memory, metrics, optimizers, options, schedules
+from stages.training import (
+    checkpoints,
+    checks,
+    determinism,
+    finetuning,
+    losses,
+    memory,
+    metrics,
+    optimizers,
+    options,
+    schedules,
+)
+from stages.training.calibration import temperature
 from stages.training.selection import should_stop
 
 ROOM = 1 << 16  # bytes of an output besides the weights: what rebuilds the net, or the history of 1,000 epochs
@@ -68,53 +77,68 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
     augment = transforms.training(params.transforms.train, len(data.classes))
     evaluation = transforms.evaluation(params.transforms.eval)
     channels, side = transforms.check_shapes(augment, evaluation, data)
-    normalise = Normalise(data.mean, data.std).to(device)
     training, validation = data.split("train", device), data.split("valid", device)
-    loader = Loader(
-        training, params.batch_size, params.seed, augment, params.workers, is_balanced=params.balance == "sampling"
-    )
+    of_a_step = params.batch_size * params.accumulate
+    is_balanced = params.balance == "sampling"
+    loader = Loader(training, of_a_step, params.seed, augment, params.workers, is_balanced, params.overfit)
 
     # Net: its input and output sizes follow from the data; its weights from the seed, or from earlier ones.
     plan = describe(params, data, channels, side, losses.output(params.loss.name))
     net = plan.untrained()
     load_pretrained(net, plan.net, WEIGHTS, params.init_from, params.new_head)
-    check_batch(net, plan.net, len(training.labels) % params.batch_size or params.batch_size)
-    net = net.to(device)
+    is_frozen = params.freeze != finetuning.NOTHING
+    if params.freeze != finetuning.ALL_BUT_HEAD:
+        check_batch(net, plan.net, len(training.labels) % params.batch_size or params.batch_size)
+    freezing = finetuning.Freezing(net, head(net, plan.net) if is_frozen else set(), params.freeze)
+    if is_frozen and params.init_from == RANDOM:
+        warn(f"warning: train.freeze: {params.freeze} keeps random weights, since train.init_from is {RANDOM}")
+    net, normalise = net.to(device), Normalise(plan.mean, plan.std).to(device)
 
     # Loss, optimizer, schedule, and what is off by default.
     mixed = bool(augment.per_batch)  # the labels, too
     of_loss = partial(losses.criterion, **params.loss.model_dump(), n_classes=len(data.classes), device=device)
     weighs = losses.class_weights(training.labels, len(data.classes)) if params.balance == "loss" else None
     criterion, unweighted = of_loss(mixed=mixed, class_weights=weighs), of_loss()
-    optimizer = optimizers.optimizer(**params.optimizer.model_dump(), parameters=net.parameters())
+    optimizer = optimizers.optimizer(
+        **params.optimizer.model_dump(), parameters=net.parameters(), learning=freezing.learning
+    )
     steps = len(loader)  # an epoch
     schedule = schedules.schedule(
-        **params.schedule.model_dump(), optimizer=optimizer, epochs=params.epochs, steps=steps
+        **params.schedule.model_dump(),
+        optimizer=optimizer,
+        epochs=params.epochs,
+        steps=steps,
+        warmup_epochs=params.warmup_epochs,
     )
     used = {"optimizer": optimizer.defaults, "schedule": schedule.settings, "loss": criterion.settings}
-    plan = replace(plan, used=settings_used(used | {"net": plan.net["arguments"]}))
+    plan = replace(plan, used=checks.settings_used(used | {"net": plan.net["arguments"]}))
     precision, clip = options.precision(params.precision, device), options.clipping(net, params.clip_norm)
     options.warn_if_slower(params.precision, device, params.determinism, is_compiled=getattr(net, "is_one_pass", False))
     ema = options.ema(net, params.ema_decay)
     totals, reading = metrics.EpochTotals(), options.steps_between_reads(device, optimizer)
 
     def closure(images: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of a batch, with its gradient in the parameters. LBFGS calls this several times a step."""
-        with precision():
-            scores = net(normalise(images))  # forward
-        loss = criterion(scores.float(), targets)  # loss
+        """Return the loss of a step's images, with its gradient in the parameters. LBFGS calls it several times a step.
+
+        They are one batch, or with train.accumulate several, whose means count by their images.
+        """
         optimizer.zero_grad()
-        loss.backward()  # backward
+        found = []
+        for batch, wanted in zip(images.split(params.batch_size), targets.split(params.batch_size), strict=True):
+            with precision():
+                scores = net(normalise(batch))  # forward
+            loss = criterion(scores.float(), wanted)  # loss
+            loss.backward(torch.full_like(loss, len(batch) / len(images)))  # backward
+            found.append((loss.detach(), scores.detach(), wanted))
         clip()
-        totals.add(loss, scores, targets)
-        return loss
+        return totals.add(found)
 
     # What a killed training goes on from.
     parts: dict[str, checkpoints.Stateful] = {
         "net": net,
         "average": ema.averaged,
         "optimizer": optimizer,
-        "schedule": schedule.scheduler,
+        "schedule": schedule,
         "totals": totals,
     }
     origin = checkpoints.origin(params, prepared, device)
@@ -136,7 +160,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
             if not at.batches:
                 at.lr = learning_rate(optimizer)
                 totals.clear()
-            net.train()
+            freezing.begin(epoch)
             read = at.batches  # up to which the losses have been looked at
             for images, targets in loader.epoch(epoch, at.batches):  # batch
                 check_interrupted()
@@ -145,7 +169,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
                 step = steps * (epoch - 1) + at.batches
                 is_logged = params.log_steps and step % params.log_steps == 0
                 if is_read := is_logged or at.batches % reading == 0 or at.batches == steps:
-                    check_finite(totals.recent, step, learning_rate(optimizer), at.batches - read)
+                    checks.check_finite(totals.recent, step, learning_rate(optimizer), at.batches - read)
                     read = at.batches
                 if is_logged:
                     run.log_step(totals.recent[-1], learning_rate(optimizer), step)
@@ -164,7 +188,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
                 "valid/loss": unweighted(scores, validation.labels).item(),
                 "valid/accuracy": metrics.accuracy(scores.argmax(1), validation.labels),
             } | metrics.monitored(params.monitor, scores.cpu(), validation.labels.cpu())
-            check_finite([*totals.recent, row["valid/loss"]], steps * epoch, at.lr)
+            checks.check_finite([*totals.recent, row["valid/loss"]], steps * epoch, at.lr)
             schedule.after_epoch(row["valid/loss"])
             row = {name: rounded(value) for name, value in row.items()}
             run.log_epoch(row)
@@ -177,9 +201,14 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
             at.has_ended = should_stop(epoch, int(at.best["epoch"]), params.early_stopping) or epoch == params.epochs
             checkpoint.after_epoch(at, kept, parts)
 
+        if criterion.loss.gives_probabilities:
+            plan = replace(plan, temperature=fitted_temperature(kept, plan, validation))
+            save_weights(kept, read_weights(kept)[0], plan.scored(at.best))
         write_csv(table, pd.DataFrame(at.rows).astype({"epoch": int}))
         run.log({"seconds/training": time.perf_counter() - started})
         run.trained(kept)
+    if params.overfit:
+        options.say_overfitting(min(params.overfit, len(training.labels)), at.rows[-1])
     monitored = dict.fromkeys(["accuracy", params.monitor])
     shown = ", ".join(f"{name} {at.best[f'valid/{name}']:.4f}" for name in monitored)
     say(f"kept epoch {at.best['epoch']:.0f}: validation {shown}")
@@ -194,35 +223,26 @@ def check_params(params: TrainParams, channels: int, device: torch.device) -> No
     transforms.evaluation(params.transforms.eval)
     net_spec(**params.net.model_dump(), n_classes=2, channels=channels, image_size=8)
     check_names("train.loss", params.loss.name, params.loss.arguments, losses.LOSSES, losses.REFUSED)
+    if params.calibrate and not losses.LOSSES[params.loss.name].gives_probabilities:
+        raise InputError(f"train.calibrate: true, but {params.loss.name} makes no probabilities of scores")
+    for name, epochs in {"freeze": params.freeze, "warmup_epochs": params.warmup_epochs}.items():
+        if isinstance(epochs, int) and epochs >= params.epochs:
+            raise InputError(f"train.{name}: {epochs}, should be fewer than train.epochs: {params.epochs}")
     parameters = [nn.Parameter(torch.zeros(shape, device=device)) for shape in ((2, 2), (2,))]
     optimizer = optimizers.optimizer(**params.optimizer.model_dump(), parameters=parameters)
     schedules.schedule(**params.schedule.model_dump(), optimizer=optimizer, epochs=params.epochs, steps=1)
 
 
-def settings_used(parts: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return the settings by their dotted names, as JSON but for texts; without those that are None, which say nothing.
-
-    Of what is no JSON, such as a function, it is the type: equal trainings are to give equal texts.
-    """
-    kept = {name: value for name, value in flattened(parts).items() if value is not None}
-    as_json = partial(json.dumps, default=lambda value: type(value).__name__)
-    return {name: value if isinstance(value, str) else as_json(value) for name, value in kept.items()}
+def fitted_temperature(weights: Path, description: Description, validation: Split) -> float:
+    """Return the temperature that fits the scores of the kept weights for the validation split best."""
+    classifier = description.classifier(rebuild(weights, read_weights(weights)[0], description))
+    scores = predict(classifier.to(validation.labels.device), validation)
+    return rounded(temperature(scores.cpu(), validation.labels.cpu()))
 
 
 def learning_rate(optimizer: optim.Optimizer) -> float:
     """Return the learning rate of the step to come."""
     return float(optimizer.param_groups[0]["lr"])
-
-
-def check_finite(losses: Sequence[float], step: int, lr: float, new: int = 1) -> None:
-    """Raise InputError if one of the last `new` losses is NaN or infinite; the very last is that of `step`."""
-    for at in range(len(losses) - new, len(losses)):
-        if not math.isfinite(losses[at]):
-            before = ", ".join(f"{loss:.4g}" for loss in losses[max(0, at - 5) : at])
-            raise InputError(
-                f"the loss is {losses[at]} at step {step - (len(losses) - 1 - at)}, with a learning rate of {lr:.4g};"
-                f" the losses before it: {before or 'none'}.\nTry a lower train.optimizer.lr."
-            )
 
 
 def report(row: dict[str, float], epochs: int, progress: "tqdm[NoReturn]") -> None:

@@ -29,7 +29,7 @@ BELOW: dict[str, set[str]] = {
     "start": {"base"},
     "sources": {"base"},
     "training": {"base"},
-    "report": {"base"},
+    "report": {"base", "training"},
     "batches": {"base"},
     "nets": {"base", "batches"},
     "tracking": {"base", "batches", "nets"},

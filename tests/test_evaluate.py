@@ -60,6 +60,28 @@ def test_default_reaches_0_96_with_all_classes_for_any_seed(digits: Path, tmp_pa
     assert values["accuracy_untrained"] < 0.3
 
 
+def test_probabilities_at_the_temperature_that_fits_validation(digits: Path, folder: Path, tmp_path: Path) -> None:
+    plain = json.loads((folder / "evaluate.json").read_text())
+    values = results(digits, tmp_path, {"train.epochs": 3, "train.calibrate": True})
+    temperature = load_weights(tmp_path / "net.safetensors")[1].temperature
+    assert temperature is not None
+    assert plain["temperature"] == values["temperature"] == temperature != 1
+    assert values["ece"] == values["ece_at_temperature"] == plain["ece_at_temperature"] < plain["ece"]
+    assert (values["accuracy"], values["loss"]) == (plain["accuracy"], plain["loss"])
+    one, other = (pd.read_csv(path / "plots/predictions.csv").iloc[:, 4:].to_numpy() for path in (folder, tmp_path))
+    expected = one ** (1 / temperature)
+    np.testing.assert_allclose(other, expected / expected.sum(1, keepdims=True), atol=1e-3)
+
+
+def test_scores_of_other_losses_have_no_temperature(digits: Path, tmp_path: Path) -> None:
+    changes = {"train.epochs": 1, "train.loss.name": "MSELoss", "train.optimizer.lr": 0.003}
+    assert not {"temperature", "ece_at_temperature", "ece", "brier"} & results(digits, tmp_path, changes).keys()
+    assert load_weights(tmp_path / "net.safetensors")[1].temperature is None
+    assert not (tmp_path / "plots/pictures/reliability.png").exists()
+    with pytest.raises(InputError, match=r"train\.calibrate: true, but MSELoss makes no probabilities of scores"):
+        results(digits, tmp_path, changes | {"train.calibrate": True})
+
+
 def test_metrics_agree_with_scikit_learn_on_the_predictions(digits: Path, folder: Path) -> None:
     values = json.loads((folder / "evaluate.json").read_text())
     classes = json.loads((digits / "dataset.json").read_text())["classes"]
@@ -79,10 +101,23 @@ def test_metrics_agree_with_scikit_learn_on_the_predictions(digits: Path, folder
     assert values["macro_f1"] == pytest.approx(metrics.f1_score(label, predicted, average="macro"), rel=1e-5)
     areas = [metrics.roc_auc_score(label == name, probabilities[name]) for name in classes]
     assert values["auroc"] == pytest.approx(sum(areas) / len(areas), rel=1e-5)
+    gained = [metrics.average_precision_score(label == name, probabilities[name]) for name in classes]
+    assert values["average_precision"] == pytest.approx(sum(gained) / len(gained), rel=1e-5)
+    assert values["kappa"] == pytest.approx(metrics.cohen_kappa_score(label, predicted), rel=1e-5)
+    assert values["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(label, predicted), rel=1e-5)
+    ranked = probabilities.to_numpy()
+    assert values["top5"] == pytest.approx(metrics.top_k_accuracy_score(test["label"], ranked, k=5), rel=1e-5)
+    assert values["brier"] == pytest.approx(((ranked - np.eye(10)[test["label"]]) ** 2).sum(1).mean(), rel=1e-4)
     assert values["loss"] == pytest.approx(
         metrics.log_loss(test["label"], probabilities.div(probabilities.sum(axis=1), axis=0)), rel=1e-3
     )
+    confused = pd.read_csv(folder / "plots/confusion.csv")
+    expected = pd.DataFrame({"label": label, "predicted": predicted}).value_counts()
+    assert confused.set_index(["label", "predicted"])["count"].to_dict() == expected.to_dict()
+    assert confused.groupby("label")["share"].sum().to_numpy() == pytest.approx(1, abs=1e-5)
     table = pd.read_csv(folder / "plots/classes.csv").set_index("class")
+    assert table.loc[classes, "auroc"].tolist() == pytest.approx(areas, rel=1e-5)
+    assert table.loc[classes, "average_precision"].tolist() == pytest.approx(gained, rel=1e-5)
     report = metrics.classification_report(label, predicted, output_dict=True)
     for name in classes:
         assert table.loc[name, "precision"] == pytest.approx(report[name]["precision"], rel=1e-5)
@@ -115,13 +150,17 @@ def test_twice_gives_the_same_bytes_pictures_too(digits: Path, folder: Path, tmp
         "evaluate.json",
         "net.safetensors",
         "plots/classes.csv",
+        "plots/confusion.csv",
+        "plots/mistakes.html",
         "plots/pictures/activations_conv1.png",
         "plots/pictures/classes.png",
         "plots/pictures/confusion.png",
+        "plots/pictures/curves.png",
         "plots/pictures/examples.png",
         "plots/pictures/filters_conv1.png",
         "plots/pictures/learning_curves.png",
         "plots/pictures/mistakes.png",
+        "plots/pictures/reliability.png",
         "plots/predictions.csv",
         "train.csv",
     ]
@@ -263,8 +302,10 @@ def test_training_from_earlier_weights_with_a_new_head(
     assert new["fc1.weight"].shape[0] == gone
     assert not torch.allclose(new["fc1.weight"], old["fc1.weight"][:gone], atol=1e-3)
 
-    with pytest.raises(InputError, match=r"(?s)conv1\.weight: the net has \(32, 1, 5, 5\), the file \(32, 3, 5, 5\)"):
-        train(further, digits, tmp_path / "other", tmp_path / "other.csv", Tracker.off())
+    train(params.train, digits, earlier / "gray", tmp_path / "train.csv", Tracker.off())
+    gray = params.train.model_copy(update={"init_from": "gray", "new_head": True})
+    with pytest.raises(InputError, match=r"(?s)conv1\.weight: the net has \(32, 3, 5, 5\), the file \(32, 1, 5, 5\)"):
+        train(gray, colours, tmp_path / "other", tmp_path / "other.csv", Tracker.off())
     assert not (tmp_path / "other").exists()
 
 

@@ -35,8 +35,11 @@ def course(digits: Path, make_project: Callable[[], Project]) -> Project:
 OUTSIDE = ("python", "-m", "stages.evaluate", "data/weights/course.pt", "large")
 
 
-def test_weights_from_elsewhere_are_scored_from_the_command_line(course: Project) -> None:
+@pytest.mark.parametrize("normalise", ["data", "none"])
+def test_weights_from_elsewhere_are_scored_from_the_command_line(course: Project, normalise: str) -> None:
+    course("git", "checkout", "-q", "params.yaml")
     course.edit("params.yaml", "    name: Net ", "    name: course_2 ")
+    course.edit("params.yaml", "  normalise: data ", f"  normalise: {normalise} ")
     printed = course(*OUTSIDE, "scores/evaluate.json", "scores/plots")
     values = json.loads((course.root / "scores/evaluate.json").read_text())
     assert f"test accuracy {values['accuracy']:.4f}, " in printed
@@ -50,7 +53,8 @@ def test_weights_from_elsewhere_are_scored_from_the_command_line(course: Project
     w = torch.load(course.root / "data/weights/course.pt", weights_only=True)
     data = Prepared(course.root / "large")
     test = data.split("test", torch.device("cpu"))
-    x = (test.read(slice(None))[:, None].float() / 255 - data.mean[0]) / data.std[0]
+    x = test.read(slice(None))[:, None].float() / 255
+    x = (x - data.mean[0]) / data.std[0] if normalise == "data" else x
     for name in ("conv1", "conv2"):
         x = F.max_pool2d(F.relu(F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"])), 2)
     x = F.relu(F.linear(x.flatten(1), w["fc1.weight"], w["fc1.bias"]))

@@ -99,7 +99,7 @@ def test_the_metric(extended: Project) -> None:
 
 
 def test_the_picture(extended: Project) -> None:
-    bars = near(drawn(extended.root / "plots/pictures/confidence.png"), (0x21, 0x66, 0xAC))
+    bars = near(drawn(extended.root / "plots/pictures/confidence.png"), (0x66, 0x66, 0x66))
     assert bars[0].size > 1000
     assert (
         extended.root / f"mlartifacts/{extended.runs()[0].info.run_id}/artifacts/plots/pictures/confidence.png"

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,42 @@ def test_built_in_images_in_another_size_and_in_colour(digits: Path, tmp_path: P
     assert np.abs(large[:, 0].reshape(1797, 8, 2, 8, 2).mean(axis=(2, 4)) - small).mean() < 15
     facts = json.loads((tmp_path / "prepared/dataset.json").read_text())
     assert (facts["channels"], facts["image_size"], len(facts["mean"]), len(facts["std"])) == (3, 16, 3, 3)
+
+
+def test_a_limit_takes_as_many_of_each_class_and_split(digits: Path, tmp_path: Path) -> None:
+    for name, changes in {"one": {}, "two": {}, "other": {"prepare.seed": 1}}.items():
+        prepare(params_with({"prepare.limit": 20} | changes).prepare, tmp_path / name)
+    manifest = pd.read_csv(tmp_path / "one/manifest.csv")
+    assert Counter(zip(manifest["label"], manifest["split"], strict=True)) == {
+        (label, split): count for label in range(10) for split, count in {"train": 14, "valid": 2, "test": 4}.items()
+    }
+    images, all_images = np.load(tmp_path / "one/images.npy"), np.load(digits / "images.npy")
+    originals = manifest["source"].str.removeprefix("digits/").astype(int)
+    assert np.array_equal(images[manifest["index"]], all_images[originals])
+    assert (tmp_path / "one/manifest.csv").read_bytes() == (tmp_path / "two/manifest.csv").read_bytes()
+    assert (tmp_path / "one/manifest.csv").read_bytes() != (tmp_path / "other/manifest.csv").read_bytes()
+    prepare(params_with({"prepare.limit": 10_000}).prepare, tmp_path / "all")
+    assert (tmp_path / "all/dataset.json").read_bytes() == (digits / "dataset.json").read_bytes()
+
+
+def test_a_limit_decodes_no_more_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"raw/{split}/{label}/{n}.png" for label in "ab" for split in ("train", "test") for n in range(5)]
+    for seed, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(tmp_path / name, seed=seed)
+    (tmp_path / "raw/train/b/link.png").symlink_to("/etc/passwd")
+    changes = {"limit": 3, "valid_fraction": 0.34, "on_bad": "skip"}
+    prepare(prepare_params("folder", tmp_path / "raw", **changes), tmp_path / "prepared")
+    manifest = pd.read_csv(tmp_path / "prepared/manifest.csv")
+    assert Counter(zip(manifest["label"], manifest["split"], strict=True)) == {
+        (label, split): count for label in range(2) for split, count in {"train": 2, "valid": 1, "test": 3}.items()
+    }
+    assert len(np.load(tmp_path / "prepared/images.npy")) == 13, "with the place of the one that is refused"
+    assert "link.png" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"link\.png"):
+        prepare(prepare_params("folder", tmp_path / "raw", **changes | {"on_bad": "error"}), tmp_path / "prepared")
+    with pytest.raises(InputError, match=r"(?s)needs an image in each split.*prepare\.limit leaves 1 images of"):
+        prepare(prepare_params("folder", tmp_path / "raw", **changes | {"limit": 1}), tmp_path / "prepared")
 
 
 def prepare_params(source: str, path: Path, **changes: Any) -> PrepareParams:

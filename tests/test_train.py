@@ -24,8 +24,9 @@ from stages.batches.prepared import Prepared
 from stages.nets.prediction import predict
 from stages.nets.weights import load_weights
 from stages.tracking.tracker import Tracker
-from stages.train import check_finite, train
+from stages.train import train
 from stages.training import metrics, options
+from stages.training.checks import check_finite
 from stages.training.selection import rank_of
 from tests.conftest import ROOT, Project, clean_environment, params_with
 
@@ -63,6 +64,12 @@ OPTIONS: list[dict[str, Any]] = [
     {"train.schedule.name": "CyclicLR"},
     {"train.schedule.name": "ExponentialLR"},
     {"train.loss.name": "SoftMarginLoss"},
+    {"train.warmup_epochs": 1},
+    {"train.accumulate": 2},
+    {"train.freeze": 1},
+    {"train.normalise": "none"},
+    {"train.optimizer.layer_decay": 0.5},
+    {"train.optimizer.decay_on": "weights", "train.optimizer.arguments": {"SGD": {"weight_decay": 0.1}}},
 ]
 
 
@@ -74,6 +81,35 @@ def test_options_change_the_weights_and_repeat_bit_for_bit(
     assert trained(digits, tmp_path / "two", changes) == first
     plain = trained(digits, tmp_path / "plain", {})
     assert plain != first
+
+
+@pytest.mark.parametrize("changes", [{}, {"train.balance": "loss"}, {"train.transforms.train": ["MixUp"]}])
+def test_several_small_batches_are_one_large_one(digits: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    trained(digits, tmp_path / "large", changes | {"train.batch_size": 96})
+    trained(digits, tmp_path / "small", changes | {"train.batch_size": 32, "train.accumulate": 3})
+    large, small = (load_weights(tmp_path / name / "net.safetensors")[0].state_dict() for name in ("large", "small"))
+    for name, tensor in large.items():
+        torch.testing.assert_close(tensor, small[name], rtol=1e-3, atol=1e-5)
+    one, other = (pd.read_csv(tmp_path / name / "train.csv") for name in ("large", "small"))
+    pd.testing.assert_frame_equal(one, other, rtol=1e-4)
+
+
+def test_a_few_images_over_and_over_are_learnt_by_heart(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(digits, tmp_path, {"train.overfit": 16, "train.epochs": 10})
+    history = pd.read_csv(tmp_path / "train.csv")
+    assert history["train/loss"].iloc[-1] < 0.01
+    assert history["train/accuracy"].iloc[-1] == 1
+    assert history["valid/accuracy"].max() < 0.9, "it has seen 16 images of 1,294"
+    shown, said = capsys.readouterr()
+    assert "the same 16 training images over and over: loss 0.00" in shown
+    assert "100.0% right" in shown
+    assert said == ""
+    trained(digits, tmp_path, {"train.overfit": 16, "train.optimizer.lr": 1e-5})
+    shown, said = capsys.readouterr()
+    assert "warning: the same 16 training images over and over: loss 2." in said
+    assert "right, should be all, dropout, transforms and few epochs aside. Look at" in said
 
 
 def test_wide_limits_change_nothing(digits: Path, tmp_path: Path) -> None:

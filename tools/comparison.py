@@ -127,7 +127,7 @@ def verdict(first: EvaluatedRun, second: EvaluatedRun) -> str:
 
 
 def over_seeds(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """Return for each group of runs that differ in their seed alone the mean test accuracy and its 95 % interval."""
+    """Return for each group of runs that differ in their seed alone the mean of test figures, with 95 % intervals."""
     groups: dict[frozenset[tuple[str, str]], dict[str, EvaluatedRun]] = {}
     for run in runs:
         same = run.params | run.used | _code(run) | run.data
@@ -136,9 +136,14 @@ def over_seeds(runs: Sequence[EvaluatedRun]) -> list[str]:
     texts = []
     for group in groups.values():
         if len(group) > 1:
-            mean, half = mean_interval([run.metrics["test/accuracy"] for run in group.values()])
+            means = {
+                called: mean_interval([run.metrics[f"test/{figure}"] for run in group.values()])
+                for called, figure in {"": "accuracy", "macro F1 ": "macro_f1"}.items()
+                if all(f"test/{figure}" in run.metrics for run in group.values())
+            }
             names = ", ".join(run.name for run in group.values())
-            texts.append(f"{names}: {mean:.4f} ± {half:.4f} over {len(group)} seeds, 95 % interval of the mean.")
+            found = ", ".join(f"{called}{mean:.4f} ± {half:.4f}" for called, (mean, half) in means.items())
+            texts.append(f"{names}: {found} over {len(group)} seeds, 95 % intervals of the mean.")
     return texts
 
 

@@ -81,6 +81,10 @@ class Model:
         with self._alone:
             return predict(self._classifier, Split(images, labels, rows=torch.arange(len(images)))).cpu()
 
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Return how probable each class is by scores, float (n, n_classes), as evaluate writes it."""
+        return self._description.probabilities(scores)
+
     def room(self, n_images: int) -> npt.NDArray[np.uint8]:
         """Return the array for `decode`, zeros: for as many images as are decoded at once, `n_images` at most."""
         shape = self.spec.shape

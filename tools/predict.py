@@ -152,7 +152,8 @@ def predict_files(model: "Model", files: Iterator[File], n_files: int, out: Path
             rejections |= unusable
             if usable := [place for place in usable if place not in unusable]:
                 scores = model.scores(room[usable])
-                write(of_images([block[place].name for place in usable], scores, model.classes, top))
+                shares = model.probabilities(scores)
+                write(of_images([block[place].name for place in usable], scores, shares, model.classes, top))
             if not rejections:
                 continue
             reasons = [(block[place].name, str(rejections[place])) for place in sorted(rejections)]
@@ -178,13 +179,14 @@ def predict_files(model: "Model", files: Iterator[File], n_files: int, out: Path
     return "\n".join(said)
 
 
-def of_images(names: list[str], scores: "Tensor", classes: list[str], top: int | None) -> "pd.DataFrame":
+def of_images(
+    names: list[str], scores: "Tensor", shares: "Tensor", classes: list[str], top: int | None
+) -> "pd.DataFrame":
     """Return one row an image: its file, its class, and of each class, or of the `top` ones, the probability."""
     import pandas as pd
 
     from stages.nets.prediction import table
 
-    shares = scores.softmax(1)
     if top is None:
         return table({"file": names, "class": [classes[label] for label in scores.argmax(1)]}, shares, classes)
     largest, labels = shares.sort(dim=1, descending=True, stable=True)

@@ -166,14 +166,15 @@ class Runs:
     def look_up(self, name: str) -> "tuple[MlflowRun, str]":
         """Return the evaluated run with this id or name, the latest of several, and which others it could be.
 
-        "best" is the best by validation of those that were validated on the same images as the latest run. Raises
-        InputError if there is none, naming those that there are.
+        "best" is the best by validation of those that were validated on the same images as the latest run, one without
+        a prepare.limit if there is any. Raises InputError if there is none, naming those that there are.
         """
         # Before all runs are read, of which there may be thousands.
         found = [] if name == "best" else self._called(name)
         evaluated = [] if found else self.evaluated()
         if name == "best" and evaluated:
-            images = _data(evaluated[0])["validation"]
+            whole = [run for run in evaluated if run.data.params.get("prepare.limit", "null") == "null"]
+            images = _data((whole or evaluated)[0])["validation"]
             candidates = [run for run in evaluated if _data(run)["validation"] == images]
             best = max(candidates, key=_rank)
             equal = listed(named(run) for run in candidates if run is not best and _ties(run, best))

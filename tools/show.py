@@ -19,6 +19,9 @@ from stages.base.text import say
 FILES = "(data|metrics|models|stages)/"  # columns that hold digests
 OWN = ["Experiment", "rev", "typ", "Created", "parent", "State", "Executor"]  # columns besides params and metrics
 FIGURES = ["valid_accuracy", "accuracy", "loss"]  # metrics that are shown first, and always
+# Those that say nearly what another says; metrics/evaluate.json and MLflow have them.
+LEFT_OUT = ["accuracy_untrained", "auroc", "average_precision", "balanced_accuracy", "brier", "ece_at_temperature"]
+LEFT_OUT += ["kappa", "temperature", "top5"]
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def table(csv: str) -> pd.DataFrame:
     metrics = [name for name in map(str, rows) if name not in [*OWN, *params]]
     rows.loc[~has_result, metrics] = ""
     shown = [name for name in params if rows[name].nunique() > 1]
-    shown += [name for name in metrics if name not in FIGURES and rows[has_result][name].nunique() > 1]
+    shown += [name for name in metrics if name not in [*FIGURES, *LEFT_OUT] and rows[has_result][name].nunique() > 1]
     rows = rows.assign(
         experiment=rows["Experiment"].where(rows["Experiment"] != "", rows["rev"]),
         created=rows["Created"].str[5:16].str.replace("T", " "),

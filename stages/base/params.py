@@ -27,6 +27,12 @@ def _threads(value: Any) -> Any:
     return value
 
 
+def _freeze(value: Any) -> Any:
+    if value not in ("none", "all_but_head") and (type(value) is not int or value < 1):
+        raise PydanticCustomError("freeze", "none, all_but_head, or for how many epochs, a whole number above 0")
+    return value
+
+
 # {class name: {argument: value}}: the arguments of a class stay in place while another is tried.
 Arguments = dict[str, dict[str, Any]]
 # [{class name: {argument: value}}, ...]; a name alone stands for one without arguments.
@@ -66,6 +72,7 @@ class PrepareParams(Section):
     on_bad: Literal["error", "skip"]
     valid_fraction: Fraction
     test_fraction: Fraction
+    limit: Positive | None
     seed: Seed
 
 
@@ -80,6 +87,8 @@ class OptimizerParams(NamedParams):
     """An optimizer of torch.optim; an `lr` of None is that optimizer's own default."""
 
     lr: Annotated[float, Field(gt=0)] | None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
+    decay_on: Literal["all", "weights"]
 
 
 class TransformParams(Section):
@@ -95,6 +104,7 @@ class TrainParams(Section):
     seed: Seed
     epochs: Positive
     batch_size: Positive
+    accumulate: Positive
     balance: Literal["none", "loss", "sampling"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Annotated[Threads, PlainValidator(_threads)]
@@ -104,16 +114,21 @@ class TrainParams(Section):
     log_steps: Annotated[int, Field(ge=0)]
     init_from: Annotated[str, Field(min_length=1)]
     new_head: bool
+    freeze: Annotated[str | int, PlainValidator(_freeze)]
+    normalise: Literal["data", "imagenet", "half", "none"]
     net: NamedParams
     loss: NamedParams
     optimizer: OptimizerParams
     schedule: NamedParams
+    warmup_epochs: Annotated[int, Field(ge=0)]
     transforms: TransformParams
     clip_norm: Annotated[float, Field(gt=0)] | None
     monitor: Literal["accuracy", "loss", "macro_f1", "auroc"]
     early_stopping: Positive | None
+    overfit: Positive | None
     ema_decay: Fraction | None
     precision: Literal["float32", "bfloat16"]
+    calibrate: bool
 
 
 class EvaluateParams(Section):

@@ -32,9 +32,14 @@ class Loader:
         augment: Augment | None = None,
         workers: int = 0,
         is_balanced: bool = False,
+        overfit: int | None = None,
     ) -> None:
-        """If `is_balanced`, the images of an epoch are drawn, of all classes alike, and some more than once."""
-        self._split, self._batch_size, self._seed, self._is_balanced = split, batch_size, seed, is_balanced
+        """If `is_balanced`, the images of an epoch are drawn, of all classes alike, and some more than once.
+
+        With `overfit`, it is the same few images over and over.
+        """
+        self._split, self._batch_size, self._seed = split, batch_size, seed
+        self._is_balanced, self._overfit = is_balanced, overfit
         make = partial(_batch, split, split.labels.cpu(), augment or _unchanged)  # workers keep off the GPU
         killed = (
             f"train.workers: one of the {workers} processes that load images was killed, perhaps because memory is"
@@ -55,11 +60,7 @@ class Loader:
         """
         device = self._split.labels.device
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-        labels = self._split.labels
-        if self._is_balanced:
-            order = drawn(labels.cpu(), generator)
-        else:
-            order = torch.randperm(len(labels), generator=generator)
+        order = self._order(generator)
         if self._workers is None:
             # On the CPU for what is read there, and on the device: to fetch them from a GPU would be to wait for it.
             ours, theirs = (indices.split(self._batch_size)[start:] for indices in (order, order.to(device)))
@@ -71,6 +72,16 @@ class Loader:
         batches = list(zip(order.split(self._batch_size), seeds.split(self._batch_size), strict=True))[start:]
         for images, targets in self._workers.map([(indices.numpy(), own.numpy()) for indices, own in batches]):
             yield on_device(torch.from_numpy(images), device), on_device(torch.from_numpy(targets), device)
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Return the places in the split of an epoch's images, int64 (n,)."""
+        n = len(self._split.labels)
+        if self._overfit:
+            few = torch.randperm(n, generator=torch.Generator().manual_seed(self._seed))[: self._overfit]
+            return few.repeat(math.ceil(n / len(few)))[:n]
+        if self._is_balanced:
+            return drawn(self._split.labels.cpu(), generator)
+        return torch.randperm(n, generator=generator)
 
 
 def drawn(labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,30 @@
 """The one place where mean and deviation are applied: the first layer of whatever takes prepared images."""
 
+from statistics import fmean
+
 import torch
 from torch import Tensor, nn
+
+from stages.batches.prepared import DatasetInfo
+
+# Of ImageNet's training images, red, green and blue, as torchvision's weights and most of timm's were trained with.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# By the name that params.yaml's train.normalise has for it, besides "data" and "none"; "half" is what many others want.
+STATISTICS = {"imagenet": IMAGENET, "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+
+
+def pixel_statistics(normalise: str, data: DatasetInfo, channels: int) -> tuple[list[float], list[float]]:
+    """Return the mean and deviation that params.yaml's train.normalise names, on a scale of 0 to 1.
+
+    They are of each channel, or one for all. `channels` is what the net gets: those of others are of three, and where
+    there is one, it has the mean of theirs.
+    """
+    if normalise == "none":
+        return [0.0], [1.0]
+    if normalise == "data":
+        return data.mean, data.std
+    mean, std = STATISTICS[normalise]
+    return ([*mean], [*std]) if channels == len(mean) else ([fmean(mean)], [fmean(std)])
 
 
 class Normalise(nn.Module):

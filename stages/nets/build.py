@@ -1,4 +1,4 @@
-"""Nets by the name that params.yaml's train.net gives: those of NETS in net.py, and torchvision's models."""
+"""Nets by the name that params.yaml's train.net gives: those of NETS in net.py, torchvision's and timm's."""
 
 import json
 from functools import partial
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stages.base.errors import InputError
 from stages.base.params import Positive, Section, validated
 from stages.base.registry import check_table
-from stages.nets import vision
+from stages.nets import timm_models, vision
 from stages.nets.net import NETS, Net
 
 SIZES = ("n_classes", "channels", "image_size")  # what every net of NETS is made with
@@ -41,7 +41,9 @@ def net_spec(
     Raises InputError for unknown names, for arguments that are unknown or out of range, and for a wrong table of nets.
     """
     for where, given in [("train.net.name", name), *(("train.net.arguments", key) for key in arguments)]:
-        if given not in NETS and given not in vision.names():
+        if given.startswith(timm_models.PREFIX):
+            timm_models.check(where, given)
+        elif given not in NETS and given not in vision.names():
             raise InputError(f"{where}: {given!r} is unknown{vision.unknown_name(given, NETS)}")
     own = arguments.get(name, {})
     if name in NETS:
@@ -60,6 +62,8 @@ def build_net(name: str, arguments: dict[str, Any], n_classes: int, channels: in
     It takes float (n, channels, image_size, image_size) and gives float (n, n_classes). Raises InputError if the image
     is too small for it, if it refuses its arguments, or if it does not do that.
     """
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.build(name, arguments, n_classes, channels, image_size)
     if name not in NETS:
         return vision.build(name, arguments, n_classes, channels, image_size)
     try:

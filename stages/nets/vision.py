@@ -72,13 +72,18 @@ def build(name: str, arguments: dict[str, Any], n_classes: int, channels: int, i
     except Exception as error:  # torchvision checks arguments and sizes in many ways, and all come from the user
         if wrong := _wrong_argument(name, arguments, derived, image_size):
             raise InputError(f"{wrong}: {type(error).__name__}: {error}") from error
-        raise InputError(
-            f"train.net: {name} does not take images of {image_size}x{image_size} pixels: {type(error).__name__}:"
-            f" {str(error).strip()}\nTry another prepare.image_size, such as 224, or a Resize in train.transforms."
-        ) from error
+        raise does_not_take(name, image_size, error) from error
     if passed.shape != (2, n_classes):
         raise InputError(f"train.net: {name} with {arguments} gives {tuple(passed.shape)}, not (2, {n_classes})")
     return net.train()
+
+
+def does_not_take(name: str, image_size: int, error: Exception) -> InputError:
+    """Return what to raise where a model refuses the images' size."""
+    return InputError(
+        f"train.net: {name} does not take images of {image_size}x{image_size} pixels: {type(error).__name__}:"
+        f" {str(error).strip()}\nTry another prepare.image_size, such as 224, or a Resize in train.transforms."
+    )
 
 
 def forward_on_meta(net: nn.Module, n: int, channels: int, image_size: int) -> Tensor:
@@ -107,6 +112,16 @@ def named_as_today(weights: dict[str, Tensor]) -> dict[str, Tensor]:
                 name = re.sub(old, new, name)
             renamed[name] = tensor
     return renamed
+
+
+def for_channels(net: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights, the kernels for three channels summed over these where the net's are for one."""
+    summed = {}
+    for name, layer in convolutions(net):
+        kernels, own = weights.get(f"{name}.weight"), layer.weight.shape
+        if kernels is not None and kernels.ndim == 4 and (kernels.shape[1], own[1]) == (3, 1):
+            summed[f"{name}.weight"] = kernels.sum(1, keepdim=True)
+    return weights | summed
 
 
 def _adapt(net: nn.Module, channels: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stages.base.errors import InputError, lines, listed
 from stages.base.params import RANDOM, TrainParams
 from stages.batches import transforms
-from stages.batches.normalise import Normalise
+from stages.batches.normalise import Normalise, pixel_statistics
 from stages.batches.prepared import DatasetInfo
 from stages.nets import vision
 from stages.nets.build import build_net, head, initial_net, net_spec
@@ -24,7 +24,7 @@ from stages.nets.build import build_net, head, initial_net, net_spec
 # One metadata key only: safetensors writes several in a random order, and the file's bytes would change.
 KEY = "repronet"
 
-VERSION = 2  # of the description: a later one is refused
+VERSION = 3  # of the description: a later one is refused
 
 Weights = dict[str, Tensor]
 
@@ -44,6 +44,8 @@ class Description:
     valid_loss: float
     used: dict[str, str] = field(default_factory=dict)  # in the training, by dotted names; earlier versions did not say
     decoding: dict[str, Any] = field(default_factory=dict)  # of an image's file; before version 2 nothing was said
+    temperature: float | None = None  # by which the scores of validation are to be divided; None: never fitted
+    is_calibrated: bool = False  # whether all are divided by it
     version: int = VERSION  # of this description; the first ones did not say
 
     def scored(self, row: dict[str, float]) -> "Description":
@@ -59,6 +61,12 @@ class Description:
     def transform(self) -> nn.Module:
         """Return the transforms: a module that takes uint8 images, (n, h, w) or (n, 3, h, w), as they are prepared."""
         return transforms.evaluation(self.transforms)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Return the softmax of scores, float (n, n_classes): of each class its share."""
+        if self.is_calibrated and self.temperature is not None:
+            scores = scores / self.temperature
+        return scores.softmax(1)
 
     def classifier(self, net: nn.Module) -> nn.Sequential:
         """Return `net` with what comes before it: transforms, then mean 0 and deviation 1."""
@@ -78,17 +86,19 @@ def describe(params: TrainParams, data: DatasetInfo, channels: int, side: int, o
         image_size=side,
         auto=output,
     )
+    mean, std = pixel_statistics(params.normalise, data, channels)
     return Description(
         net=spec,
         seed=params.seed,
         classes=data.classes,
-        mean=data.mean,
-        std=data.std,
+        mean=mean,
+        std=std,
         decoding=data.decoding,
         transforms=params.transforms.eval,
         epoch=0,
         valid_accuracy=math.nan,
         valid_loss=math.nan,
+        is_calibrated=params.calibrate,
     )
 
 
@@ -169,8 +179,10 @@ def rebuild(path: Path, weights: Weights, description: Description) -> nn.Module
 def load_pretrained(net: nn.Module, spec: dict[str, Any], folder: Path, name: str, new_head: bool) -> None:
     """Give `net`, made by build_net(**spec), the weights in the file `name` of `folder`; where that is "none", none.
 
-    With `new_head`, the last layer keeps its own. Raises InputError if the file leaves the folder, cannot be read, or
-    has other tensors, each of which it names with both shapes.
+    With `new_head`, the last layer keeps its own. Where kernels of the file are for three channels and the net's for
+    one, they are summed over these: a gray image gives what the three equal channels of a coloured one would.
+    Raises InputError if the file leaves the folder, cannot be read, or has other tensors, each of which it names with
+    both shapes.
     """
     if name == RANDOM:
         return
@@ -186,7 +198,7 @@ def load_pretrained(net: nn.Module, spec: dict[str, Any], folder: Path, name: st
         raise InputError(f"train.init_from: {name!r} is no file in {folder}; there: {listed(there) or 'none'}")
     hint = ""
     try:
-        weights = vision.named_as_today(read_weights(path)[0])
+        weights = vision.for_channels(net, vision.named_as_today(read_weights(path)[0]))
         hint = "" if new_head else "\nWith train.new_head: true, the last layer need not fit."
         _fill(net, path, weights, head(net, spec) if new_head else ())
     except InputError as error:

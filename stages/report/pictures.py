@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
 import torch
@@ -12,10 +11,12 @@ from torch import Tensor
 
 from stages.base.errors import InputError
 from stages.base.registry import check_table
-from stages.report.canvas import BLUE, GREY, ORANGE, bare, draw_tiles, over_epochs, short, short_path, small
+from stages.report import charts
+from stages.report.canvas import GREY, draw_tiles, short, short_path, small
+from stages.training.calibration import Bins
+from stages.training.curves import Curve
 
-# What fits on a page: classes in the matrix with numbers, bars, rows of examples.
-NUMBERED, BARS, ROWS = 20, 40, 20
+ROWS = 20  # of examples that fit on a page
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Result:
     is_probable: bool  # whether they are said to be probabilities
     confusion: Tensor  # int64 (n_classes, n_classes)
     per_class: pd.DataFrame  # what classes.csv holds
+    curve: Callable[[int], Curve | None]  # of a class
+    calibration: Bins
     files: list[str]  # what the n test images are called
     images: Callable[[Tensor], Tensor]
     training_labels: Tensor  # int64 (N,)
@@ -41,61 +44,6 @@ class Result:
     def wrong(self) -> Tensor:
         """The places of the 24 most confident mistakes, int64."""
         return most_confident(self.labels, self.predicted, self.probabilities)
-
-
-def learning_curves(history: pd.DataFrame, chosen: int) -> Figure:
-    """Draw loss and accuracy over the epochs, training beside validation, with the chosen epoch marked."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    marker = "o" if len(history) == 1 else None  # a line of one point is not to be seen
-    for axes, quantity in zip(figure.subplots(1, 2), ["loss", "accuracy"], strict=True):
-        axes.plot(history["epoch"], history[f"train/{quantity}"], color=GREY, marker=marker, label="train")
-        axes.plot(history["epoch"], history[f"valid/{quantity}"], color=BLUE, marker=marker, label="validation")
-        axes.axvline(chosen, color=ORANGE, linewidth=1, linestyle="--", label=f"chosen: epoch {chosen}")
-        over_epochs(axes, quantity)
-        axes.legend(frameon=False)
-    return figure
-
-
-def confusion(table: Tensor, classes: list[str]) -> Figure:
-    """Draw a confusion matrix, int64 (n_classes, n_classes): rows are labels, coloured by the share of each row."""
-    n = len(classes)
-    side = min(10.0, max(6.0, 0.62 * n + 2.5)) if n <= NUMBERED else 10.0
-    figure = Figure(figsize=(side, 0.8 * side), layout="constrained")
-    axes = figure.subplots()
-    shares, diagonal = table / table.sum(1, keepdim=True).clamp(min=1), torch.eye(n, dtype=torch.bool)
-    for colours, cells, what in [("Oranges", ~diagonal, "wrong"), ("Blues", diagonal, "right")]:
-        image = axes.imshow(shares.where(cells & (table > 0), torch.nan).numpy(), cmap=colours, vmin=0, vmax=1)
-        figure.colorbar(image, shrink=0.6, pad=0.01, label=f"{what}, share of the label's images")
-    for row, column in table.nonzero().tolist() if n <= NUMBERED else []:
-        colour = "white" if shares[row, column] > 0.6 else "black"
-        axes.text(column, row, f"{int(table[row, column])}", ha="center", va="center", fontsize=9, color=colour)
-    named, size = range(0, n, -(-n // 50)), 10 if n <= NUMBERED else 7
-    turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if n <= NUMBERED else {"rotation": 90}
-    axes.set_xticks(named, [short(classes[i]) for i in named], **turned)
-    axes.set_yticks(named, [short(classes[i]) for i in named])
-    axes.tick_params(labelsize=size)
-    title = f"{int(table.diag().sum()):,} of {int(table.sum()):,} test images correct"
-    axes.set(xlabel="predicted", ylabel="label", title=title)
-    return figure
-
-
-def classes(table: pd.DataFrame) -> Figure:
-    """Draw the accuracy of each class as bars, the worst on top; columns: class, correct, total, recall."""
-    ordered = table.sort_values(["recall", "class"], ascending=[False, True])[-BARS:]
-    figure = Figure(figsize=(7, max(2.5, 0.36 * len(ordered) + 1)), layout="constrained")
-    axes = figure.subplots()
-    places = range(len(ordered))  # not the names, of which two may be equal once they are short
-    bars = axes.barh(places, ordered["recall"], color=BLUE)
-    axes.set_yticks(places, [short(name) for name in ordered["class"]])
-    axes.bar_label(
-        bars, [f" {c} of {t}" for c, t in zip(ordered["correct"], ordered["total"], strict=True)], fontsize=9
-    )
-    which = f"the worst {len(ordered)} of {len(table)} classes" if len(ordered) < len(table) else "each class"
-    shares = "share of its test images that are predicted correctly"
-    axes.set(xlim=(0, 1.15), xlabel=shares, title=f"Accuracy of {which}")
-    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-    bare(axes)
-    return figure
 
 
 def most_confident(labels: Tensor, predicted: Tensor, probabilities: Tensor) -> Tensor:
@@ -185,11 +133,14 @@ def _examples(result: Result) -> Figure:
 
 # By the name of the file that evaluate writes to plots/pictures; MLflow has it among the artifacts of the run.
 PICTURES: dict[str, Callable[[Result], Figure]] = {
-    "confusion": lambda result: confusion(result.confusion, result.classes),
-    "classes": lambda result: classes(result.per_class),
+    "confusion": lambda result: charts.confusion(result.confusion, result.classes),
+    "classes": lambda result: charts.classes(result.per_class),
+    "curves": lambda result: charts.curves(result.curve, result.per_class),
+    "reliability": lambda result: charts.reliability(result.calibration),
     "mistakes": _mistakes,
     "examples": _examples,
 }
+OF_PROBABILITIES = ("reliability",)
 
 
 def pictures(result: Result, taken: Collection[str] = ()) -> Iterator[tuple[str, Figure]]:
@@ -197,6 +148,8 @@ def pictures(result: Result, taken: Collection[str] = ()) -> Iterator[tuple[str,
     place = "PICTURES in stages/report/pictures.py"
     check_table(place, PICTURES, by_name=False, taken=taken)
     for name, draw in PICTURES.items():
+        if name in OF_PROBABILITIES and not result.is_probable:
+            continue
         figure = draw(result)
         if not isinstance(figure, Figure):
             raise InputError(f"{place}: {name!r} gives {figure!r}, should be a Figure of matplotlib")

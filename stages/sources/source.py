@@ -39,6 +39,27 @@ class Source:
         return set(self.rows["split"].iloc[self.usable]) - {""}
 
 
+def limited(source: Source, limit: int | None, seed: int) -> Source:
+    """Return the source with `limit` usable images of each class, and of each split that it brings; None: with all.
+
+    What is rejected already stays: it is to be said.
+    """
+    usable = source.usable
+    if limit is None or not len(usable):
+        return source
+    rows, random = source.rows.iloc[usable], np.random.RandomState(seed)  # whose stream is frozen
+    alike = sorted(rows.groupby(["label", "split"]).indices.items())
+    chosen = [usable[random.permutation(places)[:limit]] for _, places in alike]
+    kept = np.sort(np.concatenate([*chosen, np.array([*source.rejections], np.int64)]))
+    places = {int(row): place for place, row in enumerate(kept)}
+    return Source(
+        source.rows.iloc[kept].reset_index(drop=True),
+        {places[row]: rejection for row, rejection in source.rejections.items()},
+        source.classes,
+        None if source.images is None else source.images[kept],
+    )
+
+
 def table(rows: Sequence[Row]) -> tuple[pd.DataFrame, dict[int, Rejection]]:
     """Return the rows and the rejections of a Source."""
     content = pd.DataFrame([row[:3] for row in rows], columns=["source", "label", "split"], dtype=object)

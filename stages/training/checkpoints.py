@@ -144,13 +144,14 @@ class Checkpoint:
 def origin(params: TrainParams, prepared: Path, device: torch.device) -> dict[str, Any]:
     """Return all that determines the bits of a training, by its names."""
     files = [path for name in CODE for path in sorted((STAGES / name).rglob("*.py")) or [STAGES / name]]
+    versions = (*VERSIONS, "timm") if params.net.name.startswith("timm/") else VERSIONS
     is_portable = params.determinism == instructions.PORTABLE and device.type == "cpu"
     return {
         "params": json.loads(params.model_dump_json(exclude={"workers", "checkpoint_minutes", "log_steps"})),
         "data": sha256(prepared / "dataset.json", prepared / "manifest.csv"),
         "init_from": "" if params.init_from == RANDOM else sha256(WEIGHTS / params.init_from),
         "code": {str(path.relative_to(STAGES.parent)): sha256(path) for path in files},
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": {name: version(name) for name in versions},
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "instructions": {name: os.environ.get(name) for name in instructions.LIMITS},

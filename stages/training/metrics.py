@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from stages.base.errors import InputError
 from stages.base.registry import check_table
+from stages.training import calibration
+from stages.training.curves import Curve, curve, mean
 
+MOST_TOP = 5  # of top5: among so few classes the label always is
 RECENT = 24  # losses that are kept, more than are read at once
 
 
@@ -30,9 +33,17 @@ class EpochTotals:
         self._unread: list[tuple[Tensor, Tensor, int]] = []
         self._loss, self._hits, self._images = 0.0, 0, 0
 
-    def add(self, loss: Tensor, scores: Tensor, targets: Tensor) -> None:
-        """Add a batch: its mean loss, scores, float (n, n_classes), and labels, int64 (n,) or shares of the classes."""
-        self._unread.append((loss.detach(), hits(scores, targets), len(targets)))
+    def add(self, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """Add the batches of a step, and return their mean loss, by images.
+
+        Each is its mean loss, scores, float (n, n_classes), and labels, int64 (n,) or shares of the classes.
+        """
+        loss, scores, targets = batches[0]
+        if len(batches) > 1:
+            scores, targets = (torch.cat([batch[place] for batch in batches]) for place in (1, 2))
+            loss = torch.stack([loss * (len(own) / len(targets)) for loss, _, own in batches]).sum()
+        self._unread.append((loss, hits(scores, targets), len(targets)))
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been added up."""
@@ -116,17 +127,28 @@ def per_class(confusion: Tensor) -> PerClass:
     )
 
 
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> float:
-    """Return by how much confidence and accuracy differ, 0 to 1, averaged over bins of confidence by their images.
+def kappa(confusion: Tensor) -> float:
+    """Return how far the answers of a confusion matrix agree with the labels beyond chance: 1 fully, 0 not at all.
 
-    `probabilities` is float (n, n_classes), `labels` int64 (n,). Bins are of equal width, open on the left: Guo et
-    al., "On Calibration of Modern Neural Networks", ICML 2017.
+    Cohen, "A coefficient of agreement for nominal scales", 1960; 0 where chance alone would always agree.
     """
-    confidence, predicted = probabilities.double().max(1)
-    surplus = confidence - (predicted == labels).double()
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_of, surplus)
-    return (gaps.abs().sum() / len(labels)).item()
+    shares = confusion.double() / confusion.sum()
+    chance = (shares.sum(0) * shares.sum(1)).sum().item()
+    return (shares.diag().sum().item() - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def brier_score(probabilities: Tensor, labels: Tensor) -> float:
+    """Return the squared distance of the probabilities, float (n, n_classes), from the labels, int64 (n,): 0 to 2.
+
+    Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    """
+    exact = torch.nn.functional.one_hot(labels, probabilities.shape[1])
+    return (probabilities.double() - exact).square().sum(1).mean().item()
+
+
+def top(n: int, probabilities: Tensor, labels: Tensor) -> float:
+    """Return of how many images the label is among the `n` most probable classes, 0 to 1."""
+    return (probabilities.topk(n).indices == labels[:, None]).any(1).double().mean().item()
 
 
 @dataclass(frozen=True)
@@ -139,44 +161,49 @@ class Answers:
     are_probabilities: bool  # whether the loss makes them so: others' mean nothing but their order
     bins: int  # of the calibration error
 
+    @property
+    def n_classes(self) -> int:
+        return self.probabilities.shape[1]
+
     @cached_property
     def confusion(self) -> Tensor:
         """How many images of the row's class were predicted as the column's, int64 (n_classes, n_classes)."""
-        return confusion(self.predicted, self.labels, self.probabilities.shape[1])
+        return confusion(self.predicted, self.labels, self.n_classes)
 
     @cached_property
     def per_class(self) -> PerClass:
         """Precision, recall, F1 and counts of each class."""
         return per_class(self.confusion)
 
+    def curve(self, label: int) -> Curve | None:
+        """Return the curve of a class, None where no image or every one is of it."""
+        return curve(self.probabilities[:, label], self.labels == label)
 
-def area_under_roc(shares: Tensor, labels: Tensor) -> float:
-    """Return how probable it is that a class's image has a larger share of it than another's, averaged over classes.
+    @cached_property
+    def areas(self) -> list[tuple[float, float]]:
+        """Of each class the area under the ROC curve and the average precision; NaN where it has no curve."""
+        curves = map(self.curve, range(self.n_classes))
+        return [(math.nan, math.nan) if one is None else (one.area_under_roc, one.average_precision) for one in curves]
 
-    `shares` are float (n, n_classes), `labels` int64 (n,); equal shares count half. One class against the rest, after
-    Fawcett, "An introduction to ROC analysis", 2006, section 9. Classes without images, or without others, are left
-    out; NaN if all are.
-    """
-    areas = []
-    for label, of_class in enumerate(shares.double().T):
-        is_one = labels == label
-        ones, others = int(is_one.sum()), int((~is_one).sum())
-        if ones and others:
-            _, place, count = of_class.unique(return_inverse=True, return_counts=True)
-            ranks = (count.cumsum(0) - (count - 1) / 2)[place]  # of equal ones the middle of theirs
-            areas.append((ranks[is_one].sum().item() - ones * (ones + 1) / 2) / (ones * others))
-    return float(sum(areas) / len(areas)) if areas else math.nan
+    @cached_property
+    def calibration(self) -> calibration.Bins:
+        """The images by confidence."""
+        return calibration.bins(self.probabilities, self.labels, self.bins)
 
 
 # Of the test images, by the name in evaluate.json; MLflow has it as test/NAME.
 METRICS: dict[str, Callable[[Answers], float]] = {
     "accuracy": lambda answers: accuracy(answers.predicted, answers.labels),
-    "auroc": lambda answers: area_under_roc(answers.probabilities, answers.labels),
-    "ece": lambda answers: expected_calibration_error(answers.probabilities, answers.labels, answers.bins),
+    "auroc": lambda answers: mean([area for area, _ in answers.areas]),
+    "average_precision": lambda answers: mean([precision for _, precision in answers.areas]),
+    "balanced_accuracy": lambda answers: answers.per_class.recall[answers.per_class.total > 0].mean().item(),
+    "brier": lambda answers: brier_score(answers.probabilities, answers.labels),
+    "ece": lambda answers: answers.calibration.error,
+    "kappa": lambda answers: kappa(answers.confusion),
     "macro_f1": lambda answers: answers.per_class.f1.mean().item(),
+    "top5": lambda answers: top(MOST_TOP, answers.probabilities, answers.labels),
 }
-
-OF_PROBABILITIES = ("ece",)
+OF_PROBABILITIES, OF_MANY_CLASSES = ("brier", "ece"), ("top5",)  # the others say something of any answers
 
 
 def monitored(name: str, scores: Tensor, labels: Tensor) -> dict[str, float]:
@@ -190,13 +217,14 @@ def monitored(name: str, scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def measured(answers: Answers, taken: Collection[str] = ()) -> dict[str, float]:
-    """Return the figure of each of METRICS; of those that measure probabilities where the answers have some.
+    """Return the figure of each of METRICS that says something of these answers.
 
     Raises InputError for what is no metric, or whose name is `taken`.
     """
     place = "METRICS in stages/training/metrics.py"
     check_table(place, METRICS, by_name=False, taken=taken)
-    left_out = () if answers.are_probabilities else OF_PROBABILITIES
+    left_out = {*OF_PROBABILITIES} if not answers.are_probabilities else set()
+    left_out |= {*OF_MANY_CLASSES} if answers.n_classes <= MOST_TOP else set()
     figures = {name: metric(answers) for name, metric in METRICS.items() if name not in left_out}
     for name, figure in figures.items():
         if not isinstance(figure, int | float) or not math.isfinite(figure):

@@ -1,7 +1,8 @@
 """The optimizers of torch.optim that params.yaml can name, with the defaults that suit the Net."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn, optim
 
 from stages.base.errors import InputError
 from stages.base.registry import build, check_names, class_of
+from stages.training.finetuning import Group
+from stages.training.finetuning import groups as groups_of
 
 # Class name: defaults. The learning rates are peaks for OneCycleLR with batches of 64.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -77,23 +80,41 @@ class MuonAndAdamW(optim.Optimizer):
 
 
 def optimizer(
-    name: str, lr: float | None, arguments: dict[str, dict[str, Any]], parameters: Iterable[nn.Parameter]
+    name: str,
+    lr: float | None,
+    arguments: dict[str, dict[str, Any]],
+    parameters: Iterable[nn.Parameter],
+    learning: Collection[nn.Parameter] | None = None,
+    layer_decay: float | None = None,
+    decay_on: str = "all",
 ) -> optim.Optimizer:
-    """Return the optimizer of `parameters`, with its own default for an `lr` of None.
+    """Return the optimizer of those of a net's `parameters` that are `learning`, by default all.
 
-    Muon comes with an AdamW of the same learning rate and of AdamW's own arguments. Raises InputError for an unknown
-    name or argument.
+    An `lr` of None is its own default; `layer_decay` and `decay_on` are as `finetuning.groups` has them. Muon comes
+    with an AdamW of the same learning rate and of AdamW's own arguments. Raises InputError for an unknown name or
+    argument.
     """
     check_names("train.optimizer", name, arguments, OPTIMIZERS, REFUSED)
+    if name == "LBFGS" and layer_decay is not None:
+        raise InputError("train.optimizer.layer_decay: LBFGS has one learning rate for all layers; should be null")
     parameters = list(parameters)
+    groups = groups_of(parameters, parameters if learning is None else learning, layer_decay, decay_on)
     if name == "Muon":
-        matrices = [parameter for parameter in parameters if parameter.ndim == 2]
+        matrices, others = (_those(groups, of_matrices) for of_matrices in (True, False))
         if not matrices:
             raise InputError("train.optimizer.name: 'Muon' takes matrices, and this net has none; AdamW takes any")
-        others = [parameter for parameter in parameters if parameter.ndim != 2]
         muon = _built("Muon", lr, arguments, matrices)
         return MuonAndAdamW(muon, _built("AdamW", muon.defaults["lr"], arguments, others)) if others else muon
-    return _built(name, lr, arguments, parameters)
+    return _built(name, lr, arguments, groups)
+
+
+def _those(groups: Sequence[Group], of_matrices: bool) -> list[Group]:
+    """Return the groups with their matrices alone, or without these; empty ones are left out."""
+    found = [
+        replace(group, parameters=[one for one in group.parameters if (one.ndim == 2) == of_matrices])
+        for group in groups
+    ]
+    return [group for group in found if group.parameters]
 
 
 def uncompiled(optimizer: optim.Optimizer) -> optim.Optimizer:
@@ -108,23 +129,32 @@ def uncompiled(optimizer: optim.Optimizer) -> optim.Optimizer:
 
 
 def _built(
-    name: str, lr: float | None, arguments: dict[str, dict[str, Any]], parameters: list[nn.Parameter]
+    name: str, lr: float | None, arguments: dict[str, dict[str, Any]], groups: Sequence[Group]
 ) -> optim.Optimizer:
     defaults = OPTIMIZERS[name].copy()
     default_lr = defaults.pop("lr")
-    derived = {"lr": default_lr if lr is None else lr}
+    lr = default_lr if lr is None else lr
+    derived = {"lr": lr}
     given = defaults | arguments.get(name, {})
     # Some arguments are looked at only when a step is taken.
+    parameters = [parameter for group in groups for parameter in group.parameters]
     matrix = nn.Parameter(torch.ones(2, 2, device=parameters[0].device))
     cls = class_of("train.optimizer", name, optim)
+    taken = inspect.signature(cls).parameters
+    of_groups: list[dict[str, Any]] = [{"params": group.parameters, "lr": lr * group.rate} for group in groups]
+    for own, group in zip(of_groups, groups, strict=True):
+        if not group.is_decayed and "weight_decay" in taken:
+            own["weight_decay"] = 0.0
+    if name == "LBFGS":  # which takes no groups
+        of_groups = [{"params": parameters}]
     built: optim.Optimizer = build(
-        "train.optimizer", cls, [parameters], derived, given, trial=lambda make: _two_steps(make([matrix]))
+        "train.optimizer", cls, [of_groups], derived, given, trial=lambda make: _two_steps(make([matrix]))
     )
     # It takes no account of how a parameter lies in memory.
     simple = all(parameter.device.type == "cpu" and parameter.is_contiguous() for parameter in parameters)
     if name in FUSED and simple and not given.keys() & OTHER_WAYS:
-        for group in (built.defaults, *built.param_groups):
-            group["fused"] = True
+        for defaults_or_group in (built.defaults, *built.param_groups):
+            defaults_or_group["fused"] = True
     return uncompiled(built)
 
 

@@ -1,6 +1,6 @@
 """What a training can do besides, each a no-op object when it is off."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stages.base.instructions import PORTABLE, Level, has_avx2, lacks_bfloat16
-from stages.base.text import warn
+from stages.base.text import say, warn
 
 READ_STEPS = 16  # on a GPU
 
@@ -38,6 +38,16 @@ def warn_if_slower(name: str, device: torch.device, level: Level, is_compiled: b
     else:
         return
     warn(f"warning: train.precision: bfloat16 is slower than float32 here: {reason}")
+
+
+def say_overfitting(images: int, row: Mapping[str, float]) -> None:
+    """Say by the history's last row how well the few training images are learnt, and warn unless all are right."""
+    came = f"the same {images} training images over and over: loss {row['train/loss']:.4g},"
+    came += f" {row['train/accuracy']:.1%} right"
+    if row["train/accuracy"] == 1:
+        say(came)
+    else:
+        warn(f"warning: {came}, should be all, dropout, transforms and few epochs aside. Look at train.optimizer.lr")
 
 
 def steps_between_reads(device: torch.device, optimizer: optim.Optimizer) -> int:

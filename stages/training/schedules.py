@@ -4,8 +4,6 @@ Each advances as torch's documentation has it: OneCycleLR and CyclicLR after eve
 So what their arguments count, such as StepLR's step_size, are steps for those two and epochs for the others.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,22 +62,70 @@ REFUSED = {
 }
 
 
-@dataclass(frozen=True)
 class Schedule:
-    """What sets the learning rates: one of the two does nothing."""
+    """Sets the learning rates: over the first epochs, the warm-up, they rise in a line to where the scheduler starts.
 
-    after_batch: Callable[[], None]
-    after_epoch: Callable[[float], None]  # takes the loss on the validation split
-    settings: dict[str, Any]  # all arguments of its class
-    scheduler: lr_scheduler.LRScheduler  # which has its state
+    Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017.
+    """
+
+    def __init__(
+        self, scheduler: lr_scheduler.LRScheduler, settings: dict[str, Any], warmup_epochs: int, steps: int
+    ) -> None:
+        """`settings` are all arguments of its class, and `steps` those of an epoch."""
+        self.settings, self._scheduler = settings, scheduler
+        self._warmup_epochs, self._warmup_batches = warmup_epochs, warmup_epochs * steps
+        self._epochs = self._batches = 0
+        self._starts = [group["lr"] for group in scheduler.optimizer.param_groups]
+        self._warm_up()
+
+    def after_batch(self) -> None:
+        self._batches += 1
+        if self._batches <= self._warmup_batches:
+            self._warm_up()
+        elif type(self._scheduler).__name__ in AFTER_BATCHES:
+            self._scheduler.step()
+
+    def after_epoch(self, valid_loss: float) -> None:
+        """`valid_loss` is that of the validation split."""
+        self._epochs += 1
+        if self._epochs <= self._warmup_epochs or type(self._scheduler).__name__ in AFTER_BATCHES:
+            return
+        if isinstance(self._scheduler, lr_scheduler.ReduceLROnPlateau):
+            self._scheduler.step(valid_loss)
+        else:
+            self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where it stands."""
+        return {"scheduler": self._scheduler.state_dict(), "epochs": self._epochs, "batches": self._batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._scheduler.load_state_dict(state["scheduler"])
+        self._epochs, self._batches = state["epochs"], state["batches"]
+
+    def _warm_up(self) -> None:
+        """Set the rates of the next batch; after the last one of the warm-up those that the scheduler started with."""
+        share = min(1.0, (self._batches + 1) / (self._warmup_batches + 1))
+        for group, start in zip(self._scheduler.optimizer.param_groups, self._starts, strict=True):
+            group["lr"] = share * start
 
 
 def schedule(
-    name: str, arguments: dict[str, dict[str, Any]], optimizer: optim.Optimizer, epochs: int, steps: int
+    name: str,
+    arguments: dict[str, dict[str, Any]],
+    optimizer: optim.Optimizer,
+    epochs: int,
+    steps: int,
+    warmup_epochs: int = 0,
 ) -> Schedule:
-    """Return the schedule over `epochs` of `steps` batches each. Raises InputError for an unknown name or argument."""
+    """Return the schedule over `epochs` of `steps` batches each, the first of them its warm-up.
+
+    Raises InputError for an unknown name or argument.
+    """
     check_names("train.schedule", name, arguments, SCHEDULES, REFUSED)
     peaks = [float(group["lr"]) for group in optimizer.param_groups]
+    epochs -= warmup_epochs
     ours = defaults(epochs * steps if name in AFTER_BATCHES else epochs, peaks)[name]
     derived = {key: value for key, value in ours.items() if key in DERIVED}
     derived |= {"last_epoch": -1} if name != "ReduceLROnPlateau" else {}
@@ -89,12 +135,7 @@ def schedule(
     stand_in = uncompiled(optim.SGD(groups, momentum=0.5))
     cls = class_of("train.schedule", name, lr_scheduler)
     built = build("train.schedule", cls, [optimizer], derived, given, trial=lambda make: _advance(make(stand_in)))
-    used = settings(cls, derived | given)
-    if name in AFTER_BATCHES:
-        return Schedule(built.step, lambda _loss: None, used, built)
-    if name == "ReduceLROnPlateau":
-        return Schedule(lambda: None, built.step, used, built)
-    return Schedule(lambda: None, lambda _loss: built.step(), used, built)
+    return Schedule(built, settings(cls, derived | given), warmup_epochs, steps)
 
 
 def _advance(tried: lr_scheduler.LRScheduler) -> None:

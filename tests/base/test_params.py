@@ -61,6 +61,17 @@ def test_exponents_are_numbers_as_in_dvc(tmp_path: Path) -> None:
         ("  threads: 2 ", "  threads: all ", r"train\.threads: 'all', should be a whole number above 0, or auto"),
         ("  threads: 2 ", "  threads: true ", r"train\.threads: True, should be a whole number above 0, or auto"),
         ("  device: auto ", "  device: tpu ", r"train\.device: 'tpu', should be 'auto', 'cpu', 'cuda' or 'mps'"),
+        ("  freeze: none ", "  freeze: 0 ", r"train\.freeze: 0, should be none, all_but_head, or for how many epochs"),
+        ("  freeze: none ", "  freeze: head ", r"train\.freeze: 'head', should be none, all_but_head, or"),
+        ("  normalise: data ", "  normalise: 0.5 ", r"train\.normalise: 0\.5, should be 'data', 'imagenet', 'half' or"),
+        ("  accumulate: 1 ", "  accumulate: 0 ", r"train\.accumulate: 0, should be greater than 0"),
+        (
+            "  warmup_epochs: 0 ",
+            "  warmup_epochs: -1 ",
+            r"warmup_epochs: -1, should be greater than or equal to 0",
+        ),
+        ("layer_decay: null ", "layer_decay: 1.5 ", r"optimizer\.layer_decay: 1\.5, should be less than or equal to 1"),
+        ("decay_on: all ", "decay_on: none ", r"train\.optimizer\.decay_on: 'none', should be 'all' or 'weights'"),
         ("lr: null ", "lr: .inf ", r"train\.optimizer\.lr: inf, should be a finite number"),
         (
             "    arguments: {}        # by class name, e.g. -S +train.optimizer",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.batches.normalise import Normalise
+from stages.batches.normalise import Normalise, pixel_statistics
 from stages.batches.prepared import Prepared
 
 
@@ -34,3 +34,14 @@ def test_floats_from_0_to_1_are_normalised_as_bytes_are() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     normalise = Normalise([0.25], [0.5])
     assert torch.allclose(normalise(images / 255), normalise(images), atol=1e-6)
+
+
+def test_statistics_by_name(digits: Path) -> None:
+    data = Prepared(digits)
+    assert pixel_statistics("data", data, 1) == (data.mean, data.std)
+    assert pixel_statistics("imagenet", data, 3) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    [mean], [std] = pixel_statistics("imagenet", data, 1)
+    assert (mean, std) == pytest.approx((0.449, 0.226))
+    images = data.split("train", torch.device("cpu")).read(slice(9))
+    plain = Normalise(*pixel_statistics("none", data, 1))(images)
+    assert torch.equal(plain, images[:, None] / 255), "as torchvision's ToTensor has it"

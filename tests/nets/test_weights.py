@@ -99,8 +99,9 @@ def test_descriptions_of_earlier_versions_are_read_and_later_ones_refused(
     tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     content = asdict(DESCRIPTION)
-    assert content["version"] == 2
-    unsaid = {"first": {"version", "used", "decoding"}, "second": {"version", "decoding"}, "third": {"decoding"}}
+    assert content["version"] == 3
+    later = {"decoding", "temperature", "is_calibrated"}
+    unsaid = {"first": {"version", "used"} | later, "second": {"version"} | later, "third": later}
     for version, names in unsaid.items():
         earlier = {name: value for name, value in (content | {"version": 1}).items() if name not in names}
         save_file(weights, tmp_path / version, metadata={"repronet": json.dumps(earlier)})
@@ -108,8 +109,8 @@ def test_descriptions_of_earlier_versions_are_read_and_later_ones_refused(
         assert found == replace(
             DESCRIPTION, used=earlier.get("used", {}), decoding={}, version=earlier.get("version", DESCRIPTION.version)
         )
-    save_file(weights, tmp_path / "later", metadata={"repronet": json.dumps(content | {"version": 3, "more": 1})})
-    with pytest.raises(InputError, match="later is of version 3, and this code reads up to 2: take the later code"):
+    save_file(weights, tmp_path / "later", metadata={"repronet": json.dumps(content | {"version": 4, "more": 1})})
+    with pytest.raises(InputError, match="later is of version 4, and this code reads up to 3: take the later code"):
         load_weights(tmp_path / "later")
 
 

@@ -12,7 +12,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from stages.report import canvas, fonts, pictures
+from stages.report import canvas, charts, fonts
 from tests.report.conftest import drawn
 
 
@@ -81,7 +81,7 @@ def test_a_name_is_drawn_in_the_font_that_has_its_letters(folder: Path, capfd: p
     write_font(folder / "cat.ttf", "Squares", "猫")
     table = pd.DataFrame({"class": ["猫猫猫猫"], "correct": 0, "total": 1, "recall": 0.0})
     fonts.use_for(table["class"])
-    canvas.save(pictures.classes(table), folder / "a.png")
+    canvas.save(charts.classes(table), folder / "a.png")
     black = drawn(folder / "a.png").max(axis=2) < 0.1
     # Four squares of 0.8 of 10 points, at 100 dots an inch.
     squares = [int(row.sum()) for row in black[:, : black.shape[1] // 4] if 40 <= row.sum() <= 48]
@@ -93,7 +93,7 @@ def test_letters_that_no_font_has_are_said_once(folder: Path, capfd: pytest.Capt
     table = torch.eye(2, dtype=torch.int64)
     fonts.use_for(["猫犬", "猫"])
     for _ in range(2):
-        canvas.save(pictures.confusion(table, ["猫犬", "猫"]), folder / "a.png")
+        canvas.save(charts.confusion(table, ["猫犬", "猫"]), folder / "a.png")
     warning = capfd.readouterr().err
     assert warning.startswith(
         "warning: no installed font has these letters of the names in the pictures: 犬, 猫. Boxes"

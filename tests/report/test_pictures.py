@@ -1,5 +1,6 @@
 """Pictures, read back pixel by pixel where that can be said in numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from matplotlib.figure import Figure
 
 from stages.base.errors import InputError
-from stages.report import canvas, pictures
+from stages.report import canvas, charts, pictures
+from stages.training.calibration import bins
+from stages.training.curves import curve
 from tests.report.conftest import drawn, near
 
 
@@ -28,7 +31,7 @@ def test_learning_curves_mark_the_chosen_epoch(tmp_path: Path, chosen: int) -> N
         "train/accuracy": np.array([0.2, 0.6, 1.0]),
         "valid/accuracy": np.array([0.3, 0.5, 0.8]),
     }
-    canvas.save(pictures.learning_curves(pd.DataFrame({"epoch": [1, 2, 3]} | curves), chosen), tmp_path / "a.png")
+    canvas.save(charts.learning_curves(pd.DataFrame({"epoch": [1, 2, 3]} | curves), chosen), tmp_path / "a.png")
     image = drawn(tmp_path / "a.png")
     middle = image.shape[1] // 2
     for quantity, half in [("loss", image[:, :middle]), ("accuracy", image[:, middle:])]:
@@ -48,7 +51,7 @@ def test_learning_curves_mark_the_chosen_epoch(tmp_path: Path, chosen: int) -> N
 
 
 def test_confusion_colours_by_the_share_of_the_row(tmp_path: Path) -> None:
-    canvas.save(pictures.confusion(torch.tensor([[3, 0], [0, 300]]), ["few", "many"]), tmp_path / "a.png")
+    canvas.save(charts.confusion(torch.tensor([[3, 0], [0, 300]]), ["few", "many"]), tmp_path / "a.png")
     image = drawn(tmp_path / "a.png")
     rows, columns = near(image[:, : int(0.76 * image.shape[1])], (8, 48, 107))  # the darkest of Blues
     few = rows < (rows.min() + rows.max()) / 2
@@ -121,9 +124,9 @@ def test_a_hundred_classes_fit_on_a_page(tmp_path: Path) -> None:
     assert first.tolist() == [100 * k + label for label in range(pictures.ROWS) for k in range(12)]
     images = torch.randint(256, (len(first), 3, 224, 224), dtype=torch.uint8)
     canvas.save(pictures.examples(images, labels[first], names, labels.bincount()), tmp_path / "examples.png")
-    canvas.save(pictures.confusion(torch.eye(100, dtype=torch.int64) * 13, names), tmp_path / "confusion.png")
+    canvas.save(charts.confusion(torch.eye(100, dtype=torch.int64) * 13, names), tmp_path / "confusion.png")
     table = pd.DataFrame({"class": names, "correct": 13, "total": 13, "recall": 1.0})
-    canvas.save(pictures.classes(table), tmp_path / "classes.png")
+    canvas.save(charts.classes(table), tmp_path / "classes.png")
     for path in tmp_path.iterdir():
         assert drawn(path).shape[0] <= 1600
 
@@ -148,9 +151,9 @@ def test_mistakes_name_their_files_and_how_many_of_them_are_shown(tmp_path: Path
 def test_pictures_say_what_they_show(tmp_path: Path, written: list[str]) -> None:
     names = [f"class {i}" for i in range(41)]
     table = pd.DataFrame({"class": names, "correct": 1, "total": 2, "recall": 0.5})
-    canvas.save(pictures.classes(table), tmp_path / "a.png")
-    canvas.save(pictures.classes(table[:2]), tmp_path / "a.png")
-    canvas.save(pictures.confusion(torch.tensor([[3, 1], [0, 1000]]), ["few", "many"]), tmp_path / "a.png")
+    canvas.save(charts.classes(table), tmp_path / "a.png")
+    canvas.save(charts.classes(table[:2]), tmp_path / "a.png")
+    canvas.save(charts.confusion(torch.tensor([[3, 1], [0, 1000]]), ["few", "many"]), tmp_path / "a.png")
     canvas.save(
         pictures.examples(torch.zeros(2, 8, 8), torch.tensor([0, 1]), ["few", "many"], torch.tensor([1, 1])),
         tmp_path / "a.png",
@@ -172,7 +175,14 @@ RESULT = pictures.Result(
     probabilities=torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]),
     is_probable=True,
     confusion=torch.tensor([[1, 0], [1, 1]]),
-    per_class=pd.DataFrame({"class": ["few", "many"], "correct": 1, "total": [1, 2], "recall": [1.0, 0.5]}),
+    per_class=pd.DataFrame(
+        {"class": ["few", "many"], "correct": 1, "total": [1, 2], "recall": [1.0, 0.5]}
+        | {"auroc": [1.0, np.nan], "average_precision": [1.0, np.nan]}
+    ),
+    curve=lambda label: (
+        curve(torch.tensor([0.9, 0.6, 0.2]), torch.tensor([True, False, False])) if label == 0 else None
+    ),
+    calibration=bins(torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), torch.tensor([0, 1, 1]), 10),
     files=["a.png", "b.png", "c.png"],
     images=torch.zeros(3, 8, 8, dtype=torch.uint8).__getitem__,
     training_labels=torch.tensor([0, 1]),
@@ -184,7 +194,13 @@ def test_a_function_in_the_table_is_a_picture(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: list[str]
 ) -> None:
     before = dict(pictures.pictures(RESULT))
-    assert before.keys() == {"confusion", "classes", "mistakes", "examples"}
+    assert before.keys() == {"confusion", "classes", "curves", "reliability", "mistakes", "examples"}
+    improbable = dict(pictures.pictures(replace(RESULT, is_probable=False)))
+    assert before.keys() - improbable.keys() == {"reliability"}
+    canvas.save(before["curves"], tmp_path / "c.png")
+    assert {"1.000 few", "ROC of each class", "Precision, recall of each class"} <= set(written)
+    canvas.save(before["reliability"], tmp_path / "d.png")
+    assert "Expected calibration error 0.3000" in written
     canvas.save(before["mistakes"], tmp_path / "a.png")
     assert {"b.png", "few 60%\nis many"} <= set(written)
     canvas.save(before["examples"], tmp_path / "b.png")
@@ -212,7 +228,7 @@ def test_what_is_no_picture(entry: object, message: str, monkeypatch: pytest.Mon
 def test_mistakes_in_a_confusion_matrix_are_orange(tmp_path: Path, n: int) -> None:
     table = 9 * torch.eye(n, dtype=torch.int64)
     table[0, 1] = 9
-    canvas.save(pictures.confusion(table, [f"{'a long name ' * 5}{i}" for i in range(n)]), tmp_path / "a.png")
+    canvas.save(charts.confusion(table, [f"{'a long name ' * 5}{i}" for i in range(n)]), tmp_path / "a.png")
     image = drawn(tmp_path / "a.png")
     warm = image[:, : int(0.7 * image.shape[1]), 0] - image[:, : int(0.7 * image.shape[1]), 2]
     wrong, right = (warm > 0.3).nonzero(), (warm < -0.3).nonzero()

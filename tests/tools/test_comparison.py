@@ -121,8 +121,11 @@ def test_only_runs_that_differ_in_their_seed_alone_are_averaged(store: Runs, wha
 
 def test_seeds_are_averaged(store: Runs) -> None:
     comparison = compare([store.find(name) for name in ("seed-0", "seed-1", "closed")])
-    one, two = (store.find(name).metrics["test/accuracy"] for name in ("seed-0", "seed-1"))
-    half = 12.7062 * abs(one - two) / 2  # Student's t with one degree of freedom, times the standard error of two
+    texts = []
+    for figure in ("accuracy", "macro_f1"):
+        one, two = (store.find(name).metrics[f"test/{figure}"] for name in ("seed-0", "seed-1"))
+        half = 12.7062 * abs(one - two) / 2  # Student's t with one degree of freedom, times the standard error of two
+        texts.append(f"{(one + two) / 2:.4f} ± {half:.4f}")
     assert comparison.verdicts[2:] == [
-        f"seed-0, seed-1: {(one + two) / 2:.4f} ± {half:.4f} over 2 seeds, 95 % interval of the mean."
+        f"seed-0, seed-1: {texts[0]}, macro F1 {texts[1]} over 2 seeds, 95 % intervals of the mean."
     ]

@@ -149,6 +149,22 @@ def test_losses_of_different_functions_break_no_tie(store: Runs) -> None:
     assert best.remark.endswith(f"; as good by validation: other ({other.info.run_id[:8]})")
 
 
+def test_a_try_on_few_images_is_not_the_best_of_all(store: Runs) -> None:
+    few = store.client.create_run(store.experiment_id, run_name="try").info.run_id  # the latest
+    data = DatasetInput(Dataset("digits", "1" * 32, "", ""), [InputTag("mlflow.data.context", "validation")])
+    store.client.log_inputs(few, [data])
+    store.client.log_param(few, "prepare.limit", "20")
+    for name, value in {"best/valid_accuracy": 1, "best/valid_loss": 0, "test/accuracy": 1}.items():
+        store.client.log_metric(few, name, value)
+    store.client.set_tag(few, EVALUATION_TAG, "0" * 64)
+    store.client.set_terminated(few)
+    try:
+        assert store.evaluated()[0].info.run_id == few
+        assert best_of(store, {"seed-0": (0.9, 0.5)}).name == "seed-0"
+    finally:
+        store.client.delete_run(few)
+
+
 def test_best_is_among_those_validated_on_the_images_of_the_latest(store: Runs) -> None:
     elsewhere = evaluated(store, "elsewhere")
     data = DatasetInput(Dataset("digits", "0" * 32, "", ""), [InputTag("mlflow.data.context", "validation")])

@@ -35,6 +35,13 @@ def test_results_are_ranked_by_validation_and_the_rest_has_no_figures() -> None:
     assert shown["created"].tolist()[:2] == ["-", "11-26 06:34"]
 
 
+def test_metrics_that_say_what_others_say_are_left_out() -> None:
+    with_more = "\n".join(
+        f"{line},{more}" for line, more in zip(CSV.splitlines(), ["kappa,own", *("0.8,1", "0.7,2") * 4], strict=False)
+    )
+    assert list(table(with_more))[6:] == ["train.seed", "train.lr", "own"]
+
+
 def test_without_a_queue_or_results() -> None:
     shown = table("Experiment,rev,typ,Created,train.seed\n,workspace,baseline,,0\none,abc,branch_base,,1\n")
     assert shown.to_numpy().tolist() == [["workspace", *"-----", "0"], ["one", *"-----", "1"]]

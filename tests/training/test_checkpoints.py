@@ -73,6 +73,15 @@ CHOICES: dict[str, dict[str, Any]] = {
     "transforms": {"train.transforms.train": [{"RandomAffine": {"degrees": 9}}, "MixUp"]},
     "workers": {"train.transforms.train": ["RandomHorizontalFlip"], "train.workers": 2},
     "early stopping": {"train.early_stopping": 1},
+    "accumulated": {"train.accumulate": 2, "train.epochs": 6},
+    "freezing and warm-up": {
+        "train.freeze": 1,
+        "train.warmup_epochs": 2,
+        "train.schedule.name": "CosineAnnealingLR",
+        "train.optimizer.name": "AdamW",
+        "train.optimizer.layer_decay": 0.5,
+        "train.optimizer.decay_on": "weights",
+    },
     "bfloat16": {"train.precision": "bfloat16"},
 }
 

@@ -17,10 +17,12 @@ def sgd(arguments: dict[str, Any] | None = None) -> torch.optim.Optimizer:
     return optimizer("SGD", 0.1, {"SGD": arguments or {}}, [nn.Parameter(torch.ones(1))])
 
 
-def rates(name: str, arguments: dict[str, Any], epochs: int, steps: int, losses: list[float]) -> list[list[float]]:
+def rates(
+    name: str, arguments: dict[str, Any], epochs: int, steps: int, losses: list[float], warmup_epochs: int = 0
+) -> list[list[float]]:
     """The learning rate of each step, an epoch a list, where the validation loss after each is as given."""
     built = sgd()
-    plan = schedule(name, {name: arguments}, built, epochs, steps)
+    plan = schedule(name, {name: arguments}, built, epochs, steps, warmup_epochs)
     seen: list[list[float]] = []
     for loss in losses:
         seen.append([])
@@ -92,6 +94,16 @@ def test_cyclic_goes_up_and_down_twice() -> None:
     rising = [0.1 / 25 + (0.1 - 0.1 / 25) * t / 4 for t in range(4)]
     falling = [0.1 - (0.1 - 0.1 / 25) * t / 4 for t in range(4)]
     assert seen == pytest.approx((rising + falling) * 2)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_warm_up_rises_to_the_schedule_that_the_other_epochs_have(name: str) -> None:
+    losses = [1.0] * 6
+    alone = rates(name, {}, 4, 3, losses[2:])
+    warm = rates(name, {}, 6, 3, losses, warmup_epochs=2)
+    assert warm[2:] == alone
+    start = alone[0][0]
+    assert [rate for epoch in warm[:2] for rate in epoch] == pytest.approx([start * n / 7 for n in range(1, 7)])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

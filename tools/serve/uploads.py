@@ -46,7 +46,8 @@ def answers(model: Model, files: list[UploadFile]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{"file": utf8(file.filename or "")} for file in files]
     for place, rejection in rejections.items():
         found[place]["error"] = str(rejection)
-    for place, shares in zip(usable, model.scores(room[usable]).softmax(1) if usable else (), strict=True):
+    probabilities = model.probabilities(model.scores(room[usable])) if usable else ()
+    for place, shares in zip(usable, probabilities, strict=True):
         values, labels = shares.sort(descending=True, stable=True)
         ranked = {model.classes[label]: round(value, 6) for label, value in zip(labels, values.tolist(), strict=True)}
         found[place] |= {"class": next(iter(ranked)), "probabilities": ranked}
