@@ -183,9 +183,9 @@ def trained(folder: Path, peer: Peer, setting: Setting, seed: int) -> dict[str, 
     values["train"] |= {
         "seed": seed, "epochs": setting["epochs"], "batch_size": setting["batch"], "precision": setting["precision"],
         "device": "cpu", "threads": len(os.sched_getaffinity(0)), "determinism": peer.determinism,
-        "optimizer": {"name": "Adam", "lr": LR, "arguments": {}},
-        "schedule": {"name": "ConstantLR", "arguments": {}},
     }  # fmt: skip
+    values["train"]["optimizer"] |= {"name": "Adam", "lr": LR}
+    values["train"]["schedule"] |= {"name": "ConstantLR"}
     if setting["net"] == "resnet18":
         values["train"]["net"]["name"] = "resnet18"
     elif setting["net"] != "Net":
