@@ -144,7 +144,8 @@ def test_an_experiment_before_the_remote(two: tuple[Project, Project]) -> None:
     )  # the prepared set is the commit's, too, and came with it
     assert found is not None, said
     advice = found[1].replace("GIT_REMOTE", "origin")
-    assert SHARE[1].count(f"`{advice.split(' && ')[0].replace(str(storage), 'URL')}`") == 1, "README says so, too"
+    said_there = (ROOT / "docs/sharing.md").read_text()
+    assert said_there.count(f"`{advice.split(' && ')[0].replace(str(storage), 'URL')}`") == 1, "the page says so, too"
     assert "files uploaded" in shell(project, advice)
     said, last = sync(clone, "seed-1")
     assert said.startswith("seed-1: created, run ")
