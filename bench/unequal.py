@@ -91,7 +91,7 @@ def _balance(name: str) -> int:
 
 
 def table(clone: Path) -> str:
-    """Return for each balance the mean recall of each class over the seeds, and the accuracy."""
+    """Return for each balance the recall of each class: the mean over the seeds, and each seed's."""
     rows: dict[str, list[pd.Series]] = {balance: [] for balance in BALANCES}
     for name in names(clone):
         finish(start(clone, "dvc", "exp", "apply", name))

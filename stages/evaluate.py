@@ -16,6 +16,7 @@ normalised as train.normalise has it. Nothing of this goes to MLflow.
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -104,7 +105,9 @@ def evaluate(
     if not math.isfinite(own["loss"]):
         raise InputError(f"{weights}: the loss on the test images is {own['loss']}, which is no result")
     if criterion.loss.gives_probabilities and description.temperature is not None:
-        mended = calibration.bins((scores / description.temperature).softmax(1), answers.labels, answers.bins)
+        mended = calibration.bins(
+            replace(description, is_calibrated=True).probabilities(scores), answers.labels, answers.bins
+        )
         own |= {"temperature": description.temperature, "ece_at_temperature": mended.error}
     values = metrics.measured(answers, taken=own) | own
     values = {name: rounded(value) if isinstance(value, float) else value for name, value in values.items()}

@@ -202,8 +202,9 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
             checkpoint.after_epoch(at, kept, parts)
 
         if criterion.loss.gives_probabilities:
-            plan = replace(plan, temperature=fitted_temperature(kept, plan, validation))
-            save_weights(kept, read_weights(kept)[0], plan.scored(at.best))
+            tensors, _ = read_weights(kept)
+            plan = replace(plan, temperature=fitted_temperature(rebuild(kept, tensors, plan), plan, validation))
+            save_weights(kept, tensors, plan.scored(at.best))
         write_csv(table, pd.DataFrame(at.rows).astype({"epoch": int}))
         run.log({"seconds/training": time.perf_counter() - started})
         run.trained(kept)
@@ -233,10 +234,9 @@ def check_params(params: TrainParams, channels: int, device: torch.device) -> No
     schedules.schedule(**params.schedule.model_dump(), optimizer=optimizer, epochs=params.epochs, steps=1)
 
 
-def fitted_temperature(weights: Path, description: Description, validation: Split) -> float:
-    """Return the temperature that fits the scores of the kept weights for the validation split best."""
-    classifier = description.classifier(rebuild(weights, read_weights(weights)[0], description))
-    scores = predict(classifier.to(validation.labels.device), validation)
+def fitted_temperature(net: nn.Module, description: Description, validation: Split) -> float:
+    """Return the temperature that fits the scores of the net for the validation split best."""
+    scores = predict(description.classifier(net).to(validation.labels.device), validation)
     return rounded(temperature(scores.cpu(), validation.labels.cpu()))
 
 

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from stages.batches.prepared import DatasetInfo
 
-# Of ImageNet's training images, red, green and blue, as torchvision's weights and most of timm's were trained with.
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# By the name that params.yaml's train.normalise has for it, besides "data" and "none"; "half" is what many others want.
-STATISTICS = {"imagenet": IMAGENET, "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+# By their names in params.yaml's train.normalise mean and deviation of red, green and blue: those of ImageNet's
+# training images, as torchvision's weights and most of timm's want, and what many others want.
+STATISTICS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 
 
 def pixel_statistics(normalise: str, data: DatasetInfo, channels: int) -> tuple[list[float], list[float]]:

@@ -1,4 +1,4 @@
-"""What a training really used, and what is wrong with it: a loss that is no number, rates for no epoch."""
+"""What a training really used, and whether its losses are numbers."""
 
 import json
 import math

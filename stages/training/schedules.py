@@ -73,6 +73,7 @@ class Schedule:
     ) -> None:
         """`settings` are all arguments of its class, and `steps` those of an epoch."""
         self.settings, self._scheduler = settings, scheduler
+        self._is_of_batches = type(scheduler).__name__ in AFTER_BATCHES
         self._warmup_epochs, self._warmup_batches = warmup_epochs, warmup_epochs * steps
         self._epochs = self._batches = 0
         self._starts = [group["lr"] for group in scheduler.optimizer.param_groups]
@@ -82,13 +83,13 @@ class Schedule:
         self._batches += 1
         if self._batches <= self._warmup_batches:
             self._warm_up()
-        elif type(self._scheduler).__name__ in AFTER_BATCHES:
+        elif self._is_of_batches:
             self._scheduler.step()
 
     def after_epoch(self, valid_loss: float) -> None:
         """`valid_loss` is that of the validation split."""
         self._epochs += 1
-        if self._epochs <= self._warmup_epochs or type(self._scheduler).__name__ in AFTER_BATCHES:
+        if self._epochs <= self._warmup_epochs or self._is_of_batches:
             return
         if isinstance(self._scheduler, lr_scheduler.ReduceLROnPlateau):
             self._scheduler.step(valid_loss)
