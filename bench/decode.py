@@ -83,7 +83,7 @@ def by_prepare(folder: Path, target: Path) -> None:
     """Find all images and decode them into `target`."""
     rows, _ = table(folders.from_folder(load_params().prepare, folder))
     array = new_array(target, (len(rows), 28, 28))
-    read = decoding.file_reader(rows["source"], folder, ImageSpec(1, 28, None, MAX_PIXELS))
+    read = decoding.file_reader(decoding.paths(rows["source"], folder), ImageSpec(1, 28, None, MAX_PIXELS))
     _, rejections = decoding.decode(array, read, np.arange(len(rows)), MAX_PIXELS)
     assert not rejections
 

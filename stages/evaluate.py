@@ -3,8 +3,9 @@
     python -m stages.evaluate models/net.safetensors data/prepared metrics/train.csv metrics/evaluate.json plots
 
 writes the metrics and, under plots, predictions.csv (one row a test image, with its file), classes.csv (one row a
-class), confusion.csv (one row for each label and class that its images were predicted as), mistakes.html and pictures.
-The results complete the training's run in MLflow. Digits take 5 s, Fashion-MNIST 8 s, on two cores of an x86-64 server.
+class), confusion.csv (one row for each label and class that its images were predicted as), mistakes.html, pictures, and
+report.md, which shows them and says what of it to believe. The results complete the training's run in MLflow. Digits
+take 5 s, Fashion-MNIST 8 s, on two cores of an x86-64 server.
 
 Weights from elsewhere, safetensors or a state dict of torch.save, are scored without a history:
 
@@ -18,6 +19,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 
 from stages.base import cli
 from stages.base.errors import InputError, lines, listed
-from stages.base.files import SHARES, claimed, placing, rounded, write_csv, write_json
+from stages.base.files import SHARES, claimed, placing, rounded, sha256, write_csv, write_json
 from stages.base.params import Params, TrainParams, load_params
 from stages.base.text import say, warn
 from stages.batches import transforms
@@ -35,7 +37,7 @@ from stages.nets.build import convolutions
 from stages.nets.net import activations
 from stages.nets.prediction import predict, table
 from stages.nets.weights import Description, describe, read_weights, rebuild
-from stages.report import charts, fonts, layers, mistakes_page, pictures
+from stages.report import charts, fonts, layers, mistakes_page, pictures, summary
 from stages.report.canvas import save
 from stages.tracking.result import ResultFiles
 from stages.tracking.tracker import Tracker
@@ -138,8 +140,13 @@ def evaluate(
         write_csv(partial / "classes.csv", result.per_class)
         write_csv(partial / "confusion.csv", confused(answers.confusion, data.classes))
         mistakes_page.write(partial / "mistakes.html", result)
+        drawn = []
         for name, figure in all_pictures(result, history, description.epoch, net.cpu(), classifier.cpu()[:-1]):
             save(figure, partial / f"pictures/{name}.png")
+            drawn.append(name)
+        of_training = None if history is None else trained(params, weights, history, description.epoch)
+        name = description.net["name"]
+        summary.write(partial / "report.md", result, values, data.info, name, drawn, of_training)
 
     if history:
         tracker.evaluated(ResultFiles(weights, prepared, history, results, plots))
@@ -173,6 +180,16 @@ def confused(table: Tensor, classes: list[str]) -> pd.DataFrame:
         for predicted in table[label].nonzero().flatten()
     ]
     return pd.DataFrame(rows, columns=["label", "predicted", "count", "share"])
+
+
+def trained(params: Params, weights: Path, history: Path, chosen: int) -> dict[str, Any]:
+    """Return what the report says of a training: its params, its weights, and which of how many epochs made these."""
+    return {
+        "params": params.model_dump(),
+        "chosen": chosen,
+        "epochs": len(pd.read_csv(history)),
+        "sha256": sha256(weights),
+    }
 
 
 def all_pictures(

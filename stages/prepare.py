@@ -29,6 +29,7 @@ from stages.base.errors import InputError, listed
 from stages.base.files import replacing, rounded, write_csv, write_json
 from stages.base.params import PrepareParams, load_params
 from stages.base.text import printable, say, warn
+from stages.sources.exclusions import without
 from stages.sources.images import ImageSpec, to_picture
 from stages.sources.loading import load_source
 from stages.sources.missing import near_misses
@@ -47,7 +48,8 @@ def main() -> None:
     """Prepare with the params of params.yaml into the folder on the command line."""
     arguments = cli.paths("stages.prepare", __doc__, prepared="folder to write, e.g. data/prepared")
     params = load_params().prepare
-    data_in_git.check(Path(params.path), os.environ)
+    for path in (Path(params.path), Path(params.exclude)):
+        data_in_git.check(path, os.environ)
     prepare(params, **arguments)
 
 
@@ -58,7 +60,10 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
     """
     listing = prepared.with_name("rejected.csv")
     listing.unlink(missing_ok=True)
-    source, raw = limited(load_source(params), params.limit, params.seed), Path(params.path)
+    found, raw = load_source(params), Path(params.path)
+    source = without(found, Path(params.exclude))
+    n_excluded = len(found.rows) - len(source.rows)
+    source = limited(source, params.limit, params.seed)
     if source.images is None:
         check_apart(raw, prepared)
     spec = image_spec(params, source, raw)
@@ -109,12 +114,16 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         if rejected:
             facts["rejected"] = counts(source.rejections)
             write_csv(folder / "rejected.csv", table)
+        if n_excluded:
+            facts["excluded"] = n_excluded
         write_json(folder / "dataset.json", facts)
         write_csv(folder / "manifest.csv", manifest)
     if rejected:
         warn("\n".join(rejected))
     sizes = ", ".join(f"{name} {size:,}" for name, size in facts["sizes"].items())
     say(f"prepared {len(manifest):,} images of {params.source}: {sizes}")
+    if n_excluded:
+        say(f"left out {n_excluded:,} images that {params.exclude} names")
     say_counts(dict(zip(source.classes, facts["counts"]["train"], strict=True)))
 
 

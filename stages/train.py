@@ -146,7 +146,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
     with (
         claimed(weights, history, room=size + ROOM) as (kept, table),
         checkpoints.checkpoint(origin, weights, params.checkpoint_minutes) as checkpoint,
-        tracker.training(data, device, plan.used, checkpoint.attempt) as run,
+        tracker.training(data, device, plan.used, checkpoint.attempt, params.log_system) as run,
         placing(weights, history),
         determinism.required(f"train.net: {params.net.name}"),
         tqdm(total=steps * params.epochs, unit="step", disable=None) as progress,

@@ -123,12 +123,14 @@ def test_the_command_names_inputs_and_outputs(stage: str) -> None:
 
 def test_a_stage_depends_on_the_files_that_params_name_and_no_others() -> None:
     named = {stage: [dep for dep in entry["deps"] if "${" in dep] for stage, entry in PIPELINE.items()}
-    assert named == {"prepare": ["${prepare.path}"], "train": [f"{WEIGHTS}/${{train.init_from}}"], "evaluate": []}
+    of_prepare = ["${prepare.path}", "${prepare.exclude}"]
+    assert named == {"prepare": of_prepare, "train": [f"{WEIGHTS}/${{train.init_from}}"], "evaluate": []}
     defaults = params_with({})
     assert (defaults.prepare.path, defaults.train.init_from) == (str(NOTHING), RANDOM)
-    tracked = ["git", "ls-files", "--error-unmatch", str(NOTHING), str(WEIGHTS / RANDOM)]
+    assert [str(path) for path in defaults.inputs] == [str(NOTHING), "data/excluded.csv", str(WEIGHTS / RANDOM)]
+    tracked = ["git", "ls-files", "--error-unmatch", *map(str, defaults.inputs)]
     subprocess.run(tracked, cwd=ROOT, env=clean_environment(), check=True)
-    assert [(ROOT / name).read_bytes() for name in (NOTHING, WEIGHTS / RANDOM)] == [b"", b""]
+    assert [(ROOT / name).read_bytes() for name in defaults.inputs] == [b"", b"source\n", b""]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -218,7 +220,8 @@ class Read:
         return value
 
     def model_dump(self, exclude: frozenset[str] = frozenset()) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in type(self._section).model_fields if name not in exclude}
+        read = {name: getattr(self, name) for name in type(self._section).model_fields if name not in exclude}
+        return {name: value.model_dump() if isinstance(value, Read) else value for name, value in read.items()}
 
     def model_dump_json(self, exclude: Any) -> str:
         """As the origin of a checkpoint has them: that is no use of any."""

@@ -130,7 +130,9 @@ def forty_images(root: Path, changes: dict[str, str]) -> Path:
     return root
 
 
-def test_processes_and_one_process_do_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_processes_and_one_process_do_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    monkeypatch.setattr("stages.base.workers.START", start)
     root = forty_images(tmp_path / "set", {})
     (root / "a/cut.png").write_bytes((root / "a/00.png").read_bytes()[:-30])
     prepare(prepare_params("folder", root, on_bad="skip"), tmp_path / "one")

@@ -1,10 +1,8 @@
 """A comparison as a page of HTML that needs no other file: its pictures are in it, and its texts are escaped."""
 
-import base64
 import io
 import warnings
 from collections.abc import Sequence
-from html import escape as escaped
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,27 +14,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from stages.base.errors import InputError
-from stages.base.text import harmless
 from stages.batches.prepared import Prepared, Split
 from stages.report.canvas import TILE, over_epochs, short
 from stages.tracking.datasets import dataset_input, dataset_record
 from tools.comparison import Comparison
+from tools.html import STYLE, embedded, text
 from tools.runs import EvaluatedRun, Runs
 
 PREPARED = Path("data/prepared")
 CONFUSION = "plots/pictures/confusion.png"
 MOST = 24  # images that one of two runs alone gets right
-STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
-h2 { font-size: 1.15em; margin: 2em 0 .4em } h3 { font-size: 1em; margin: 1em 0 .4em } p { white-space: pre-line }
-div { overflow-x: auto } table { border-collapse: collapse }
-th, td { padding: .25em 1.5em .25em 0; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top;
-  max-width: 22em; overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
-tr.title th { padding-top: 1.2em } td:first-child { color: #666 } a { color: #2166ac }
-figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top; font-size: .85em; overflow-wrap: anywhere }
-figure.image { width: 13em } figure.image img { width: 96px; image-rendering: pixelated; display: block }
-figure.matrix { max-width: 36em } img { max-width: 100% } small { color: #666 }
-"""
 
 
 def as_html(comparison: Comparison, store: Runs) -> str:
@@ -60,11 +47,6 @@ def as_html(comparison: Comparison, store: Runs) -> str:
         *(part for other in runs[1:] for part in _differing(runs[0], other)),
     ]
     return "\n".join(parts) + "\n"
-
-
-def text(content: str) -> str:
-    """Return a text as HTML that a browser shows as it is."""
-    return escaped(harmless(content))
 
 
 def _table(comparison: Comparison) -> str:
@@ -105,13 +87,13 @@ def _curves(runs: Sequence[EvaluatedRun], store: Runs) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": ""}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(content, format="svg", metadata={"Date": None})
-    return _embedded("svg+xml", content.getvalue())
+    return embedded("svg+xml", content.getvalue())
 
 
 def _confusion(run: EvaluatedRun, store: Runs) -> str:
     with TemporaryDirectory() as folder:
         picture = store.artifact(run, CONFUSION, Path(folder))
-        shown = f'<img alt="" src="{_embedded("png", picture.read_bytes())}">' if picture else f"it has no {CONFUSION}"
+        shown = f'<img alt="" src="{embedded("png", picture.read_bytes())}">' if picture else f"it has no {CONFUSION}"
     return f"<figure class=matrix><figcaption>{text(run.name)}</figcaption>{shown}</figure>"
 
 
@@ -156,8 +138,4 @@ def _png(pixels: npt.NDArray[np.uint8]) -> str:
     image.thumbnail((TILE, TILE))
     content = io.BytesIO()
     image.save(content, "png")
-    return _embedded("png", content.getvalue())
-
-
-def _embedded(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return embedded("png", content.getvalue())

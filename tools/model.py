@@ -21,8 +21,8 @@ from stages.base.params import TrainParams
 from stages.batches.prepared import Split
 from stages.nets.prediction import predict
 from stages.nets.weights import load_weights
-from stages.sources.decoding import Facts, decode
-from stages.sources.images import ImageSpec, from_file
+from stages.sources.decoding import Facts, decode, file_reader
+from stages.sources.images import ImageSpec
 from stages.sources.rejections import Rejection
 from stages.training import determinism
 from tools.runs import Runs
@@ -100,7 +100,7 @@ class Model:
         Takes the options of sources.decoding.decode, and returns what that does.
         """
         spec, rows = self.spec, np.array([*usable], np.int64)
-        return decode(room, lambda row: from_file(files[row], spec), rows, spec.max_pixels, **options)
+        return decode(room, file_reader(files, spec), rows, spec.max_pixels, **options)
 
     def _check_shape(self, images: npt.NDArray[np.uint8]) -> None:
         net, transforms = self._description.net, self._description.transforms

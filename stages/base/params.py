@@ -16,6 +16,9 @@ NOTHING = Path("data/none")  # prepare.path where nothing of the user's is read:
 WEIGHTS = Path("data/weights")  # the folder of train.init_from
 RANDOM = "none"  # train.init_from where the first weights are random: an empty file there
 
+# They change no output: neither weights nor what is measured of them.
+NO_PART_OF_RESULT = ("train.workers", "train.checkpoint_minutes", "train.log_steps", "train.log_system")
+
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -72,6 +75,7 @@ class PrepareParams(Section):
     on_bad: Literal["error", "skip"]
     valid_fraction: Fraction
     test_fraction: Fraction
+    exclude: Annotated[str, Field(min_length=1)]
     limit: Positive | None
     seed: Seed
 
@@ -112,6 +116,7 @@ class TrainParams(Section):
     workers: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(gt=0)]
     log_steps: Annotated[int, Field(ge=0)]
+    log_system: Annotated[float, Field(ge=0)]
     init_from: Annotated[str, Field(min_length=1)]
     new_head: bool
     freeze: Annotated[str | int, PlainValidator(_freeze)]
@@ -146,8 +151,8 @@ class Params(Section):
 
     @property
     def inputs(self) -> list[Path]:
-        """What the stages read besides code: the data, and the weights to start from."""
-        return [Path(self.prepare.path), WEIGHTS / self.train.init_from]
+        """What the stages read besides code: the data, which of them are left out, and the weights to start from."""
+        return [Path(self.prepare.path), Path(self.prepare.exclude), WEIGHTS / self.train.init_from]
 
     def flat(self) -> dict[str, Any]:
         """Return {"train.optimizer.name": "SGD", ...}: the keys of params.yaml, dotted."""

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
@@ -10,6 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from stages.base.errors import InputError
 from stages.base.processes import leave_signals_to_parent, signals_held
+
+# Where forks are safe: they need not be sent what the function holds. macOS's own libraries do not survive them.
+START = "fork" if sys.platform == "linux" else "spawn"
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -20,7 +24,8 @@ class Workers(Generic[Task, Result]):
 
     They start with the first task, and end with `end`, with this object, or with this process. Tasks and results go
     through pipes: arrays do so at once, while each tensor would need a file of shared memory, of which some machines
-    have little. `killed` is what to say if one of the processes is killed.
+    have little. Where they are no forks (see START), they get `function` pickled. `killed` is what to say if one of the
+    processes is killed.
     """
 
     def __init__(self, function: Callable[[Task], Result], count: int, killed: str) -> None:
@@ -68,8 +73,8 @@ class Workers(Generic[Task, Result]):
                 # No more than tasks: torch's end starts a thread for a queue that never had one, while the garbage
                 # collector may be closing its pipe.
                 num_workers=min(self._count, len(self._tasks)),
-                collate_fn=lambda result: result,  # by default it would make tensors of the results
-                multiprocessing_context="fork",  # others would be sent all that the function holds
+                collate_fn=_unchanged,  # by default it would make tensors of the results
+                multiprocessing_context=START,
                 persistent_workers=True,
                 worker_init_fn=_leave_signals,
                 generator=torch.Generator(),  # by default it would draw from the global one, which dropout uses
@@ -98,6 +103,10 @@ class _Applied:
             return error
         except Exception:
             return RuntimeError(format_exc())
+
+
+def _unchanged(result: Any) -> Any:
+    return result
 
 
 def _leave_signals(_number: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stages.base.errors import InputError
 from stages.base.files import read_csv
+from stages.base.shared import Shared
 
 RESIDENT = 2 << 30  # bytes of a split that is copied to a GPU as a whole
 
@@ -39,12 +40,20 @@ class Split:
             return self._resident[indices if there is None else there]
         return on_device(self.read(indices), self.labels.device)
 
+    def __reduce__(self) -> Any:
+        """Let a process that is no fork open the images itself."""
+        return _split, (Shared(self.images), self.labels, self.rows)
+
     @cached_property
     def _resident(self) -> Tensor | None:
         """All images of the split on the GPU, if they are few; on the CPU the memory map serves."""
         if self.labels.device.type == "cpu" or len(self.rows) * self.images[:1].nbytes > RESIDENT:
             return None
         return self.read(slice(None)).to(self.labels.device)
+
+
+def _split(images: Shared, labels: Tensor, rows: Tensor) -> Split:
+    return Split(images.array, labels, rows)
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -75,6 +84,7 @@ class DatasetInfo:
         with _complete(folder):
             self.folder = folder
             info: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+            self.info = info  # all of it
             self.source: str = info["source"]
             self.classes: list[str] = info["classes"]
             self.channels: int = info["channels"]

@@ -1,9 +1,9 @@
 """The user's image files into the memory-mapped images.npy, by as many processes as there are cores.
 
-The processes are forked, so they write into the array that this one has mapped.
+They write into the array that this one has mapped.
 """
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from hashlib import blake2b
@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from stages.base import workers
 from stages.base.processes import cores
+from stages.base.shared import Shared
 from stages.base.workers import Workers
 from stages.sources.decoders import decoders
 from stages.sources.images import ImageSpec, Picture, from_file, original_digest
@@ -34,10 +36,14 @@ Reader = Callable[[int], Picture]  # the image of a row, prepared; raises Unusab
 Decoded = tuple[bytes, dict[int, Rejection]]  # of a chunk: the facts, one after the other, and what is unusable
 
 
-def file_reader(names: Iterable[str], folder: Path, spec: ImageSpec) -> Reader:
-    """Return the function that reads the image of a row from its file; `names` are the rows' paths in the folder."""
-    files = [f"{folder}/{name}" for name in names]
-    return lambda row: from_file(files[row], spec)
+def file_reader(files: Sequence[str], spec: ImageSpec) -> Reader:
+    """Return the function that reads the image of a row from its file."""
+    return partial(_read, files, spec)
+
+
+def paths(names: Iterable[str], folder: Path) -> list[str]:
+    """Return the paths of the rows' files, which are called so in the folder."""
+    return [f"{folder}/{name}" for name in names]
 
 
 def decode(
@@ -56,10 +62,12 @@ def decode(
     `takes_stderr` is as for `decoders`.
     Memory does not grow with the images. Raises InputError if a process is killed or memory is full.
     """
-    # As a plain array: indexing a memmap object makes another one, which takes longer than to decode a small image.
-    decode_chunk = partial(_decode_chunk, np.asarray(images), read, max_pixels, takes_stderr)
+    shared = Shared(images)
+    decode_chunk = partial(_decode_chunk, shared, read, max_pixels, takes_stderr)
     found, rejections = bytearray(), dict[int, Rejection]()
-    with closing(_chunks(decode_chunk, rows, "decoding", bar)) as chunks:
+    # Memory without a file only forks share.
+    alone = shared.file is None and workers.START != "fork"
+    with closing(_chunks(decode_chunk, rows, "decoding", bar, alone)) as chunks:
         for of_chunk, unusable in chunks:
             found += of_chunk
             rejections.update(unusable)
@@ -70,8 +78,8 @@ def decode(
 
 def originals(names: Iterable[str], folder: Path, rows: Rows, max_pixels: int) -> npt.NDArray[np.uint64]:
     """Return a digest of the pixels of each image before it is prepared, (len(rows), 2). Otherwise as `decode`."""
-    files = [f"{folder}/{name}" for name in names]
-    digests = b"".join(_chunks(partial(_original_chunk, files, max_pixels), rows, "comparing"))
+    chunks = _chunks(partial(_original_chunk, paths(names, folder), max_pixels), rows, "comparing")
+    digests = b"".join(chunks)
     return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
@@ -81,26 +89,28 @@ def chunk_size(n_images: int) -> int:
 
 
 def _chunks(
-    function: Callable[[Rows], Result], rows: Rows, what: str, bar: "tqdm[Any] | None" = None
+    function: Callable[[Rows], Result], rows: Rows, what: str, bar: "tqdm[Any] | None" = None, alone: bool = False
 ) -> Generator[Result, None, None]:
-    """Yield what the function makes of the rows, a chunk of them at a time. Raises InputError as `decode` does."""
+    """Yield what the function makes of the rows, a chunk of them at a time. Raises InputError as `decode` does.
+
+    This process does it `alone`, or others do where that is worth it.
+    """
     size = chunk_size(len(rows))
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-    n_processes = min(cores(), len(rows) // WORTH_A_PROCESS)
-    workers = Workers(function, n_processes if n_processes > 1 else 0, KILLED)
+    n_processes = 0 if alone else min(cores(), len(rows) // WORTH_A_PROCESS)
+    processes = Workers(function, n_processes if n_processes > 1 else 0, KILLED)
     try:
         own = nullcontext(bar) if bar else tqdm(total=len(rows), unit=" images", desc=what, disable=None, leave=False)
         with own as moved:
-            for chunk, result in zip(chunks, workers.map(chunks), strict=True):
+            for chunk, result in zip(chunks, processes.map(chunks), strict=True):
                 yield result
                 moved.update(len(chunk))
     finally:
-        workers.end()
+        processes.end()
 
 
-def _decode_chunk(
-    images: npt.NDArray[np.uint8], read: Reader, max_pixels: int, takes_stderr: bool, rows: Rows
-) -> Decoded:
+def _decode_chunk(shared: Shared, read: Reader, max_pixels: int, takes_stderr: bool, rows: Rows) -> Decoded:
+    images = shared.array
     facts, rejections, digests = np.zeros(len(rows), FACTS), dict[int, Rejection](), bytearray()
     with decoders(max_pixels, takes_stderr) as said:
         for place, row in enumerate(rows.tolist()):
@@ -114,6 +124,10 @@ def _decode_chunk(
             digests += blake2b(content, digest_size=16).digest()
     facts["digest"] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     return facts.tobytes(), rejections
+
+
+def _read(files: Sequence[str], spec: ImageSpec, row: int) -> Picture:
+    return from_file(files[row], spec)
 
 
 def _is_constant(content: bytes, n_pixels: int) -> bool:

@@ -13,7 +13,7 @@ import pandas as pd
 from stages.base.errors import lines
 from stages.base.params import PrepareParams
 from stages.base.text import printable
-from stages.sources.decoding import Facts, decode, file_reader, originals
+from stages.sources.decoding import Facts, decode, file_reader, originals, paths
 from stages.sources.images import ImageSpec
 from stages.sources.levels import WHITE
 from stages.sources.pixels import new_array
@@ -33,18 +33,19 @@ def write_own(
     user should know. Raises InputError for images of several sizes where the spec does not say how to make them equal.
     """
     names, usable = source.rows["source"], source.usable
+    files = paths(names, raw)
     until_colour = params.channels is None
     array = new_array(file, (len(names), *spec.shape))
-    facts, unusable = decode(array, file_reader(names, raw, spec), usable, spec.max_pixels, until_colour)
+    facts, unusable = decode(array, file_reader(files, spec), usable, spec.max_pixels, until_colour)
     if until_colour and facts["colour"].any():
         spec = replace(spec, channels=3)
         array = new_array(file, (len(names), *spec.shape))
-        facts, unusable = decode(array, file_reader(names, raw, spec), usable, spec.max_pixels)
+        facts, unusable = decode(array, file_reader(files, spec), usable, spec.max_pixels)
     largest = int(facts["largest"].max(initial=0))
     if params.sixteen_bits is None and 0 < largest < 2**15:
         spec = replace(spec, white=2 ** largest.bit_length() - 1)
         again = facts["largest"] > 0
-        facts[again], more = decode(array, file_reader(names, raw, spec), usable[again], spec.max_pixels)
+        facts[again], more = decode(array, file_reader(files, spec), usable[again], spec.max_pixels)
         unusable |= more
     if odd := [row for row, rejection in unusable.items() if rejection.kind is Kind.ANOTHER_SIZE]:
         raise sizes_differ(source, raw, spec.max_pixels, names[min(odd)])

@@ -50,11 +50,15 @@ def limited(source: Source, limit: int | None, seed: int) -> Source:
     rows, random = source.rows.iloc[usable], np.random.RandomState(seed)  # whose stream is frozen
     alike = sorted(rows.groupby(["label", "split"]).indices.items())
     chosen = [usable[random.permutation(places)[:limit]] for _, places in alike]
-    kept = np.sort(np.concatenate([*chosen, np.array([*source.rejections], np.int64)]))
+    return only(source, np.sort(np.concatenate([*chosen, np.array([*source.rejections], np.int64)])))
+
+
+def only(source: Source, kept: npt.NDArray[np.int64]) -> Source:
+    """Return the source with the rows of these numbers alone, ascending."""
     places = {int(row): place for place, row in enumerate(kept)}
     return Source(
         source.rows.iloc[kept].reset_index(drop=True),
-        {places[row]: rejection for row, rejection in source.rejections.items()},
+        {places[row]: rejection for row, rejection in source.rejections.items() if row in places},
         source.classes,
         None if source.images is None else source.images[kept],
     )

@@ -35,6 +35,7 @@ class Replay:
         self._run: ActiveRun | None = None
         self._time = 0
         self.run_id, self.is_whole = "", False
+        self.sampled = 0.0  # between samples of the machine, while a training goes on; 0: none are wanted
 
     def go_on(self) -> None:
         """Bring what has been written by now."""
@@ -61,6 +62,7 @@ class Replay:
         if kind == "training":
             self._run = started(self._store, start_of(self._folder, event))
             self.run_id = self._run.id
+            self.sampled = float(event.get("sampled", 0))
         elif kind == "points" and self._run:
             self._run.log(event["metrics"], event["step"], event["time"])
         elif kind == "tags" and self._run and not self._run.has_ended:

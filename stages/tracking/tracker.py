@@ -60,11 +60,17 @@ class Tracker:
 
     @contextmanager
     def training(
-        self, data: DatasetInfo, device: torch.device, used: dict[str, str], attempt: Attempt | None = None
+        self,
+        data: DatasetInfo,
+        device: torch.device,
+        used: dict[str, str],
+        attempt: Attempt | None = None,
+        sampled: float = 0.0,
     ) -> Iterator["TrainingRun"]:
         """Yield a new run, of a training with the settings `used`, or the one of the attempt before.
 
-        It ends FINISHED, KILLED after Ctrl-C or SIGTERM, or FAILED with the error noted.
+        Meanwhile the machine is `sampled` every so many seconds, 0: not at all. It ends FINISHED, KILLED after Ctrl-C
+        or SIGTERM, or FAILED with the error noted.
         """
         run = TrainingRun(self._record())
         if self._origin:
@@ -72,7 +78,7 @@ class Tracker:
             tags |= {RECORD_TAG: str(RECORD)}
             if attempt:
                 tags |= {TRAINING_TAG: attempt.training, ATTEMPT_TAG: str(attempt.number)}
-            run.start(tags, with_used(self._params, used), data, environment(device), self._origin.patch)
+            run.start(tags, with_used(self._params, used), data, environment(device), self._origin.patch, sampled)
         try:
             yield run
         except BaseException as error:
@@ -165,6 +171,7 @@ class TrainingRun:
         data: DatasetInfo,
         environment: dict[str, object],
         patch: bytes,
+        sampled: float,
     ) -> None:
         """Begin, with what is known before the training, what prepare left out and the changes since the commit."""
 
@@ -175,7 +182,8 @@ class TrainingRun:
             if (rejected := data.folder / "rejected.csv").exists():
                 files |= journal.keep(rejected.name, rejected)
             datasets = [dataset_record(data, split) for split in ("train", "valid")]
-            journal.write("training", tags=tags, params=params, datasets=datasets, files=files)
+            known = {"tags": tags, "params": params, "datasets": datasets, "files": files}
+            journal.write("training", **known, sampled=sampled)
 
         self._record.write(start)
         self._record.follow()

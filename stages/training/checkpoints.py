@@ -26,7 +26,7 @@ from stages.base.errors import listed
 from stages.base.experiment import home
 from stages.base.files import sha256
 from stages.base.locks import locked_if_free
-from stages.base.params import RANDOM, WEIGHTS, TrainParams, flattened
+from stages.base.params import NO_PART_OF_RESULT, RANDOM, WEIGHTS, TrainParams, flattened
 from stages.base.text import say, warn
 from stages.training.selection import rank_of
 from stages.training.states import UNREADABLE, read_about, read_state, write_state
@@ -37,6 +37,7 @@ VERSION = 1  # of the files; one of another version is not used
 SECONDS = (
     1.0  # between two checkpoints at the ends of epochs: to write one takes 2 ms of the Net's 30 an epoch, or more
 )
+CHANGE_NOTHING = {name.removeprefix("train.") for name in NO_PART_OF_RESULT}
 VERSIONS = ("llvmlite", "numpy", "pandas", "safetensors", "torch", "torchvision")
 SUFFIX, ATTEMPTS = ".safetensors", ".attempts"
 FORGOTTEN_SECONDS = 30 * 86_400.0  # after which a checkpoint is removed
@@ -147,7 +148,7 @@ def origin(params: TrainParams, prepared: Path, device: torch.device) -> dict[st
     versions = (*VERSIONS, "timm") if params.net.name.startswith("timm/") else VERSIONS
     is_portable = params.determinism == instructions.PORTABLE and device.type == "cpu"
     return {
-        "params": json.loads(params.model_dump_json(exclude={"workers", "checkpoint_minutes", "log_steps"})),
+        "params": json.loads(params.model_dump_json(exclude=CHANGE_NOTHING)),
         "data": sha256(prepared / "dataset.json", prepared / "manifest.csv"),
         "init_from": "" if params.init_from == RANDOM else sha256(WEIGHTS / params.init_from),
         "code": {str(path.relative_to(STAGES.parent)): sha256(path) for path in files},

@@ -65,6 +65,10 @@ def test_exponents_are_numbers_as_in_dvc(tmp_path: Path) -> None:
         ("  freeze: none ", "  freeze: head ", r"train\.freeze: 'head', should be none, all_but_head, or"),
         ("  normalise: data ", "  normalise: 0.5 ", r"train\.normalise: 0\.5, should be 'data', 'imagenet', 'half' or"),
         ("  accumulate: 1 ", "  accumulate: 0 ", r"train\.accumulate: 0, should be greater than 0"),
+        ("  log_system: 0 ", "  log_system: -1 ", r"train\.log_system: -1, should be greater than or equal to 0"),
+        ("  log_system: 0 ", "  log_system: yes ", r"train\.log_system: 'yes', should be a valid number"),
+        ("exclude: data/excluded.csv", "exclude: null", r"prepare\.exclude: None, should be a valid string"),
+        ("exclude: data/excluded.csv", "exclude: ''", r"prepare\.exclude: '', should .*at least 1 character"),
         (
             "  warmup_epochs: 0 ",
             "  warmup_epochs: -1 ",

@@ -29,8 +29,9 @@ def square(number: int) -> int:
     return number**2
 
 
-@pytest.fixture
-def workers() -> Iterator[Workers[int, int]]:
+@pytest.fixture(params=["fork", "spawn"])
+def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers[int, int]]:
+    monkeypatch.setattr("stages.base.workers.START", request.param)
     made = Workers(square, 2, "one of them was killed")
     yield made
     made.end()
@@ -54,9 +55,8 @@ def test_another_error_arrives_with_its_traceback(workers: Workers[int, int]) ->
 
 
 def test_one_that_is_killed_between_two_rounds_is_an_error(workers: Workers[int, int]) -> None:
-    before = set(psutil.Process().children())
     list(workers.map(range(4)))
-    [first, _] = set(psutil.Process().children()) - before
+    [first, _] = [psutil.Process(process.pid) for process in workers._processes]
     os.kill(first.pid, signal.SIGKILL)
     while first.status() != psutil.STATUS_ZOMBIE:  # not psutil's wait, which would hide from torch that it has ended
         time.sleep(0.01)

@@ -173,14 +173,15 @@ RICH: dict[str, Any] = {
 }
 
 
-def test_workers_change_no_bit_of_the_weights(digits: Path, tmp_path: Path) -> None:
+def test_workers_change_no_bit_of_the_weights(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    for workers in (0, 1, 2, 4):
-        folder = tmp_path / str(workers)
+    for workers, start in ((0, "fork"), (1, "fork"), (2, "fork"), (4, "fork"), (2, "spawn")):
+        monkeypatch.setattr("stages.base.workers.START", start)
+        folder = tmp_path / f"{workers} {start}"
         params = params_with(RICH | {"train.workers": workers}).train
         train(params, digits, folder / "net.safetensors", folder / "train.csv", Tracker.off())
         made.append(((folder / "net.safetensors").read_bytes(), (folder / "train.csv").read_bytes()))
-    assert made == made[:1] * 4
+    assert made == made[:1] * 5
     other = tmp_path / "other"
     train(
         params_with(RICH | {"train.seed": 1}).train,

@@ -187,7 +187,7 @@ def test_the_origin_is_all_that_determines_the_result(tmp_path: Path) -> None:
     first = checkpoints.origin(params_with({}).train, tmp_path, cpu)
     assert first["cpu"] == ""
     assert {"stages/train.py", "stages/nets/net.py", "stages/base/yaml.py"} <= first["code"].keys()
-    same = {"train.workers": 2, "train.checkpoint_minutes": 1, "train.log_steps": 1}
+    same = {"train.workers": 2, "train.checkpoint_minutes": 1, "train.log_steps": 1, "train.log_system": 2.5}
     assert checkpoints.origin(params_with(same).train, tmp_path, cpu) == first
     machine = checkpoints.origin(params_with({"train.determinism": "machine"}).train, tmp_path, cpu)
     assert machine["cpu"]

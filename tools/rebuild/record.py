@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.base.errors import InputError, listed
-from stages.base.params import WEIGHTS
+from stages.base.params import RANDOM, WEIGHTS
 from stages.base.text import say
 from stages.tracking import environment
 from stages.tracking.result import PATCH
@@ -43,9 +43,9 @@ class Record:
 
     @property
     def inputs(self) -> list[Path]:
-        """The data of the user, and the weights, that its stages read."""
-        names = [self.params.get("prepare.path"), self.params.get("train.init_from")]
-        return [Path(names[0] or "data/none"), WEIGHTS / (names[1] or "none")]
+        """The data of the user, and the weights, that its stages read; earlier versions had fewer."""
+        paths = [self.params.get(name) for name in ("prepare.path", "prepare.exclude")]
+        return [*(Path(path) for path in paths if path), WEIGHTS / (self.params.get("train.init_from") or RANDOM)]
 
     def curve(self, metric: str) -> dict[int, float]:
         return self._store.curve(self.run, metric)

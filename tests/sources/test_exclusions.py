@@ -1,0 +1,94 @@
+"""Images that a table leaves out: before anything is said of them, and with the bytes of a set that never had them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.base.errors import InputError
+from stages.base.files import write_csv
+from stages.base.params import PrepareParams
+from stages.prepare import prepare
+from tests.conftest import params_with, write_image
+
+
+def given(folder: Path, **changes: Any) -> PrepareParams:
+    values = {"source": "folder", "path": str(folder / "raw"), "exclude": str(folder / "out.csv")} | changes
+    return params_with({f"prepare.{name}": value for name, value in values.items()}).prepare
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Two classes of twelve images; one is cut, one is no image's name, two are equal."""
+    for seed in range(24):
+        write_image(tmp_path / f"raw/{'ab'[seed % 2]}/{seed:02}.png", seed)
+    cut = tmp_path / "raw/a/00.png"
+    cut.write_bytes(cut.read_bytes()[:60])
+    (tmp_path / "raw/b/=copy.png").write_bytes((tmp_path / "raw/b/03.png").read_bytes())
+    return tmp_path
+
+
+def test_what_is_left_out_is_as_if_it_had_never_been_there(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = pd.DataFrame({"kind": "label", "source": ["b/=copy.png", "a/00.png", "a/02.png"]})
+    write_csv(raw / "out.csv", out)
+    assert ",'=copy" not in (raw / "out.csv").read_text(), "the folder comes first"
+    prepare(given(raw), raw / "one")
+    assert "left out 3 images that " in capsys.readouterr().out
+    for name in ("b/=copy.png", "a/00.png", "a/02.png"):
+        (raw / "raw" / name).unlink()
+    (raw / "out.csv").write_text("source\n")
+    prepare(given(raw), raw / "two")
+    assert "left out" not in capsys.readouterr().out
+    for file in ("images.npy", "manifest.csv"):
+        assert (raw / "one" / file).read_bytes() == (raw / "two" / file).read_bytes()
+    info = json.loads((raw / "one/dataset.json").read_text())
+    assert info.pop("excluded") == 3
+    assert info == json.loads((raw / "two/dataset.json").read_text())
+
+
+def test_the_rejected_of_one_time_are_the_exclusions_of_the_next(raw: Path) -> None:
+    prepare(given(raw, on_bad="skip", exclude="data/excluded.csv"), raw / "one")
+    (raw / "one/rejected.csv").rename(raw / "out.csv")
+    prepare(given(raw), raw / "two")
+    one, two = (pd.read_csv(raw / name / "manifest.csv") for name in ("one", "two"))
+    columns = ["split", "label", "source"]
+    pd.testing.assert_frame_equal(one[columns], two[columns])
+    assert not (raw / "two/rejected.csv").exists()
+
+
+def test_images_of_a_published_set(tmp_path: Path) -> None:
+    whole = params_with({}).prepare
+    prepare(whole, tmp_path / "one")
+    one = pd.read_csv(tmp_path / "one/manifest.csv")
+    (tmp_path / "out.csv").write_text(f"why,source\nsmudged,{one['source'][3]}\nsmudged,{one['source'][9]}\n")
+    prepare(params_with({"prepare.exclude": str(tmp_path / "out.csv")}).prepare, tmp_path / "two")
+    two = pd.read_csv(tmp_path / "two/manifest.csv")
+    assert len(two) == len(one) - 2
+    kept = [row for row in range(len(one)) if row not in (3, 9)]
+    assert list(two["source"]) == list(one["source"][kept])
+    images = [np.load(tmp_path / name / "images.npy") for name in ("one", "two")]
+    assert np.array_equal(images[0][one["index"][kept]], images[1][two["index"]])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"source\na/02.png\na/2.png\nb/x.png\n", r"out\.csv names 2 images that are not there: a/2\.png, b/x\.png"),
+        (b"source\nb/x.png\n", r"prepare\.exclude: .*out\.csv names 1 image that is not there: b/x\.png"),
+        (b"file\na/02.png\n", r"prepare\.exclude: .*out\.csv, should have one column 'source'; its columns: 'file'"),
+        (b"", r"out\.csv, should have one column 'source'; its columns: none"),
+        (b'source\n"a/02.png\n', r"out\.csv, line 2.*quotation mark"),
+        (b"source\n\xff\n", r"out\.csv is not UTF-8"),
+        (b"source\na/02.png,x\n", r"out\.csv, line 2: 2 cells, and 1 in the header"),
+        (None, r"out\.csv: No such file or directory"),
+    ],
+)
+def test_a_table_that_is_none(raw: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (raw / "out.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        prepare(given(raw), raw / "prepared")
+    assert not (raw / "prepared").exists()
