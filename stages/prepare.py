@@ -29,7 +29,6 @@ from stages.base.errors import InputError, listed
 from stages.base.files import replacing, rounded, write_csv, write_json
 from stages.base.params import PrepareParams, load_params
 from stages.base.text import printable, say, warn
-from stages.sources.exclusions import without
 from stages.sources.images import ImageSpec, to_picture
 from stages.sources.loading import load_source
 from stages.sources.missing import near_misses
@@ -48,8 +47,8 @@ def main() -> None:
     """Prepare with the params of params.yaml into the folder on the command line."""
     arguments = cli.paths("stages.prepare", __doc__, prepared="folder to write, e.g. data/prepared")
     params = load_params().prepare
-    for path in (Path(params.path), Path(params.exclude)):
-        data_in_git.check(path, os.environ)
+    data_in_git.check(Path(params.path), os.environ)
+    data_in_git.check(Path(params.exclude), os.environ, is_small=True)
     prepare(params, **arguments)
 
 
@@ -59,11 +58,9 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
     Raises InputError if raw files are missing or wrong, and writes nothing but their list, rejected.csv, beside it.
     """
     listing = prepared.with_name("rejected.csv")
+    check_is_kept(Path(params.exclude), listing, prepared)
     listing.unlink(missing_ok=True)
-    found, raw = load_source(params), Path(params.path)
-    source = without(found, Path(params.exclude))
-    n_excluded = len(found.rows) - len(source.rows)
-    source = limited(source, params.limit, params.seed)
+    source, raw = limited(load_source(params), params.limit, params.seed), Path(params.path)
     if source.images is None:
         check_apart(raw, prepared)
     spec = image_spec(params, source, raw)
@@ -94,6 +91,8 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         incomplete = incomplete_classes(manifest, source.classes, shares)
         if incomplete and params.limit is not None:
             incomplete.append(f"prepare.limit leaves {params.limit} images of each class")
+        if incomplete and source.n_excluded:
+            incomplete.append(f"prepare.exclude leaves {source.n_excluded:,} images out")
         hint = ["Correct them, or leave them out: prepare.on_bad=skip"] if rejected and params.on_bad == "error" else []
         table = rejected_rows(source.rows, source.rejections)
         if incomplete or hint:
@@ -114,16 +113,16 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         if rejected:
             facts["rejected"] = counts(source.rejections)
             write_csv(folder / "rejected.csv", table)
-        if n_excluded:
-            facts["excluded"] = n_excluded
+        if source.n_excluded:
+            facts["excluded"] = source.n_excluded
         write_json(folder / "dataset.json", facts)
         write_csv(folder / "manifest.csv", manifest)
     if rejected:
         warn("\n".join(rejected))
     sizes = ", ".join(f"{name} {size:,}" for name, size in facts["sizes"].items())
     say(f"prepared {len(manifest):,} images of {params.source}: {sizes}")
-    if n_excluded:
-        say(f"left out {n_excluded:,} images that {params.exclude} names")
+    if source.n_excluded:
+        say(f"left out {source.n_excluded:,} images that {params.exclude} names")
     say_counts(dict(zip(source.classes, facts["counts"]["train"], strict=True)))
 
 
@@ -135,6 +134,14 @@ def say_counts(of_classes: dict[str, int]) -> None:
         warn(
             f"warning: {printable(common)} has {of_classes[common]:,} images to train on, {printable(rare)}"
             f" {of_classes[rare]:,}; train.balance evens that out, and train.monitor: macro_f1 rates all alike"
+        )
+
+
+def check_is_kept(exclude: Path, listing: Path, prepared: Path) -> None:
+    """Raise InputError if what is to be excluded stands in a file that is about to be replaced."""
+    if exclude.resolve() == listing.resolve() or exclude.resolve().is_relative_to(prepared.resolve()):
+        raise InputError(
+            f"prepare.exclude: {str(exclude)!r} is written by prepare itself; copy it, for instance to data/exclude.csv"
         )
 
 

@@ -17,9 +17,8 @@ Needs the extra audit: pip install -c constraints.txt -e '.[audit]'.
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from stages.base import cli
@@ -35,9 +34,10 @@ if TYPE_CHECKING:
     from tools.model import Model
 
 UNSEEN = ("valid", "test")
+BLOCK = 2_000  # images that are scored at once
 HASH_BITS = 64
-ALIKE = 2_000  # images that share part of a hash, beyond which they are not compared: of plain ones there may be many
-COLUMNS = ["kind", "source", "split", "label", "suggested", "score", "other", "other_split", "bits"]
+ALIKE = 20_000  # hashes with a part in common, beyond which they are not compared: each with each takes minutes
+COLUMNS = ["kind", "source", "split", "label", "suggested", "score", "other", "other_split", "other_label", "bits"]
 
 
 def main() -> None:
@@ -58,26 +58,57 @@ def main() -> None:
 
     from stages.base.params import load_params
     from stages.batches.prepared import Prepared
-    from tools.model import Model, weights_of
+    from tools.model import opened
 
-    data = Prepared(arguments.prepared)
-    with TemporaryDirectory() as folder:
-        weights, called, remark = weights_of(arguments.model, Path(folder))
-        model = Model(weights, load_params().train, called)
-    if remark:
-        say(remark)
+    check_out(arguments.out, Path(load_params().prepare.exclude))
+    data, model = Prepared(arguments.prepared), opened(arguments.model)
     if model.classes != data.classes:
-        raise InputError(f"{called} knows the classes {model.classes}, {arguments.prepared} has {data.classes}")
-    found = pd.DataFrame([*wrong_labels(model, data), *near_images(data, arguments.bits)], columns=COLUMNS)
+        raise InputError(f"{model.called} knows the classes {model.classes}, {arguments.prepared} has {data.classes}")
+    check_unseen(model, data)
+    near, n_left = near_images(data, arguments.bits)
+    found = pd.DataFrame([*wrong_labels(model, data), *near], columns=COLUMNS)
     with replacing(arguments.out) as partial:
         write_csv(partial, found)
-    n_labels = int((found["kind"] == "label").sum())
-    across = int((found["split"] != found["other_split"])[n_labels:].sum())
+    labels, same = (found[found["kind"] == kind] for kind in ("label", "same"))
+    across = int((same["split"] != same["other_split"]).sum())
     unseen = sum(data.sizes[name] for name in UNSEEN)
     say(
-        f"{arguments.out}: {n_labels:,} labels of {unseen:,} images of validation and test are likely wrong;"
-        f" {len(found) - n_labels:,} images are nearly the same as another, {across:,} of them in another split"
+        f"{arguments.out}: {len(labels):,} labels of {unseen:,} images of validation and test are likely wrong;"
+        f" {len(same):,} images are nearly the same as another, {across:,} of them in another split"
     )
+    if n_left:
+        warn(
+            f"warning: not all images were compared: {n_left:,} times a part of the hash is that of over {ALIKE:,}"
+            " images; fewer --bits have longer parts"
+        )
+
+
+def check_out(out: Path, exclude: Path) -> None:
+    """Raise InputError if the list that is in force would be replaced by one that lacks what it leaves out."""
+    if out.resolve() == exclude.resolve():
+        raise InputError(
+            f"--out: {str(out)!r} is what prepare.exclude names; write another file, and add its rows to that one"
+        )
+
+
+def check_unseen(model: "Model", data: "Prepared") -> None:
+    """Raise InputError if a run was validated or tested on other images: it may have been trained on these.
+
+    Where that cannot be known it is said, and so is a loss that makes no probabilities.
+    """
+    run = model.run
+    if run is None:
+        warn(f"warning: nothing says that {model.called} was not trained on images of validation and test")
+    elif others := [name for name in UNSEEN if not run.has_images(data, name)]:
+        made = ", ".join(
+            f"{name}={run.params.get(name)}" for name in ("prepare.source", "prepare.seed", "prepare.exclude")
+        )
+        raise InputError(
+            f"{model.called} has other images in {' and '.join(others)} than {data.folder}, so it may have been trained"
+            f" on some of these. Its own were prepared with {made}"
+        )
+    elif not run.gives_probabilities:
+        warn(f"warning: the loss of {model.called} makes no probabilities: what cleanlab says is worth less")
 
 
 def wrong_labels(model: "Model", data: "Prepared") -> Iterator[dict[str, Any]]:
@@ -89,9 +120,9 @@ def wrong_labels(model: "Model", data: "Prepared") -> Iterator[dict[str, Any]]:
     splits = {name: data.split(name, torch.device("cpu")) for name in UNSEEN}
     labels = torch.cat([split.labels for split in splits.values()]).numpy()
     scores = [
-        model.scores(split.read(slice(at, at + ALIKE)).numpy())
+        model.scores(split.read(slice(at, at + BLOCK)).numpy())
         for split in splits.values()
-        for at in range(0, len(split.labels), ALIKE)
+        for at in range(0, len(split.labels), BLOCK)
     ]
     shares = model.probabilities(torch.cat(scores)).double().numpy()
     files = [(name, source) for name in UNSEEN for source in data.sources(name)]
@@ -108,33 +139,43 @@ def wrong_labels(model: "Model", data: "Prepared") -> Iterator[dict[str, Any]]:
         }
 
 
-def near_images(data: "Prepared", bits: int) -> Iterator[dict[str, Any]]:
-    """Yield a row for each image that differs from an earlier one in so many bits at most: the nearest of them."""
+def near_images(data: "Prepared", bits: int) -> "tuple[list[dict[str, Any]], int]":
+    """Return a row for each image that differs from an earlier one in so many bits at most: the nearest of them.
+
+    Those that prepare would keep of equal ones come first: test, validation, training. Also return how many groups of
+    images were too large to be compared.
+    """
     import numpy as np
     import torch
 
+    from stages.sources.rejections import KEPT
     from stages.sources.splits import SPLITS
 
-    splits = {name: data.split(name, torch.device("cpu")) for name in SPLITS}
-    files = [(name, source) for name in SPLITS for source in data.sources(name)]
-    labels = torch.cat([splits[name].labels for name in SPLITS]).tolist()
+    order = sorted(SPLITS, key=KEPT.__getitem__)
+    splits = {name: data.split(name, torch.device("cpu")) for name in order}
+    files = [(name, source) for name in order for source in data.sources(name)]
+    labels = torch.cat([splits[name].labels for name in order]).tolist()
     hashes = np.concatenate([hashed(split) for split in splits.values()])
-    nearest: dict[int, tuple[int, int]] = {}
-    for one, other in candidates(hashes, bits):
-        differing = int(hashes[one] ^ hashes[other]).bit_count()
-        if differing <= bits:
-            nearest[other] = min(nearest.get(other, (HASH_BITS, other)), (differing, one))
-    for place, (differing, other) in sorted(nearest.items(), key=lambda item: (item[1][0], item[0])):
-        (split, source), (other_split, other_source) = files[place], files[other]
-        yield {
+    _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+    found = [
+        (0, int(place), int(first[which[place]])) for place in np.flatnonzero(first[which] != np.arange(len(which)))
+    ]
+    own = np.sort(first)
+    nearest, n_left = nearest_earlier(hashes[own], bits)
+    found += [(differing, int(own[place]), int(own[other])) for place, (differing, other) in nearest.items()]
+    return [
+        {
             "kind": "same",
-            "source": source,
-            "split": split,
+            "source": files[place][1],
+            "split": files[place][0],
             "label": data.classes[labels[place]],
-            "other": other_source,
-            "other_split": other_split,
+            "other": files[other][1],
+            "other_split": files[other][0],
+            "other_label": data.classes[labels[other]],
             "bits": differing,
         }
+        for differing, place, other in sorted(found)
+    ], n_left
 
 
 def hashed(split: Any) -> "npt.NDArray[np.uint64]":
@@ -152,24 +193,30 @@ def hashed(split: Any) -> "npt.NDArray[np.uint64]":
     return found
 
 
-def candidates(hashes: "npt.NDArray[np.uint64]", bits: int) -> Iterator[tuple[int, int]]:
-    """Yield pairs of places, the earlier first, that may differ in `bits` bits at most; some more than once.
+def nearest_earlier(hashes: "npt.NDArray[np.uint64]", bits: int) -> tuple[dict[int, tuple[int, int]], int]:
+    """Return of each hash with an earlier one within so many bits that one: {place: (bits that differ, its place)}.
 
-    Of bits + 1 parts of a hash such two have one in common.
+    Of bits + 1 parts such two have one in common: hashes that share one are compared, each with each. Also return how
+    many of these groups were too large for that.
     """
     import numpy as np
 
-    edges = np.linspace(0, HASH_BITS, bits + 2).astype(int)
-    for start, end in pairwise(edges):
-        part = (hashes >> np.uint64(start)) & np.uint64((1 << int(end - start)) - 1)
-        order = part.argsort(kind="stable")
+    nearest: dict[int, tuple[int, int]] = {}
+    n_left, edges = 0, np.linspace(0, HASH_BITS, bits + 2).astype(int)
+    for start, end in pairwise(edges.tolist()):
+        part = (hashes >> np.uint64(start)) & np.uint64((1 << (end - start)) - 1)
+        order = part.argsort(kind="stable")  # so that places ascend in each group
         for group in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             if len(group) > ALIKE:
-                warn(
-                    f"warning: {len(group):,} images have a part of their hash in common: these are not compared by it"
-                )
-            else:
-                yield from combinations(group.tolist(), 2)
+                n_left += 1
+                continue
+            for place in range(1, len(group)):
+                differing = np.bitwise_count(hashes[group[:place]] ^ hashes[group[place]])
+                if (least := int(differing.min())) <= bits:
+                    other = int(group[int(differing.argmin())])
+                    own = int(group[place])
+                    nearest[own] = min(nearest.get(own, (HASH_BITS, own)), (least, other))
+    return nearest, n_left
 
 
 if __name__ == "__main__":

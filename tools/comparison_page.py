@@ -16,7 +16,6 @@ from PIL import Image
 from stages.base.errors import InputError
 from stages.batches.prepared import Prepared, Split
 from stages.report.canvas import TILE, over_epochs, short
-from stages.tracking.datasets import dataset_input, dataset_record
 from tools.comparison import Comparison
 from tools.html import STYLE, embedded, text
 from tools.runs import EvaluatedRun, Runs
@@ -126,8 +125,7 @@ def _differing(first: EvaluatedRun, second: EvaluatedRun) -> list[str]:
 def tested_images(run: EvaluatedRun) -> Split:
     """Return the images that a run was tested on, in its order. Raises InputError if the workspace lacks them."""
     prepared = Prepared(PREPARED)
-    here = dataset_input(dataset_record(prepared, "test")).dataset
-    if f"{here.name} {here.digest}" != run.data["testing"]:
+    if not run.has_images(prepared, "test"):
         raise InputError(f"{PREPARED} holds other test images than those of {run.name}")
     return prepared.split("test", torch.device("cpu"))
 

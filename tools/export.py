@@ -46,15 +46,15 @@ def main() -> None:
     from tools.model import weights_of
 
     with TemporaryDirectory() as folder:
-        weights, called, remark = weights_of(arguments.model, Path(folder))
-        net, description = load_weights(weights)
-    if remark:
-        say(remark)
+        found = weights_of(arguments.model, Path(folder))
+        net, description = load_weights(found.file)
+    if found.remark:
+        say(found.remark)
     classifier = description.classifier(net).eval()
     for file, write in ((arguments.onnx, write_onnx), (arguments.pt2, write_pt2)):
         if file:
             difference = write(file, classifier, description)
-            say(f"{file}: {called}; its scores differ from the model's by {difference:.1g} at most")
+            say(f"{file}: {found.called}; its scores differ from the model's by {difference:.1g} at most")
 
 
 def write_onnx(file: Path, classifier: "nn.Module", description: "Description") -> float:

@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from stages.base.errors import InputError
-from stages.base.params import TrainParams
+from stages.base.params import TrainParams, load_params
+from stages.base.text import warn
 from stages.batches.prepared import Split
 from stages.nets.prediction import predict
 from stages.nets.weights import load_weights
@@ -25,41 +27,64 @@ from stages.sources.decoding import Facts, decode, file_reader
 from stages.sources.images import ImageSpec
 from stages.sources.rejections import Rejection
 from stages.training import determinism
-from tools.runs import Runs
+from tools.runs import EvaluatedRun, Runs
 
 BLOCK, BLOCK_IMAGES = 64 << 20, 1 << 14  # bytes, and images at most, that are decoded before they are scored
 
 
-def weights_of(name: str, folder: Path) -> tuple[Path, str, str]:
-    """Return the weights file of a model, what it is called, and which others could be meant.
+class Found(NamedTuple):
+    """The weights file that a name stands for."""
+
+    file: Path
+    called: str
+    remark: str  # which others could be meant
+    run: EvaluatedRun | None  # that it is of
+
+
+def weights_of(name: str, folder: Path) -> Found:
+    """Return the weights file of a model.
 
     `name` is a file, or stands for a run: its id or name, best, or MODEL@ALIAS of the registry; a run's file is copied
     into `folder`. Raises InputError if there is none.
     """
     if Path(name).is_file():
-        return Path(name), name, ""
+        return Found(Path(name), name, "", None)
     if os.sep in name or name.endswith((".safetensors", ".pt", ".pth")):
         raise InputError(f"MODEL: {name!r} is no file")
     runs = Runs()
     run = runs.of_model(name) if "@" in name else runs.find(name)
     called = f"{run.name} ({run.metrics['test/accuracy']:.4f} test accuracy)"
-    return runs.weights(run, folder), called, run.remark
+    return Found(runs.weights(run, folder), called, run.remark, run)
+
+
+def opened(name: str) -> "Model":
+    """Return the model that a command names as `weights_of` takes it; which others could be meant is said.
+
+    It computes as params.yaml has it: device, threads and level of determinism. Raises InputError if there is none.
+    """
+    with TemporaryDirectory() as folder:
+        found = weights_of(name, Path(folder))
+        model = Model(found.file, load_params().train, found.called, found.run)
+    if found.remark:
+        warn(found.remark)
+    return model
 
 
 class Model:
     """A classifier of images; threads may share it."""
 
-    def __init__(self, weights: Path, params: TrainParams, called: str) -> None:
+    def __init__(self, weights: Path, params: TrainParams, called: str, run: EvaluatedRun | None = None) -> None:
         """Raises InputError if the file cannot be read, or its weights do not fit the net that it describes.
 
-        Device, threads and level of determinism are those of `params`, as for evaluate. Messages have it `called` so.
+        Device, threads and level of determinism are those of `params`, as for evaluate. Messages have it `called` so;
+        `run` is what it is of, if that is known.
         """
         net, self._description = load_weights(weights)
         self.classes = self._description.classes
         self._device = determinism.set_up(params.device, params.threads, params.determinism)
         self._classifier = self._description.classifier(net).eval().to(self._device)
         self._alone = Lock()
-        self.called = called
+        self.called, self.run = called, run
 
     @property
     def spec(self) -> ImageSpec:

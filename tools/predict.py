@@ -21,7 +21,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from io import StringIO
 from itertools import chain, islice, product, repeat
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
@@ -65,21 +64,16 @@ def main() -> None:
     if not n_files:
         raise InputError(f"PATHS: there are no files in {listed(map(utf8, map(str, arguments.paths)))}")
 
-    from stages.base.params import load_params
-    from tools.model import Model, weights_of
+    from tools.model import opened
 
-    with TemporaryDirectory() as folder:
-        weights, called, remark = weights_of(arguments.model, Path(folder))
-        model = Model(weights, load_params().train, called)
+    model = opened(arguments.model)
     if arguments.top is not None and not 1 <= arguments.top <= len(model.classes):
         raise InputError(f"--top: {arguments.top}, should be from 1 to {len(model.classes)}, the model's classes")
-    if remark:
-        warn(remark)
     said = predict_files(model, files_of(arguments.paths, arguments.column), n_files, arguments.out, arguments.top)
     if said:
         warn(said)
     if arguments.out:
-        say(f"{arguments.out}: what {called} says of the images")
+        say(f"{arguments.out}: what {model.called} says of the images")
 
 
 def check_out(out: Path | None, paths: Sequence[Path]) -> None:

@@ -64,8 +64,8 @@ def as_html(run: EvaluatedRun, store: Runs) -> str:
         folder = Path(name)
         if (file := store.artifact(run, REPORT, folder)) is None:
             raise InputError(
-                f"the run {run.name} ({run.id[:8]}) has no {REPORT}: it was evaluated by earlier code, see"
-                " python -m tools.rebuild"
+                f"the run {run.name} ({run.id[:8]}) has no {REPORT}, as earlier code wrote none: dvc exp apply it, and"
+                " dvc repro with today's code is a run that has one"
             )
         body = markdown(store, run, folder).render(file.read_text(encoding="utf-8"))
     facts = {what: run.tags.get(tag, "") for what, tag in FACTS.items()}
@@ -76,7 +76,7 @@ def as_html(run: EvaluatedRun, store: Runs) -> str:
         " content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
         f"<title>{text(run.name)}</title><style>{STYLE}{PICTURES}</style>",
         body,
-        f'<h2>The run</h2><p><a href="{text(run.link)}">{text(run.name)}</a> {run.id}</p>',
+        f'<h2>The run</h2><p><a href="{text(run.link)}">{text(run.name)}</a> {text(run.id)}</p>',
         f"<div><table>{rows}</table></div>",
     ]
     return "\n".join(parts) + "\n"

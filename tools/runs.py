@@ -13,6 +13,7 @@ from urllib.parse import quote
 from stages.base.errors import InputError, listed
 from stages.base.files import read_csv, sha256
 from stages.base.text import shown_url
+from stages.tracking.datasets import dataset_record
 from stages.tracking.params import given
 from stages.tracking.result import EVALUATION_TAG, PATCH, RECORD, RECORD_TAG, USED, WEIGHTS, WEIGHTS_TAG
 from stages.tracking.run import close, left_running
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities import Run as MlflowRun
     from mlflow.entities.model_registry import ModelVersion
+
+    from stages.batches.prepared import DatasetInfo
 
 UNLOGGED = "python -m tools.sync adds what DVC has, taken from its cache or pulled, and MLflow has not"
 
@@ -62,6 +65,11 @@ class EvaluatedRun:
 
         loss = LOSSES.get(self.params.get("train.loss.name", ""))
         return loss is not None and loss.gives_probabilities
+
+    def has_images(self, data: "DatasetInfo", split: str) -> bool:
+        """Return whether a split of the prepared set is what it was trained, validated or tested on."""
+        record = dataset_record(data, split)
+        return self.data[record["context"]] == f"{record['name']} {record['digest']}"
 
     def right(self) -> "npt.NDArray[np.bool_]":
         """Return for each test image whether it was classified correctly."""

@@ -28,6 +28,11 @@ def harmless(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Return a text as `harmless` does, with escapes for line breaks, too."""
+    return harmless(text).replace("\n", "\\n")
+
+
 def printable(text: object) -> str:
     """Return a name as it is, or quoted with escapes where a terminal, or a line of a list, would not show it."""
     return str(text) if str(text).isprintable() else repr(text)

@@ -53,8 +53,9 @@ class Workers(Generic[Task, Result]):
 
     def _results(self) -> Iterator[Any]:
         """Yield for each task a result, or the error that there was instead."""
+        results = None if self._loader else self._start()
         try:
-            yield from iter(self._loader) if self._loader else self._start()
+            yield from iter(self._loader) if results is None else results
         except RuntimeError as error:  # what the function raises comes as a value, so it is torch that raises
             raise InputError(self._killed) from error
 

@@ -41,8 +41,8 @@ class Split:
         return on_device(self.read(indices), self.labels.device)
 
     def __reduce__(self) -> Any:
-        """Let a process that is no fork open the images itself."""
-        return _split, (Shared(self.images), self.labels, self.rows)
+        """Let a process that is no fork open the images itself, and keep off the GPU."""
+        return _split, (Shared(self.images), self.labels.cpu(), self.rows)
 
     @cached_property
     def _resident(self) -> Tensor | None:

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.base.text import harmless
+from stages.base.text import one_line
 
 matplotlib.rcdefaults()  # a user's matplotlibrc would change the bytes
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $
@@ -79,16 +79,12 @@ def draw_scale(figure: Figure, axes: Sequence[Axes], limit: float) -> None:
 
 def short(name: str, most: int = 24) -> str:
     """Return the beginning of a name that would be wider than `most` letters; those of Chinese count as two."""
-    return _cut(_one_line(name), most)
+    return _cut(one_line(name), most)
 
 
 def short_path(path: str, most: int = 24) -> str:
     """Return the end of a path, which tells files apart, if it would be wider than `most` letters."""
-    return _cut(_one_line(path)[::-1], most)[::-1]
-
-
-def _one_line(name: str) -> str:
-    return harmless(name).replace("\n", "\\n")
+    return _cut(one_line(path)[::-1], most)[::-1]
 
 
 def _cut(name: str, most: int) -> str:

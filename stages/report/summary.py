@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from stages.base.errors import listed
 from stages.base.params import NO_PART_OF_RESULT, flattened
-from stages.base.text import harmless
+from stages.base.text import one_line
 
 if TYPE_CHECKING:
     from stages.report.pictures import Result
 
 SPLITS = ("train", "valid", "test")
+PATHS = ("prepare.path", "prepare.exclude")
 Z = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
 MOST = 30  # classes that are listed, and pairs that were confused
 FEW = 30  # test images of a class, below which a share of them says little
@@ -97,7 +98,7 @@ def _data(result: "Result", data: dict[str, Any]) -> list[str]:
         if counts
     ]
     rows.append([f"all {len(result.classes)}", *(f"{data['sizes'][split]:,}" for split in SPLITS)])
-    few = f"The first {MOST} of {len(result.classes):,} classes." if len(result.classes) > MOST else ""
+    first = [f"The first {MOST} of {len(result.classes):,} classes."] if len(result.classes) > MOST else []
     left_out = {"excluded by a list": data["excluded"]} if "excluded" in data else {}
     left_out |= data.get("rejected", {})
     return [
@@ -105,7 +106,7 @@ def _data(result: "Result", data: dict[str, Any]) -> list[str]:
         "",
         f"`{data['source']}`: {side} x {side} pixels, {kind}.",
         *([f"Left out: {', '.join(f'{what} {n:,}' for what, n in left_out.items())}."] if left_out else []),
-        *([few] if few else []),
+        *first,
         "",
         *_table(["class", *SPLITS], rows, numbers=(1, 2, 3)),
         *_shown(["examples"], "The first training images of each class"),
@@ -156,10 +157,10 @@ def _classes(result: "Result", pictures: Sequence[str]) -> list[str]:
         ]
         for row in worst.to_dict("records")
     ]
-    few = [f"The worst {MOST} of {len(result.classes):,} classes.", ""] if len(result.classes) > MOST else []
+    worst_of = [f"The worst {MOST} of {len(result.classes):,} classes.", ""] if len(result.classes) > MOST else []
     columns = ["class", "right", "recall", "95 % interval", "precision", "F1", "AUROC"]
     shown = [name for name in ("curves", "reliability") if name in pictures]
-    return ["## Classes", "", *few, *_table(columns, rows, numbers=range(1, 7)), *_shown(shown, "")]
+    return ["## Classes", "", *worst_of, *_table(columns, rows, numbers=range(1, 7)), *_shown(shown, "")]
 
 
 def _mistakes(result: "Result") -> list[str]:
@@ -200,17 +201,32 @@ def _rebuilt(training: dict[str, Any], data: dict[str, Any]) -> list[str]:
         "",
         "```yaml",
         *(
-            f"{name}: {harmless(json.dumps(value, ensure_ascii=False))}"
-            for name, value in flattened(training["params"]).items()
+            f"{one_line(name)}: {_value(name, value)}"
+            for name, value in sorted(flattened(training["params"]).items())
             if name not in NO_PART_OF_RESULT
         ),
         "```",
     ]
 
 
+def _value(name: str, value: Any) -> str:
+    """Return a param as JSON: what DVC takes for equal is, too, and no place outside of the repository is named."""
+    if name in PATHS and Path(value).is_absolute():
+        return '"outside of the repository"'
+    return one_line(json.dumps(_plain(value), ensure_ascii=False, sort_keys=True))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def escaped(name: str) -> str:
     """Return a name as Markdown that shows it as it is, in one line."""
-    return SPECIAL.sub(r"\\\1", harmless(name).replace("\n", "\\n"))
+    return SPECIAL.sub(r"\\\1", one_line(name))
 
 
 def _share(hits: int, n: int) -> str:

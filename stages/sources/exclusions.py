@@ -1,32 +1,14 @@
 """Images that the user wants left out: a table names them."""
 
+from collections import Counter
+from collections.abc import Iterable, Set
 from pathlib import Path
-
-import numpy as np
 
 from stages.base.errors import InputError, listed
 from stages.base.text import printable
-from stages.sources.source import Source, only
 from stages.sources.tables import records
 
 COLUMN = "source"
-
-
-def without(source: Source, file: Path) -> Source:
-    """Return the source without the images that the column `source` of the table in `file` names.
-
-    Raises InputError if the file is no such table, or names an image that is not there.
-    """
-    names = excluded(file)
-    if not names:
-        return source
-    if unknown := sorted(names - set(source.rows["source"])):
-        what = "image" if len(unknown) == 1 else "images"
-        raise InputError(
-            f"prepare.exclude: {file} names {len(unknown):,} {what} that {'is' if len(unknown) == 1 else 'are'} not"
-            f" there: {listed(map(printable, unknown))}"
-        )
-    return only(source, np.flatnonzero(~source.rows["source"].isin(names)))
 
 
 def excluded(file: Path) -> set[str]:
@@ -40,3 +22,23 @@ def excluded(file: Path) -> set[str]:
     place = columns.index(COLUMN)
     # Tables of ours have an apostrophe before what a spreadsheet would take for a formula, see write_csv.
     return {cells[place].removeprefix("'") for _, _, cells in found if len(cells) > place} - {""}
+
+
+def left(sources: Iterable[str], names: Set[str], file: Path) -> list[bool]:
+    """Return of each image, by its source, whether it stays, since it is none of the names in the table `file`.
+
+    Raises InputError for a name that is no image's, or that of several.
+    """
+    plain = [source.lstrip() for source in sources]  # as a table is read
+    stays = [source not in names for source in plain]
+    counts = Counter(source for source, stay in zip(plain, stays, strict=True) if not stay)
+    if unknown := sorted(names - counts.keys()):
+        what = "image that is" if len(unknown) == 1 else "images that are"
+        names_them = listed(map(printable, unknown))
+        raise InputError(f"prepare.exclude: {file} names {len(unknown):,} {what} not there: {names_them}")
+    if several := sorted(name for name, count in counts.items() if count > 1):
+        raise InputError(
+            f"prepare.exclude: {file} names what several rows are called, of which one may be meant:"
+            f" {listed(map(printable, several))}"
+        )
+    return stays

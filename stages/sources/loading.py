@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from stages.base.errors import InputError, lines, unknown
 from stages.base.params import NOTHING, PrepareParams
 from stages.base.registry import check_table
 from stages.sources import folders, published, tables
+from stages.sources.exclusions import excluded, left
 from stages.sources.rejections import Kind, Rejection
-from stages.sources.source import Row, Source, table
+from stages.sources.source import Row, Source, only, table
 
 PUBLISHED: dict[str, Callable[[Path], Source]] = {"digits": published.digits, "fashion_mnist": published.fashion_mnist}
 USER_SOURCES: dict[str, Callable[[PrepareParams, Path], list[Row]]] = {
@@ -26,10 +28,12 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 def load_source(params: PrepareParams) -> Source:
     """Return the source that `prepare.source` names, of what the user brought to `prepare.path`.
 
+    What `prepare.exclude` names is left out first, as if it were not there.
     Raises InputError for a set that cannot be used as a whole. Images that cannot be used are in its `rejections`.
     """
     check_name(params.source)
-    classes, raw = params.classes, Path(params.path)
+    classes, raw, exclude = params.classes, Path(params.path), Path(params.exclude)
+    names = excluded(exclude)
     if classes is not None and (len(set(classes)) < len(classes) or len(classes) < 2):
         raise InputError(f"prepare.classes: {classes}, should be two or more different names")
     if params.source not in PUBLISHED:
@@ -37,13 +41,18 @@ def load_source(params: PrepareParams) -> Source:
             raise InputError(
                 f"prepare.path: '{NOTHING}', should be the folder of your images for prepare.source: {params.source}"
             )
-        return _user_source(USER_SOURCES[params.source](params, raw), classes, raw)
+        rows = USER_SOURCES[params.source](params, raw)
+        stays = left((row[0] for row in rows), names, exclude)
+        found = _user_source([row for row, stay in zip(rows, stays, strict=True) if stay], classes, raw)
+        return replace(found, n_excluded=len(names))
     source = PUBLISHED[params.source](raw)
     if classes not in (None, source.classes):
         raise InputError(
             f"prepare.classes: {classes}, should be null for {params.source}, whose own are {source.classes}"
         )
-    return source
+    if not names:
+        return source
+    return replace(only(source, np.flatnonzero(left(source.rows["source"], names, exclude))), n_excluded=len(names))
 
 
 def check_name(name: str) -> None:

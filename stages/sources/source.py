@@ -27,6 +27,7 @@ class Source:
     rejections: dict[int, Rejection]  # why images cannot be used, by their rows' numbers, as far as is known
     classes: list[str]  # the classes' names, in the order of their numbers
     images: npt.NDArray[np.uint8] | None  # (n, h, w), grayscale; None: `source` in the rows names the files
+    n_excluded: int = 0  # images that are no rows, since the user wants them left out
 
     @property
     def usable(self) -> npt.NDArray[np.int64]:
@@ -61,6 +62,7 @@ def only(source: Source, kept: npt.NDArray[np.int64]) -> Source:
         {places[row]: rejection for row, rejection in source.rejections.items() if row in places},
         source.classes,
         None if source.images is None else source.images[kept],
+        source.n_excluded,
     )
 
 

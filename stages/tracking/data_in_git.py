@@ -15,9 +15,10 @@ from stages.tracking.git import GitError, untracked
 LIMIT = "REPRONET_GIT_MB"  # the environment variable that lifts the limit
 
 
-def check(path: Path, environment: Mapping[str, str]) -> None:
+def check(path: Path, environment: Mapping[str, str], is_small: bool = False) -> None:
     """Warn of data at `path` that go into git with the experiment of this process, if it is part of one.
 
+    For what `is_small`, such as a list, git is the place.
     Raises InputError if they are too large, and if this is a directory of `dvc exp run --temp` or of DVC's queue that
     lacks what the repository has at `path`, since git does not hold it.
     """
@@ -25,7 +26,7 @@ def check(path: Path, environment: Mapping[str, str]) -> None:
         return
     repository = main_repository(environment)
     if repository == Path.cwd():
-        if said := going_into_git(path, environment):
+        if (said := going_into_git(path, environment)) and not is_small:
             warn(f"warning: {said}")
     elif not any(Path(f"{one}.dvc").exists() for one in (path, *path.parents)):
         lost = [name for name in untracked(_only(path), folder=repository, ignored=True) if not os.path.lexists(name)]

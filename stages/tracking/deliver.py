@@ -17,7 +17,7 @@ from pathlib import Path
 from stages.base.locks import locked_if_free
 from stages.base.processes import ignore_signals
 from stages.base.text import say
-from stages.tracking.monitor import monitored
+from stages.tracking.monitor import Machine
 from stages.tracking.replay import BusyError, Replay
 from stages.tracking.store import Store, set_up_mlflow
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 def followed(folder: Path) -> bool:
     """Bring a journal as it is written; return whether all of it has arrived. Then it is removed."""
-    store, replay, monitor = Store.from_environment(), None, None
+    store, replay, machine = Store.from_environment(), None, None
     pause, busy, is_last, has_failed = FIRST_PAUSE, 0.0, False, False
     while True:
         if not is_last and (is_last := stage_has_ended(0)):
@@ -53,10 +53,9 @@ def followed(folder: Path) -> bool:
             store.client()
             replay = replay or Replay(store, folder)
             replay.go_on()
-            if not monitor and not replay.is_whole and (seconds := replay.sampled):
-                monitor = monitored(replay.run_id, store.uri, seconds)
-            if monitor and (is_last or replay.is_whole):
-                monitor.finish()
+            if replay.sampled and not replay.is_whole:
+                machine = machine or Machine(replay.sampled)
+                replay.log_machine(machine.sample())
             if is_last or replay.is_whole:
                 replay.finish()
                 return True

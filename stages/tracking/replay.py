@@ -18,8 +18,10 @@ from stages.tracking.journal import (
     has_end,
     is_written,
     journals,
+    now,
     remove,
 )
+from stages.tracking.monitor import PREFIX
 from stages.tracking.result import ATTEMPT_TAG, JOURNAL_TAG, TRAINING_TAG, WEIGHTS_TAG
 from stages.tracking.run import ActiveRun, Start, delete_others, run_name, started
 from stages.tracking.store import Store
@@ -45,6 +47,13 @@ class Replay:
         if self._events.is_damaged:
             raise DamagedError(f"the journal {self._folder} is damaged")
         if self._run:
+            self._run.flush()
+
+    def log_machine(self, sample: dict[str, float]) -> None:
+        """Log a sample of the machine at the step after the last; one that the store does not take is lost."""
+        if self._run and sample:
+            steps = (step for name, step in self._run.logged if name.startswith(PREFIX))
+            self._run.log(sample, 1 + max(steps, default=-1), now())
             self._run.flush()
 
     def finish(self) -> None:

@@ -115,6 +115,20 @@ def test_what_it_says_is_what_was_measured(tmp_path: Path) -> None:
     }
 
 
+def test_equal_params_are_equal_bytes_and_no_place_outside_is_named(tmp_path: Path) -> None:
+    texts = []
+    for path, arguments in (
+        ("/home/alice/flowers", {"momentum": 1, "nesterov": True}),
+        ("/data/flowers", {"nesterov": True, "momentum": 1.0}),
+    ):
+        changes = {"prepare.path": path, "train.optimizer.arguments": {"SGD": arguments}}
+        training = {"params": params_with(changes).model_dump(), "chosen": 1, "epochs": 1, "sha256": "d" * 64}
+        texts.append(written(tmp_path, training, result(), []))
+    assert texts[0] == texts[1]
+    assert "train.optimizer.arguments.SGD.momentum: 1\n" in texts[0]
+    assert 'prepare.path: "outside of the repository"' in texts[0]
+
+
 def test_names_are_no_markup(tmp_path: Path) -> None:
     page = (
         MarkdownIt("commonmark", {"html": False})

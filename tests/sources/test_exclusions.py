@@ -22,22 +22,25 @@ def given(folder: Path, **changes: Any) -> PrepareParams:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Two classes of twelve images; one is cut, one is no image's name, two are equal."""
+    """Classes "=a" and " b" of twelve images; one is cut, two are equal, and one is alone in a class like another."""
     for seed in range(24):
-        write_image(tmp_path / f"raw/{'ab'[seed % 2]}/{seed:02}.png", seed)
-    cut = tmp_path / "raw/a/00.png"
+        write_image(tmp_path / f"raw/{('=a', ' b')[seed % 2]}/{seed:02}.png", seed)
+    cut = tmp_path / "raw/=a/00.png"
     cut.write_bytes(cut.read_bytes()[:60])
-    (tmp_path / "raw/b/=copy.png").write_bytes((tmp_path / "raw/b/03.png").read_bytes())
+    (tmp_path / "raw/ b/copy.png").write_bytes((tmp_path / "raw/ b/03.png").read_bytes())
+    write_image(tmp_path / "raw/b/99.png", 99)
     return tmp_path
 
 
+OUT = ["=a/00.png", "=a/02.png", " b/copy.png", "b/99.png"]
+
+
 def test_what_is_left_out_is_as_if_it_had_never_been_there(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = pd.DataFrame({"kind": "label", "source": ["b/=copy.png", "a/00.png", "a/02.png"]})
-    write_csv(raw / "out.csv", out)
-    assert ",'=copy" not in (raw / "out.csv").read_text(), "the folder comes first"
+    write_csv(raw / "out.csv", pd.DataFrame({"kind": "label", "source": OUT}))
+    assert ",'=a/00.png" in (raw / "out.csv").read_text()
     prepare(given(raw), raw / "one")
-    assert "left out 3 images that " in capsys.readouterr().out
-    for name in ("b/=copy.png", "a/00.png", "a/02.png"):
+    assert "left out 4 images that " in capsys.readouterr().out
+    for name in OUT:
         (raw / "raw" / name).unlink()
     (raw / "out.csv").write_text("source\n")
     prepare(given(raw), raw / "two")
@@ -45,11 +48,12 @@ def test_what_is_left_out_is_as_if_it_had_never_been_there(raw: Path, capsys: py
     for file in ("images.npy", "manifest.csv"):
         assert (raw / "one" / file).read_bytes() == (raw / "two" / file).read_bytes()
     info = json.loads((raw / "one/dataset.json").read_text())
-    assert info.pop("excluded") == 3
+    assert info.pop("excluded") == 4
     assert info == json.loads((raw / "two/dataset.json").read_text())
 
 
 def test_the_rejected_of_one_time_are_the_exclusions_of_the_next(raw: Path) -> None:
+    (raw / "raw/b/99.png").unlink()
     prepare(given(raw, on_bad="skip", exclude="data/excluded.csv"), raw / "one")
     (raw / "one/rejected.csv").rename(raw / "out.csv")
     prepare(given(raw), raw / "two")
@@ -57,6 +61,31 @@ def test_the_rejected_of_one_time_are_the_exclusions_of_the_next(raw: Path) -> N
     columns = ["split", "label", "source"]
     pd.testing.assert_frame_equal(one[columns], two[columns])
     assert not (raw / "two/rejected.csv").exists()
+
+
+def test_a_list_that_prepare_itself_replaces_is_refused_and_kept(raw: Path) -> None:
+    with pytest.raises(InputError, match=r"listed in .*rejected\.csv"):
+        prepare(given(raw, exclude="data/excluded.csv", classes=["=a", " b", "b"]), raw / "prepared")
+    listing = (raw / "rejected.csv").read_bytes()
+    for name in ("rejected.csv", "prepared/rejected.csv"):
+        with pytest.raises(InputError, match=rf"prepare\.exclude: '.*{name}' is written by prepare itself; copy it"):
+            prepare(given(raw, exclude=str(raw / name)), raw / "prepared")
+    assert (raw / "rejected.csv").read_bytes() == listing
+
+
+def test_too_few_are_left(raw: Path) -> None:
+    names = [f" b/{seed:02}.png" for seed in range(1, 24, 2)][:-2]
+    write_csv(raw / "out.csv", pd.DataFrame({"source": [*OUT, *names]}))
+    with pytest.raises(InputError, match=r"(?s)needs an image in each split.*prepare\.exclude leaves 14 images out"):
+        prepare(given(raw), raw / "prepared")
+
+
+def test_a_name_of_several_rows_is_refused(raw: Path) -> None:
+    rows = [f"=a/{seed:02}.png,a" for seed in range(2, 24, 2)] + [f" b/{seed:02}.png,b" for seed in range(1, 24, 2)]
+    (raw / "raw/labels.csv").write_text("\n".join(["image,label", *rows, rows[-1]]) + "\n")
+    (raw / "out.csv").write_text("source\n b/23.png\n")
+    with pytest.raises(InputError, match=r"names what several rows are called, .*: b/23\.png"):
+        prepare(given(raw, source="csv"), raw / "prepared")
 
 
 def test_images_of_a_published_set(tmp_path: Path) -> None:
@@ -76,13 +105,13 @@ def test_images_of_a_published_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"source\na/02.png\na/2.png\nb/x.png\n", r"out\.csv names 2 images that are not there: a/2\.png, b/x\.png"),
+        (b"source\n=a/02.png\n=a/2.png\nb/x.png\n", r"out\.csv names 2 images that are not there: =a/2\.png, b/x\.png"),
         (b"source\nb/x.png\n", r"prepare\.exclude: .*out\.csv names 1 image that is not there: b/x\.png"),
-        (b"file\na/02.png\n", r"prepare\.exclude: .*out\.csv, should have one column 'source'; its columns: 'file'"),
+        (b"file\n=a/02.png\n", r"prepare\.exclude: .*out\.csv, should have one column 'source'; its columns: 'file'"),
         (b"", r"out\.csv, should have one column 'source'; its columns: none"),
-        (b'source\n"a/02.png\n', r"out\.csv, line 2.*quotation mark"),
+        (b'source\n"=a/02.png\n', r"out\.csv, line 2.*quotation mark"),
         (b"source\n\xff\n", r"out\.csv is not UTF-8"),
-        (b"source\na/02.png,x\n", r"out\.csv, line 2: 2 cells, and 1 in the header"),
+        (b"source\n=a/02.png,x\n", r"out\.csv, line 2: 2 cells, and 1 in the header"),
         (None, r"out\.csv: No such file or directory"),
     ],
 )

@@ -1,8 +1,16 @@
 """What MLflow measures of the machine while a training goes on: from the process beside it, if params ask for it."""
 
-import mlflow
+import shutil
+from pathlib import Path
 
+import mlflow
+import pytest
+
+from stages.tracking.monitor import Machine
+from stages.tracking.replay import Replay
+from stages.tracking.run import ActiveRun, points_of
 from tests.conftest import Project
+from tests.tracking.conftest import only_run
 
 EPOCHS = 300
 
@@ -26,3 +34,23 @@ def test_the_machine_is_sampled_while_a_training_goes_on(project: Project) -> No
         assert len(points) >= 2
         assert all(0 <= point.value <= most for point in points)
     assert len(client.get_metric_history(sampled.info.run_id, "valid/accuracy")) == EPOCHS
+
+
+def test_samples_go_on_after_a_failure_and_after_an_attempt(store: Path, tmp_path: Path) -> None:
+    """What the process beside the stage does, with a store that fails in between."""
+    shutil.copy(store / "mlflow.db", tmp_path)
+    run = only_run(tmp_path)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    replay = Replay.__new__(Replay)
+    replay._run = ActiveRun(client, run.info.run_id)
+    assert Machine(60).sample() == {}, "none is due yet"
+    machine = Machine(0)
+    replay.log_machine(machine.sample())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("psutil.cpu_percent", lambda *_, **__: 1 / 0)
+        assert machine.sample() == {}
+    replay.log_machine(machine.sample())
+    replay._run = ActiveRun(client, run.info.run_id, points_of(client, client.get_run(run.info.run_id)))
+    replay.log_machine(machine.sample())
+    points = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert [point.step for point in points] == [0, 1, 2]

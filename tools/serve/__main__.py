@@ -12,9 +12,6 @@ send them, and answers with the class and the probabilities of each, as tools.pr
 MLflow's servers do: uint8 images (n, height, width) as JSON, scores (n, classes) in return; the largest is the class.
 """
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.text import say, warn
@@ -31,20 +28,15 @@ def main() -> None:
 
     import uvicorn
 
-    from stages.base.params import load_params
-    from tools.model import Model, weights_of
+    from tools.model import opened
     from tools.serve.application import application
 
-    with TemporaryDirectory() as folder:
-        weights, called, remark = weights_of(arguments.model, Path(folder))
-        model = Model(weights, load_params().train, called)
-    if remark:
-        say(remark)
+    model = opened(arguments.model)
     try:
         _ = model.spec
     except InputError as error:
         warn(f"warning: no image files, only arrays at /invocations: {error}")
-    say(f"serving {called} on http://{HOST}:{arguments.port}")
+    say(f"serving {model.called} on http://{HOST}:{arguments.port}")
     # Some requests at once, and no more: each may be large.
     uvicorn.run(
         application(model),
