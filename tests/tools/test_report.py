@@ -70,8 +70,6 @@ def test_runs_without_a_report(store: Runs, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(InputError, match=f"no evaluated run is called 'seed-9' in {store.name}"):
         written(tmp_path, monkeypatch, "seed-9")
     monkeypatch.setattr(report, "REPORT", "plots/none.md")
-    with pytest.raises(
-        InputError, match=r"the run seed-0 \(\w{8}\) has no plots/none\.md, as earlier code wrote none"
-    ):
+    with pytest.raises(InputError, match=r"the run seed-0 \(\w{8}\) has no plots/none\.md, as earlier code wrote none"):
         written(tmp_path, monkeypatch, "seed-0")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
