@@ -273,7 +273,7 @@ def test_make_s_targets_are_listed_by_help() -> None:
 
 
 def test_no_package_index_is_named() -> None:
-    for name in ("constraints.txt", "pyproject.toml", "Makefile", ".ci/run"):
+    for name in ("constraints.txt", "pyproject.toml", "Makefile", ".ci/run", "Dockerfile"):
         assert not re.search(
             r"https?://(?!127\.0\.0\.1)|--(extra-)?index-url|--find-links", (ROOT / name).read_text()
         ), name
