@@ -162,6 +162,7 @@ def test_twice_gives_the_same_bytes_pictures_too(digits: Path, folder: Path, tmp
         "plots/pictures/mistakes.png",
         "plots/pictures/reliability.png",
         "plots/predictions.csv",
+        "plots/report.md",
         "train.csv",
     ]
     for name in names:

@@ -71,8 +71,8 @@ def test_a_clone_is_up_to_date_whatever_git_does_to_ends_of_lines(
     ("file", "old", "new", "expected"),
     [
         ("params.yaml", "# Every parameter", "# Each parameter", set()),
-        ("params.yaml", "valid_fraction: 0.1", "valid_fraction: 0.2", {"prepare"}),
-        ("params.yaml", "train:\n  seed: 0 ", "train:\n  seed: 1 ", {"train"}),
+        ("params.yaml", "valid_fraction: 0.1", "valid_fraction: 0.2", {"prepare", "evaluate"}),  # it reports them
+        ("params.yaml", "train:\n  seed: 0 ", "train:\n  seed: 1 ", {"train", "evaluate"}),
         ("params.yaml", "calibration_bins: 15", "calibration_bins: 10", {"evaluate"}),
         ("stages/evaluate.py", '"""Evaluate:', '"""Evaluates:', {"evaluate"}),
         ("stages/report/pictures.py", '"""Pictures', '"""Drawings', {"evaluate"}),
