@@ -1,6 +1,6 @@
 # The pipeline in a container, on the CPU. How to use it: docs/platforms.md.
 
-# Its Python is the 3.11 that constraints.txt is made with. A mirror's or another Debian's is named by --build-arg BASE=…
+# Its Python is the 3.11 that constraints.txt is made with. --build-arg BASE=… names a mirror's or another Debian.
 ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 
