@@ -47,8 +47,8 @@ def main() -> None:
     """Prepare with the params of params.yaml into the folder on the command line."""
     arguments = cli.paths("stages.prepare", __doc__, prepared="folder to write, e.g. data/prepared")
     params = load_params().prepare
-    data_in_git.check(Path(params.path), os.environ)
-    data_in_git.check(Path(params.exclude), os.environ, is_small=True)
+    for path in (Path(params.path), Path(params.exclude)):
+        data_in_git.check(path, os.environ)
     prepare(params, **arguments)
 
 

@@ -74,7 +74,8 @@ def test_files_of_git_are_in_the_image_and_what_it_ignores_is_not() -> None:
                 anywhere = "" if rule.startswith("/") else "**/"
                 assert f"{folder}{anywhere}{rule.strip('/')}" in rules()
     assert ignored("data/raw/flowers/roses/1.jpg")
-    assert not ignored("data/raw/flowers.dvc")
+    for name in ("flowers.dvc", "plants/flowers.dvc", "plants/.gitignore"):
+        assert not ignored(f"data/raw/{name}")
 
 
 def test_each_step_is_carried_out(make_project: Callable[[], Project], tmp_path: Path) -> None:

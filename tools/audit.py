@@ -74,7 +74,7 @@ def main() -> None:
     unseen = sum(data.sizes[name] for name in UNSEEN)
     say(
         f"{arguments.out}: {len(labels):,} labels of {unseen:,} images of validation and test are likely wrong;"
-        f" {len(same):,} images are nearly the same as another, {across:,} of them in another split"
+        f" {len(same):,} images are nearly the same as an earlier one, {across:,} of them in another split"
     )
     if n_left:
         warn(

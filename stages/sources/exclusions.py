@@ -20,8 +20,7 @@ def excluded(file: Path) -> set[str]:
         its = listed(map(repr, columns), 50) or "none"
         raise InputError(f"prepare.exclude: {file}, should have one column {COLUMN!r}; its columns: {its}")
     place = columns.index(COLUMN)
-    # Tables of ours have an apostrophe before what a spreadsheet would take for a formula, see write_csv.
-    return {cells[place].removeprefix("'") for _, _, cells in found if len(cells) > place} - {""}
+    return {cells[place] for _, _, cells in found if len(cells) > place} - {""}
 
 
 def left(sources: Iterable[str], names: Set[str], file: Path) -> list[bool]:
@@ -29,7 +28,10 @@ def left(sources: Iterable[str], names: Set[str], file: Path) -> list[bool]:
 
     Raises InputError for a name that is no image's, or that of several.
     """
-    plain = [source.lstrip() for source in sources]  # as a table is read
+    plain = [source.lstrip(" ").replace("\r", "\\r") for source in sources]  # as a table has it, and is read
+    known = set(plain)
+    # Tables of ours have an apostrophe before what a spreadsheet would take for a formula, see write_csv.
+    names = {name if name in known else name.removeprefix("'") for name in names}
     stays = [source not in names for source in plain]
     counts = Counter(source for source, stay in zip(plain, stays, strict=True) if not stay)
     if unknown := sorted(names - counts.keys()):

@@ -43,7 +43,12 @@ def load_source(params: PrepareParams) -> Source:
             )
         rows = USER_SOURCES[params.source](params, raw)
         stays = left((row[0] for row in rows), names, exclude)
-        found = _user_source([row for row, stay in zip(rows, stays, strict=True) if stay], classes, raw)
+        try:
+            found = _user_source([row for row, stay in zip(rows, stays, strict=True) if stay], classes, raw)
+        except InputError as error:
+            if not names:
+                raise
+            raise InputError(f"{error}\nprepare.exclude leaves {len(names):,} images out") from error
         return replace(found, n_excluded=len(names))
     source = PUBLISHED[params.source](raw)
     if classes not in (None, source.classes):

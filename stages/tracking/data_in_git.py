@@ -12,13 +12,13 @@ from stages.base.params import NOTHING, RANDOM, WEIGHTS
 from stages.base.text import warn
 from stages.tracking.git import GitError, untracked
 
+LIST = ".csv"  # what prepare.exclude names
 LIMIT = "REPRONET_GIT_MB"  # the environment variable that lifts the limit
 
 
-def check(path: Path, environment: Mapping[str, str], is_small: bool = False) -> None:
+def check(path: Path, environment: Mapping[str, str]) -> None:
     """Warn of data at `path` that go into git with the experiment of this process, if it is part of one.
 
-    For what `is_small`, such as a list, git is the place.
     Raises InputError if they are too large, and if this is a directory of `dvc exp run --temp` or of DVC's queue that
     lacks what the repository has at `path`, since git does not hold it.
     """
@@ -26,7 +26,7 @@ def check(path: Path, environment: Mapping[str, str], is_small: bool = False) ->
         return
     repository = main_repository(environment)
     if repository == Path.cwd():
-        if (said := going_into_git(path, environment)) and not is_small:
+        if said := going_into_git(path, environment):
             warn(f"warning: {said}")
     elif not any(Path(f"{one}.dvc").exists() for one in (path, *path.parents)):
         lost = [name for name in untracked(_only(path), folder=repository, ignored=True) if not os.path.lexists(name)]
@@ -40,6 +40,7 @@ def check(path: Path, environment: Mapping[str, str], is_small: bool = False) ->
 def going_into_git(path: Path, environment: Mapping[str, str]) -> str:
     """Return what to say of data at `path` that an experiment's commit will hold, "" if there are none.
 
+    Of a table alone nothing is to be said, as long as it is not too large: git is the place for a list.
     Raises InputError if they are more than the limit, in megabytes.
     """
     if not _is_inside(path) or not (files := untracked(_only(path))):
@@ -55,6 +56,8 @@ def going_into_git(path: Path, environment: Mapping[str, str]) -> str:
             f"{what} would go into git with the experiment's commit, and {limit} MB are allowed.\n"
             f"{_dvc_add(path)} has DVC keep them instead; {LIMIT}={size + 1:.0f} in the environment lifts the limit."
         )
+    if path.suffix == LIST:
+        return ""
     return f"{what} go into git with the experiment's commit; {_dvc_add(path)} has DVC keep them instead"
 
 
@@ -74,12 +77,12 @@ def warn_of_lost(paths: Iterable[Path], environment: Mapping[str, str]) -> None:
         if lost:
             warn(
                 f"warning: results from {path} cannot be rebuilt once it is another: {lost} in neither git nor DVC."
-                + (f" {_dvc_add(path)} has DVC keep it." if _is_inside(path) else " A copy in the project can be kept.")
+                + (f" {_dvc_add(path)} keeps it." if _is_inside(path) else " A copy in the project can be kept.")
             )
 
 
 def _dvc_add(path: Path) -> str:
-    return f"`dvc add {shlex.quote(str(path))}`"
+    return f"`{'git' if path.suffix == LIST else 'dvc'} add {shlex.quote(str(path))}`"
 
 
 def _is_inside(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import suppress
+from typing import Any
 
 PREFIX = "system/"  # of which MLflow's page of a run makes a view of its own
 
@@ -11,14 +12,17 @@ class Machine:
 
     def __init__(self, seconds: float) -> None:
         """A sample is due every so many seconds, the first after as many."""
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
         self._seconds, self._last = seconds, time.monotonic()
-        self._monitor = SystemMetricsMonitor(run_id="")  # its thread would end with the first answer that fails
+        self._monitors: list[Any] = []
+        with suppress(Exception):  # a system that lets nobody look
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            # Only for what it has found: its own thread would end with the first answer of the store that fails.
+            self._monitors = SystemMetricsMonitor(run_id="").monitors
         self._measured()  # how busy the processors are is told since the time before
 
     def sample(self) -> dict[str, float]:
-        """Return what has been measured if a sample is due, and can be taken; else nothing."""
+        """Return what has been measured if a sample is due; else nothing. What cannot be measured is left out."""
         if time.monotonic() - self._last < self._seconds:
             return {}
         self._last = time.monotonic()
@@ -26,9 +30,9 @@ class Machine:
 
     def _measured(self) -> dict[str, float]:
         found: dict[str, float] = {}
-        with suppress(Exception):  # a system says less than another
-            self._monitor.collect_metrics()
-            found = self._monitor.aggregate_metrics()
-            for each in self._monitor.monitors:
-                each.clear_metrics()
+        for monitor in self._monitors:
+            with suppress(Exception):
+                monitor.collect_metrics()
+                found |= monitor.aggregate_metrics()
+            monitor.clear_metrics()
         return {f"{PREFIX}{name}": float(value) for name, value in found.items()}

@@ -61,6 +61,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_mistakes_by_what_was_confused_and_by_confidence(page: Page) -> None:
     expect(page.locator("#summary")).to_have_text("4 mistakes in 6 test images")
     expect(page.locator("h2")).to_have_text(

@@ -12,12 +12,31 @@ from stages.base.errors import InputError
 from stages.base.files import write_csv
 from stages.base.params import PrepareParams
 from stages.prepare import prepare
+from stages.sources import exclusions
 from tests.conftest import params_with, write_image
 
 
 def given(folder: Path, **changes: Any) -> PrepareParams:
     values = {"source": "folder", "path": str(folder / "raw"), "exclude": str(folder / "out.csv")} | changes
     return params_with({f"prepare.{name}": value for name, value in values.items()}).prepare
+
+
+def test_odd_names_are_found_as_our_own_tables_write_them(tmp_path: Path) -> None:
+    names = ["a/Icon\r", "\u3000a/1.png", "\ta/1.png", " 'a/2.png", "'=a/3.png", "-1.png", "a, b/4.png"]
+    for name in names:
+        for seed in (1, 2):
+            write_csv(tmp_path / "out.csv", pd.DataFrame({"source": [name.replace("\r", "\\r")], "seed": seed}))
+            out = exclusions.excluded(tmp_path / "out.csv")
+            assert exclusions.left(["other", name], out, tmp_path / "out.csv") == [True, False], name
+
+
+def test_nothing_is_left(raw: Path) -> None:
+    names = [f"=a/{seed:02}.png" for seed in range(0, 24, 2)]
+    write_csv(raw / "out.csv", pd.DataFrame({"source": [*names, "b/99.png"]}))
+    with pytest.raises(
+        InputError, match=r"(?s)images of 1 class.*two are needed\nprepare\.exclude leaves 13 images out"
+    ):
+        prepare(given(raw), raw / "prepared")
 
 
 @pytest.fixture

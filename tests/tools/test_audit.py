@@ -71,7 +71,7 @@ def test_what_was_planted_is_found(
     assert dict(zip(same.index, same["bits"], strict=True)) == nearest
     printed = capsys.readouterr()
     assert " labels of 538 images of validation and test are likely wrong;" in printed.out
-    assert f" {len(nearest)} images are nearly the same as another" in printed.out
+    assert f" {len(nearest)} images are nearly the same as an earlier one" in printed.out
     assert "warning: nothing says that " in printed.err
 
 

@@ -9,7 +9,7 @@ from playwright.sync_api import sync_playwright
 from stages.base.errors import InputError
 from tests.conftest import Project
 from tools import report
-from tools.runs import Runs
+from tools.runs import EvaluatedRun, Runs
 
 
 def written(folder: Path, monkeypatch: pytest.MonkeyPatch, run: str) -> Path:
@@ -18,6 +18,7 @@ def written(folder: Path, monkeypatch: pytest.MonkeyPatch, run: str) -> Path:
     return folder / "out/report.html"
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run(
     store: Runs, compared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,11 +58,20 @@ def test_what_a_store_holds_is_not_obeyed(store: Runs, tmp_path: Path, monkeypat
     evil = tmp_path / "report.md"
     evil.write_text(
         "# <img src=x onerror=alert(1)>\n\n<script>alert(1)</script>\n\n[a](javascript:alert(1))\n\n"
-        "![x](http://127.0.0.1/x.png) ![y](../../secret.png) ![z](pictures/none.png)\n"
+        "![x](http://127.0.0.1/x.png) ![y](../../secret.png) ![w](pictures/../../secret.png) ![z](pictures/mine.png)\n"
     )
-    monkeypatch.setattr(Runs, "artifact", lambda _self, _run, path, _folder: evil if path.endswith(".md") else None)
-    page = report.as_html(store.find("seed-0"), store)
-    assert not re.search(r"<(script|img)\b", page)
+    (tmp_path / "mine.png").write_bytes(b"a picture")
+    asked: list[str] = []
+
+    def artifact(_self: Runs, _run: EvaluatedRun, path: str, _folder: Path) -> Path:
+        asked.append(path)
+        return evil if path.endswith(".md") else tmp_path / "mine.png"
+
+    run = store.find("seed-0")
+    monkeypatch.setattr(Runs, "artifact", artifact)
+    page = report.as_html(run, store)
+    assert asked == ["plots/report.md", "plots/pictures/mine.png"]
+    assert re.findall(r"<(script|img)\b", page) == ["img"]
     assert 'href="javascript' not in page
     assert page.count(": not there</p>") == 3
 

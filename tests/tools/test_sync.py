@@ -329,7 +329,7 @@ def broken(clone: Project, tmp_path: Path) -> Project:
 def test_results_that_are_not_those_of_the_params_or_the_code(broken: Project) -> None:
     broken.edit("params.yaml", "train:\n  seed: 0 ", "train:\n  seed: 7 ")
     what, why = synced(broken, only=("workspace",))["workspace"]
-    assert (what, why[:60]) == ("skipped", ", it is not what dvc.lock says (train in dvc status); dvc re")
+    assert (what, why[:60]) == ("skipped", ", it is not what dvc.lock says (train, evaluate in dvc statu")
     broken.edit("stages/report/pictures.py", '"""Pictures', '"""Drawings')
     broken("git", "commit", "-qam", "not run")
     outcomes = synced(broken, only=("HEAD", "seed-1"))

@@ -83,7 +83,7 @@ def test_data_that_nobody_could_get_back_are_said(
         return capsys.readouterr().err
 
     begins = f"warning: results from {path} cannot be rebuilt once it is another: "
-    of_it = "2 files of it are in neither git nor DVC. `dvc add 'data/raw/own images'` has DVC keep it.\n"
+    of_it = "2 files of it are in neither git nor DVC. `dvc add 'data/raw/own images'` keeps it.\n"
     beside = "it is in neither git nor DVC. A copy in the project can be kept.\n"
     expected = {"own": begins + of_it, "ignored": begins + of_it, "beside": begins + beside}.get(where, "")
     assert said({}) == expected

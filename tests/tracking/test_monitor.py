@@ -48,7 +48,11 @@ def test_samples_go_on_after_a_failure_and_after_an_attempt(store: Path, tmp_pat
     replay.log_machine(machine.sample())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("psutil.cpu_percent", lambda *_, **__: 1 / 0)
-        assert machine.sample() == {}
+        measured = machine.sample()
+        assert "system/cpu_utilization_percentage" not in measured
+        assert "system/disk_usage_percentage" in measured, "one that fails leaves the others"
+        patch.setattr("psutil.net_io_counters", lambda *_, **__: None)
+        assert Machine(0).sample() == {}, "a system that lets nobody look"
     replay.log_machine(machine.sample())
     replay._run = ActiveRun(client, run.info.run_id, points_of(client, client.get_run(run.info.run_id)))
     replay.log_machine(machine.sample())
