@@ -52,7 +52,7 @@ def weights_of(name: str, folder: Path) -> Found:
     if os.sep in name or name.endswith((".safetensors", ".pt", ".pth")):
         raise InputError(f"MODEL: {name!r} is no file")
     runs = Runs()
-    run = runs.of_model(name) if "@" in name else runs.find(name)
+    run = runs.meant(name)
     called = f"{run.name} ({run.metrics['test/accuracy']:.4f} test accuracy)"
     return Found(runs.weights(run, folder), called, run.remark, run)
 

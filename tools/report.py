@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--html", type=Path, required=True, metavar="FILE", help="page to write")
     arguments = parser.parse_args()
     store = Runs()
-    run = store.of_model(arguments.run) if "@" in arguments.run else store.find(arguments.run)
+    run = store.meant(arguments.run)
     if run.remark:
         say(run.remark)
     page = as_html(run, store)

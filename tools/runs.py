@@ -129,6 +129,10 @@ class Runs:
             raise InputError(f"the registry in {self.name} has no model {name}{' of a run' if version else ''}")
         return self.find(version.run_id)
 
+    def meant(self, name: str) -> EvaluatedRun:
+        """Return the run that a name stands for: as `find` takes it, or of a model of the registry, MODEL@ALIAS."""
+        return self.of_model(name) if "@" in name else self.find(name)
+
     def weights(self, run: EvaluatedRun, folder: Path) -> Path:
         """Copy the weights of a run into `folder`, and return their path.
 

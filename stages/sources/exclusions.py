@@ -1,7 +1,7 @@
 """Images that the user wants left out: a table names them."""
 
 from collections import Counter
-from collections.abc import Iterable, Set
+from collections.abc import Collection, Set
 from pathlib import Path
 
 from stages.base.errors import InputError, listed
@@ -23,11 +23,13 @@ def excluded(file: Path) -> set[str]:
     return {cells[place] for _, _, cells in found if len(cells) > place} - {""}
 
 
-def left(sources: Iterable[str], names: Set[str], file: Path) -> list[bool]:
+def left(sources: Collection[str], names: Set[str], file: Path) -> list[bool]:
     """Return of each image, by its source, whether it stays, since it is none of the names in the table `file`.
 
     Raises InputError for a name that is no image's, or that of several.
     """
+    if not names:
+        return [True] * len(sources)
     plain = [source.lstrip(" ").replace("\r", "\\r") for source in sources]  # as a table has it, and is read
     known = set(plain)
     # Tables of ours have an apostrophe before what a spreadsheet would take for a formula, see write_csv.

@@ -42,7 +42,7 @@ def load_source(params: PrepareParams) -> Source:
                 f"prepare.path: '{NOTHING}', should be the folder of your images for prepare.source: {params.source}"
             )
         rows = USER_SOURCES[params.source](params, raw)
-        stays = left((row[0] for row in rows), names, exclude)
+        stays = left([row[0] for row in rows], names, exclude)
         try:
             found = _user_source([row for row, stay in zip(rows, stays, strict=True) if stay], classes, raw)
         except InputError as error:
