@@ -14,7 +14,7 @@ from stages.batches.prepared import Prepared
 from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from stages.training.metrics import EpochTotals
+from stages.training import metrics
 from tests.conftest import params_with
 
 BATCH, STEPS, LR = 64, 100, 0.001
@@ -80,13 +80,13 @@ def test_the_losses_of_a_hundred_steps(
 ) -> None:
     changes, layers, dropout = NETS[name]
     found: list[float] = []
-    add = EpochTotals.add
+    step = metrics.step
 
-    def noted(totals: EpochTotals, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    def noted(batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> metrics.Step:
         found.append(batches[0][0].item())
-        return add(totals, batches)
+        return step(batches)
 
-    monkeypatch.setattr(EpochTotals, "add", noted)
+    monkeypatch.setattr(metrics, "step", noted)
     always: dict[str, Any] = {"train.epochs": 1, "train.batch_size": BATCH, "train.schedule.name": "ConstantLR"}
     always |= {"train.optimizer.lr": LR}  # at a larger one the roundings of two orders of summation grow apart
     params = params_with(always | changes).train

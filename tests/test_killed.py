@@ -90,9 +90,8 @@ def in_a_write(project: Project) -> None:
 
 
 def resumed(printed: str) -> int:
-    """The epoch after which a training has gone on."""
-    [epoch] = re.findall(r"goes on after epoch (\d+)", printed)
-    return int(epoch)
+    """The epoch after which a training has gone on, the last time."""
+    return int(re.findall(r"goes on after epoch (\d+)", printed)[-1])
 
 
 def check(project: Project, lock: str, expected: dict[str, str], epoch: int, epochs: int = EPOCHS) -> None:
