@@ -29,10 +29,10 @@ from stages.base.text import say, warn
 from stages.batches import transforms
 from stages.batches.loader import Loader
 from stages.batches.normalise import Normalise
-from stages.batches.prepared import Prepared, Split
+from stages.batches.prepared import Prepared
 from stages.nets.build import check_batch, head, net_spec
 from stages.nets.prediction import predict
-from stages.nets.weights import Description, describe, load_pretrained, read_weights, rebuild, save_weights
+from stages.nets.weights import describe, load_pretrained, read_weights, rebuild, save_weights
 from stages.tracking import data_in_git
 from stages.tracking.tracker import Tracker
 from stages.training import (
@@ -65,11 +65,11 @@ def main() -> None:
         history="file to write, e.g. metrics/train.csv",
     )
     params = load_params()
-    if params.train.processes > 1 and not launcher.is_member(os.environ):
+    if params.train.processes > 1 and not launcher.is_member(os.environ, params.train.processes):
         launcher.launch("stages.train", sys.argv[1:], params.train.processes)
         return
     prepared = arguments.pop("prepared")
-    with launcher.joined(params.train.processes, arguments) as (group, outputs):
+    with launcher.joined(params.train, arguments) as (group, outputs):
         data_in_git.check(WEIGHTS / params.train.init_from, os.environ)
         data_in_git.warn_of_lost(params.inputs, os.environ)
         tracker = Tracker.off() if group.rank else Tracker.from_environment(params)
@@ -83,6 +83,8 @@ def train(
 
     The processes of a `group` each do so, of which the first is the one that is tracked.
     """
+    if group.size != params.processes:
+        raise InputError(f"train.processes: {params.processes}, but this is a training of {group.size}")
     device = group.device(determinism.set_up(params.device, params.threads, params.determinism))
     memory.keep_freed()
     data = Prepared(prepared)
@@ -93,6 +95,8 @@ def train(
     evaluation = transforms.evaluation(params.transforms.eval)
     channels, side = transforms.check_shapes(augment, evaluation, data)
     training, validation = data.split("train", device), data.split("valid", device)
+    n_valid = len(validation.labels)
+    ours = validation.part(group.part(torch.arange(n_valid), n_valid)) if group.divides(n_valid) else validation
     of_a_step = params.batch_size * params.accumulate
     is_balanced = params.balance == "sampling"
     is_mixed = bool(augment.per_batch)  # images and labels
@@ -166,7 +170,7 @@ def train(
     group.check_same(origin)
     size = sum(tensor.nbytes for tensor in net.state_dict().values())
     with (
-        claimed(weights, history, room=size + ROOM) as (kept, table),
+        claimed(weights, history, room=0 if group.rank else size + ROOM) as (kept, table),
         checkpoints.checkpoint(origin, weights, params.checkpoint_minutes, group) as checkpoint,
         tracker.training(data, device, plan.used, checkpoint.attempt, params.log_system) as run,
         placing(weights, history),
@@ -202,7 +206,7 @@ def train(
                 if is_read:
                     checkpoint.after_batch(at, kept, parts)
 
-            scores = scores_of(nn.Sequential(evaluation, normalise, ema.net), validation, group)
+            scores = group.gathered(predict(nn.Sequential(evaluation, normalise, ema.net), ours), n_valid)
             row = {
                 "epoch": epoch,
                 "train/loss": totals.loss,
@@ -227,7 +231,9 @@ def train(
 
         if criterion.loss.gives_probabilities:
             tensors, _ = read_weights(kept)
-            plan = replace(plan, temperature=fitted_temperature(rebuild(kept, tensors, plan), plan, validation, group))
+            classifier = plan.classifier(rebuild(kept, tensors, plan)).to(device)
+            scores = group.gathered(predict(classifier, ours), n_valid)
+            plan = replace(plan, temperature=rounded(temperature(scores.cpu(), validation.labels.cpu())))
             save_weights(kept, tensors, plan.scored(at.best))
         write_csv(table, pd.DataFrame(at.rows).astype({"epoch": int}))
         run.log({"seconds/training": time.perf_counter() - started})
@@ -257,19 +263,6 @@ def check_params(params: TrainParams, channels: int, device: torch.device) -> No
     parameters = [nn.Parameter(torch.zeros(shape, device=device)) for shape in ((2, 2), (2,))]
     optimizer = optimizers.optimizer(**params.optimizer.model_dump(), parameters=parameters)
     schedules.schedule(**params.schedule.model_dump(), optimizer=optimizer, epochs=params.epochs, steps=1)
-
-
-def scores_of(classifier: nn.Module, validation: Split, group: Group) -> Tensor:
-    """Return the scores for the validation split, float (n, n_classes), of which each process computes a part."""
-    n = len(validation.labels)
-    own = validation if group.is_alone else validation.part(group.part(torch.arange(n), n))
-    return group.gathered(predict(classifier, own), n)
-
-
-def fitted_temperature(net: nn.Module, description: Description, validation: Split, group: Group) -> float:
-    """Return the temperature that fits the scores of the net for the validation split best."""
-    scores = scores_of(description.classifier(net).to(validation.labels.device), validation, group)
-    return rounded(temperature(scores.cpu(), validation.labels.cpu()))
 
 
 def learning_rate(optimizer: optim.Optimizer) -> float:

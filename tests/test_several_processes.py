@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -20,6 +21,7 @@ def made(make_project: Callable[[], Project]) -> Project:
     project = test_killed.made(make_project, EPOCHS)
     project.edit("params.yaml", "processes: 1 ", f"processes: {PROCESSES} ")
     project.edit("params.yaml", "threads: 2 ", "threads: 1 ")
+    project.edit("params.yaml", "checkpoint_minutes: 10 ", "checkpoint_minutes: 0.002 ")  # within epochs, too
     project("git", "commit", "-qam", "in several processes")
     return project
 
@@ -34,7 +36,7 @@ def processes(project: Project) -> Iterator[tuple[str, psutil.Process]]:
     for process in psutil.process_iter():
         try:
             words, here = process.cmdline(), process.cwd()
-            if (here == str(project.root) and "stages.train" in words) or words[-4:-3] == ["train"]:
+            if here == str(project.root) and ("stages.train" in words or words[-4:-3] == ["train"]):
                 yield process.environ().get("RANK", ""), process
         except psutil.Error:  # it has just ended
             continue
@@ -83,10 +85,11 @@ def none_is_left(project: Project) -> bool:
 
 @pytest.mark.slow
 def test_one_is_killed_then_the_other_and_one_hangs(
-    make_project: Callable[[], Project], expected: dict[str, str]
+    make_project: Callable[[], Project], expected: dict[str, str], tmp_path: Path
 ) -> None:
-    project = made(make_project)
-    repro = project.start(*REPRO, **SHORT)
+    project, temporary = made(make_project), tmp_path / "temporary"
+    temporary.mkdir()
+    repro = project.start(*REPRO, **SHORT, TMPDIR=str(temporary))
     wait_for_checkpoint(project)
     member(project, 0).kill()
     wait_for_checkpoint(project, restarts=1)
@@ -99,6 +102,8 @@ def test_one_is_killed_then_the_other_and_one_hangs(
         assert f"a process of the training was killed, or hung: all start anew, {time_} of 3 times" in printed
     check(project, lock(project), expected, resumed(printed), EPOCHS)
     assert none_is_left(project)
+    assert [path.name for path in temporary.iterdir() if "torchelastic" in path.name] == []
+    assert list(temporary.glob("repronet-[!0-9]*")) == [], "the server's folder alone has a number"
 
 
 @pytest.mark.slow

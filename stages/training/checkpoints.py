@@ -100,8 +100,9 @@ class Checkpoint:
             _load(part, state["parts"][name])
         kept.write_bytes(bytes(state["kept"].numpy()))
         torch.set_rng_state(state["generators"]["cpu"])
-        for number, generator in enumerate(state["generators"]["gpus"]):
-            torch.cuda.set_rng_state(generator, number)
+        if self._group.is_alone:  # else they follow from the step, and each machine has its own number of GPUs
+            for number, generator in enumerate(state["generators"]["gpus"]):
+                torch.cuda.set_rng_state(generator, number)
         done = f"epoch {standing.epoch - 1}" + f" and {standing.batches} batches" * bool(standing.batches)
         say(f"goes on after {done}, where this training was interrupted")
         return standing

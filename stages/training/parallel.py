@@ -7,17 +7,19 @@ and LBFGS computes the gradient several times a step.
 
 import json
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn import functional as F
 
 from stages.base.errors import InputError, listed
 from stages.base.params import TrainParams, flattened
 from stages.base.processes import ignore_signals
+from stages.training.finetuning import ALL_BUT_HEAD
 from stages.training.losses import LOSSES
 from stages.training.metrics import Step
 
@@ -31,7 +33,7 @@ class Group:
 
     rank: int = 0
     size: int = 1
-    device_number: int = 0  # of this machine's GPUs
+    gpu: int = 0  # its number among those that this process sees
 
     @property
     def is_alone(self) -> bool:
@@ -43,12 +45,13 @@ class Group:
             return device
         if device.type != "cuda":
             raise InputError(f"train.processes: {self.size}, but on {device.type} there is one; accepted: cuda, cpu")
-        if self.device_number >= torch.cuda.device_count():
+        if self.gpu >= torch.cuda.device_count():
             raise InputError(
-                f"train.processes: {self.size}, one a GPU, but this machine has {torch.cuda.device_count()} of them"
+                f"train.processes: {self.size}, one a GPU, but process {self.rank} is to have GPU {self.gpu}"
+                f" (LOCAL_RANK) of {socket.gethostname()} and sees {torch.cuda.device_count()}"
             )
-        torch.cuda.set_device(self.device_number)
-        return torch.device("cuda", self.device_number)
+        torch.cuda.set_device(self.gpu)
+        return torch.device("cuda", self.gpu)
 
     def part(self, indices: Tensor, batch_size: int) -> Tensor:
         """Return this process's part of n images in batches of this size, one after the other: some of each batch."""
@@ -88,7 +91,7 @@ class Group:
         own = own or Step(of(0.0), of(0), 0)
         means = torch.cat([*(gradient.reshape(-1) for gradient in gradients), own.loss.to(gradients[0])[None]])
         sums = torch.cat([means * own.images, own.hits.to(means)[None], of(own.images)[None]])
-        with _others():
+        with awaiting_others():
             distributed.all_reduce(sums)  # one for all: each costs a wait for the slowest process
         hits, images = sums[-2], sums[-1]
         *averaged, loss = (sums[:-2] / images).split([*(gradient.numel() for gradient in gradients), 1])
@@ -96,14 +99,18 @@ class Group:
             gradient.copy_(average.view_as(gradient))
         return Step(loss[0], hits, images)
 
+    def divides(self, n: int) -> bool:
+        """Return whether n images are computed in parts: few are by each process, so that none is without."""
+        return self.size > 1 and n >= self.size
+
     def gathered(self, own: Tensor, n: int) -> Tensor:
-        """Return the rows of n images, (n, …), of which each process has those of its part, in batches of n."""
-        if self.is_alone:
+        """Return the rows of n images, (n, …), of which each process has those of its part, if they are divided."""
+        if not self.divides(n):
             return own
         most = -(-n // self.size)
         padded = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
         parts = [torch.empty_like(padded) for _ in range(self.size)]
-        with _others():
+        with awaiting_others():
             distributed.all_gather(parts, padded)
         return torch.stack(parts, 1).flatten(0, 1)[:n]
 
@@ -117,26 +124,42 @@ class Group:
         """Return what the first process has."""
         if self.is_alone:
             return content
-        device = _device()
-        size = torch.tensor([len(content)], device=device)
-        with _others():
+        size = torch.tensor([len(content)])
+        with awaiting_others():
             distributed.broadcast(size, 0)
-            data = torch.zeros(int(size), dtype=torch.uint8, device=device)
+            data = torch.zeros(int(size), dtype=torch.uint8)
             if self.rank == 0 and content:
                 data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
             distributed.broadcast(data, 0)
-        return data.cpu().numpy().tobytes()
+        return data.numpy().tobytes()
 
     def check_same(self, origin: Mapping[str, Any]) -> None:
-        """Raise InputError if what determines the result is not the first process's, but for the CPU's model."""
-        ours = flattened(json.loads(json.dumps(origin)))
-        theirs = flattened(json.loads(self.sent(json.dumps(origin).encode())))
-        names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        if names := [name for name in names if name != "cpu"]:
-            raise InputError(
-                f"process {self.rank} of the training, on {socket.gethostname()}, has other than the first:"
-                f" {listed(names)}"
-            )
+        """Raise InputError, in all processes, if what determines the result is not the same in all.
+
+        Beside GPUs the CPUs may be of different models.
+        """
+        if self.is_alone:
+            return
+        first, *others = self._of_all(json.dumps({"host": socket.gethostname(), "origin": flattened(dict(origin))}))
+        for rank, other in enumerate(map(json.loads, others), start=1):
+            theirs, ours = other["origin"], json.loads(first)["origin"]
+            names = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+            if different := names - ({"cpu"} if ours["device"] != "cpu" else set()):
+                raise InputError(
+                    f"process {rank} of the training, on {other['host']}, has other than the first:"
+                    f" {listed(sorted(different))}"
+                )
+
+    def _of_all(self, text: str) -> list[str]:
+        """Return the text that each process gives."""
+        content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with awaiting_others():
+            distributed.all_gather(sizes, torch.tensor([len(content)]))
+            most = int(max(sizes))
+            texts = [torch.zeros(most, dtype=torch.uint8) for _ in sizes]
+            distributed.all_gather(texts, F.pad(content, (0, most - len(content))))
+        return [one[: int(size)].numpy().tobytes().decode() for one, size in zip(texts, sizes, strict=True)]
 
 
 ALONE = Group()
@@ -147,19 +170,15 @@ class Lost(KeyboardInterrupt):
 
 
 @contextmanager
-def _others() -> Iterator[None]:
-    """Raise Lost if the others do not do their part."""
+def awaiting_others() -> Iterator[None]:
+    """Raise Lost if the others do not do their part. On GPUs NCCL ends this process itself then."""
     try:
         yield
     except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
         ignore_signals()  # the launcher ends this process, too, and would disturb its orderly end
         raise Lost(str(error).rsplit("] ", 1)[-1].split(". ")[0]) from error
-
-
-def _device() -> torch.device:
-    """Return where the processes can send each other tensors from."""
-    on_gpu = distributed.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def check(params: TrainParams) -> None:
@@ -184,22 +203,26 @@ def check(params: TrainParams) -> None:
 def with_common_norms(net: nn.Module, params: TrainParams, device: torch.device, smallest: int) -> nn.Module:
     """Return the net whose batch norms, if they learn, have the statistics of a batch and not of a process's part.
 
-    Raises InputError where torch has none such: on CPUs, and for batches of which some processes have no image;
-    `smallest` is the number of images in the smallest.
+    Raises InputError where torch has none such: on CPUs, for batches of which some processes have no image, and for a
+    class derived from torch's; `smallest` is the number of images in the smallest batch.
     """
-    learn = params.freeze != "all_but_head"
-    if params.processes == 1 or not learn or not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
+    norms = [layer for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if params.processes == 1 or not norms or params.freeze == ALL_BUT_HEAD:
         return net
-    if smallest < params.processes:
-        raise InputError(
-            f"train.processes: {params.processes}, but an epoch has a batch of {smallest} images, and"
-            f" {params.net.name} has batch norms, for which each process needs one; take another train.batch_size"
-        )
+    what = f"train.processes: {params.processes}, but {params.net.name} has batch norms"
     if device.type != "cuda":
         raise InputError(
-            f"train.processes: {params.processes}, but {params.net.name} has batch norms, which torch computes over"
-            " several processes on GPUs alone; accepted on a CPU: train.processes: 1, a net without, or"
-            " train.freeze: all_but_head"
+            f"{what}, which torch computes over several processes on GPUs alone; accepted on a CPU: train.processes: 1,"
+            f" a net without, or train.freeze: {ALL_BUT_HEAD}"
         )
-    synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    return synchronised
+    if smallest < params.processes:
+        raise InputError(
+            f"{what}, for which each process needs an image, and an epoch has a batch of {smallest}; take another"
+            " train.batch_size"
+        )
+    convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+    if params.net.name.startswith("timm/"):
+        from timm.layers.norm_act import convert_sync_batchnorm as convert  # of norms with an activation, too
+    elif own := [type(layer).__name__ for layer in norms if type(layer).__module__ != nn.BatchNorm2d.__module__]:
+        raise InputError(f"{what} of the class {own[0]}, which torch would replace by its own; accepted: torch's")
+    return convert(net)

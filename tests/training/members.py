@@ -21,13 +21,19 @@ from stages.training.launcher import is_member, joined, launch
 
 def main() -> None:
     trainings, processes = Path(sys.argv[1]), int(sys.argv[2])
-    if processes > 1 and not is_member(os.environ):
+    if processes > 1 and not is_member(os.environ, processes):
         launch("tests.training.members", sys.argv[1:], processes)
         return
-    with joined(processes, {"folder": trainings.parent / str(processes)}) as (group, outputs):
-        for name, training in json.loads(trainings.read_text()).items():
+    content = json.loads(trainings.read_text())
+    of = {
+        name: TrainParams.model_validate_json(json.dumps(training["params"] | {"processes": processes}))
+        for name, training in content.items()
+    }
+    first = next(iter(of.values()))
+    with joined(first, {"folder": trainings.parent / str(processes)}) as (group, outputs):
+        for name, params in of.items():
+            training = content[name]
             compute_exactly(training["exact"])
-            params = TrainParams.model_validate_json(json.dumps(training["params"] | {"processes": processes}))
             weights, history = (outputs["folder"] / name / file for file in ("net.safetensors", "train.csv"))
             train(params, Path(training["prepared"]), weights, history, Tracker.off(), group)
 

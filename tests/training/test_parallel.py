@@ -12,13 +12,16 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from stages.base.errors import InputError
 from stages.prepare import prepare
-from stages.train import check_params
+from stages.tracking.tracker import Tracker
+from stages.train import check_params, train
+from stages.training.launcher import is_member
 from stages.training.losses import LOSSES
-from stages.training.parallel import with_common_norms
+from stages.training.parallel import Group, with_common_norms
 from tests.conftest import ROOT, clean_environment, params_with
 
 LAST_OF_ONE = 1293  # images a batch of which the digits' 1,294 leave one
@@ -155,8 +158,37 @@ def test_batch_norms_have_the_statistics_of_a_batch_or_are_refused() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     with pytest.raises(InputError, match=r"batch norms, which torch computes over several processes on GPUs alone"):
         with_common_norms(net, params, cpu, 64)
-    with pytest.raises(InputError, match="an epoch has a batch of 1 images, and Net has batch norms"):
+    with pytest.raises(InputError, match="on GPUs alone"):
+        with_common_norms(nn.BatchNorm1d(2), params, cpu, 64)
+    with pytest.raises(InputError, match="for which each process needs an image, and an epoch has a batch of 1"):
         with_common_norms(net, params, gpu, 1)
+
+    class Own(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(InputError, match="batch norms of the class Own, which torch would replace by its own"):
+        with_common_norms(Own(2), params, gpu, 64)
+    of_timm = params_with({"train.processes": 2, "train.net.name": "timm/efficientnet_b0"}).train
+    activated = with_common_norms(BatchNormAct2d(2), of_timm, gpu, 64)
+    assert isinstance(activated, nn.SyncBatchNorm)
+    assert isinstance(activated.act, nn.ReLU), "it is not lost"
     assert isinstance(with_common_norms(net, params, gpu, 64)[1], nn.SyncBatchNorm)  # type: ignore[index]
     frozen = params_with({"train.processes": 2, "train.freeze": "all_but_head"}).train
     assert with_common_norms(net, frozen, cpu, 64) is net
+
+
+def test_few_images_of_validation_are_computed_by_each_process() -> None:
+    scores = torch.rand(3, 10)
+    assert not Group(rank=1, size=4).divides(3)
+    assert Group(rank=1, size=4).gathered(scores, 3) is scores
+    assert Group(rank=1, size=3).divides(3)
+
+
+def test_as_many_processes_as_params_say(digits: Path, tmp_path: Path) -> None:
+    params = params_with({"train.processes": 2}).train
+    with pytest.raises(InputError, match=r"train\.processes: 2, but this is a training of 1"):
+        train(params, digits, tmp_path / "net.safetensors", tmp_path / "train.csv", Tracker.off())
+    started = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
+    assert not is_member(started, 1), "some clusters set these everywhere"
+    assert is_member(started, 2)
+    assert not is_member({}, 2)

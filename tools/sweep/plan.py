@@ -64,9 +64,9 @@ class Plan:
             if differences := [key for key in identity if identity[key] != written.get(key)]:
                 raise InputError(f"--name {name} is a sweep with other {', '.join(differences)}; take another name")
         else:
-            params, is_given = checked[-1].train, THREADS in [axis.name for axis in axes]
-            share = max(1, min(cores(), thread_count(AUTO)) // jobs // params.processes)
-            threads = share if thread_count(params.threads) > share and not is_given else None
+            is_given, processes = THREADS in [axis.name for axis in axes], max(each.train.processes for each in checked)
+            share = max(1, min(cores(), thread_count(AUTO)) // jobs // processes)
+            threads = share if thread_count(checked[-1].train.threads) > share and not is_given else None
             with replacing(file) as partial:
                 write_json(partial, {**identity, "threads": threads})
         return cls(
