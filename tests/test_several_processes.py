@@ -14,14 +14,14 @@ from tests.test_killed import REPRO, after, check, killed, outputs, resumed, und
 
 PROCESSES, EPOCHS = 2, 120
 TRAIN = ["python", "-m", "stages.train", "data/prepared", "models/net.safetensors", "metrics/train.csv"]
-SHORT = {"REPRONET_TIMEOUT_SECONDS": "5", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
+SHORT = {"REPRONET_TIMEOUT_SECONDS": "10", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
 
 
 def made(make_project: Callable[[], Project]) -> Project:
     project = test_killed.made(make_project, EPOCHS)
     project.edit("params.yaml", "processes: 1 ", f"processes: {PROCESSES} ")
     project.edit("params.yaml", "threads: 2 ", "threads: 1 ")
-    project.edit("params.yaml", "checkpoint_minutes: 10 ", "checkpoint_minutes: 0.002 ")  # within epochs, too
+    project.edit("params.yaml", "checkpoint_minutes: 10 ", "checkpoint_minutes: 0.01 ")  # within epochs, too
     project("git", "commit", "-qam", "in several processes")
     return project
 
@@ -44,7 +44,7 @@ def processes(project: Project) -> Iterator[tuple[str, psutil.Process]]:
 
 def member(project: Project, number: int) -> psutil.Process:
     """The process of this number, once it runs."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for found, process in processes(project):
             if found == str(number):
@@ -55,7 +55,7 @@ def member(project: Project, number: int) -> psutil.Process:
 
 def wait_for_checkpoint(project: Project, restarts: int = 0) -> None:
     """Wait until a checkpoint is written, by the processes of this restart."""
-    before, deadline = 0.0, time.monotonic() + 60
+    before, deadline = 0.0, time.monotonic() + 120
     if restarts:
         while True:
             assert time.monotonic() < deadline
