@@ -10,10 +10,9 @@ import os
 from pathlib import Path
 from statistics import median
 
-import mlflow
 from tqdm import tqdm
 
-from bench.clones import finish, fresh, start
+from bench.clones import finish, fresh, last_run, start
 from bench.tracking import TRAIN
 from stages.base import cli
 from stages.base.instructions import cpu_model
@@ -42,7 +41,8 @@ def main() -> None:
                 processes, threads = COUNTS[count]
                 put(clone, [*NETS[net], f"train.processes={processes}", f"train.threads={threads}"])
                 finish(start(clone, *TRAIN))
-                found[net, count].append(EPOCHS * IMAGES / seconds_of_last_run(clone))
+                _, run = last_run(clone)
+                found[net, count].append(EPOCHS * IMAGES / run.data.metrics["seconds/training"])
     print(f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores, medians of {rounds} rounds, validation included\n")
     print("| images/s | " + " | ".join(COUNTS) + " | ratio, lowest to highest |")
     print("|---" * (2 + len(COUNTS)) + "|")
@@ -57,15 +57,6 @@ def put(clone: Path, changes: list[str]) -> None:
     """Write the params of a training."""
     params = overrides.check([*ALWAYS, *changes])
     (clone / "params.yaml").write_text(params.model_dump_json(), encoding="utf-8")  # JSON is YAML, too
-
-
-def seconds_of_last_run(clone: Path) -> float:
-    """Return what the loop took, from its first step to its last validation."""
-    client = mlflow.MlflowClient(f"sqlite:///{clone}/mlflow.db")
-    experiment = client.get_experiment_by_name("repronet")
-    assert experiment is not None
-    [run] = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)
-    return float(run.data.metrics["seconds/training"])
 
 
 if __name__ == "__main__":
