@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
 from stages.training import metrics
-from tests.conftest import params_with
+from tests.conftest import keep_training, params_with
 
 BATCH, STEPS, LR = 64, 100, 0.001
 
@@ -25,9 +24,7 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fashion-MNIST, with as many of the training images as the steps take."""
     folder = tmp_path_factory.mktemp("fashion") / "prepared"
     prepare(params_with({"prepare.source": "fashion_mnist"}).prepare, folder)
-    manifest = pd.read_csv(folder / "manifest.csv", dtype=str)
-    training = manifest[manifest["split"] == "train"].iloc[: BATCH * STEPS]
-    pd.concat([training, manifest[manifest["split"] == "valid"]]).to_csv(folder / "manifest.csv", index=False)
+    keep_training(folder, BATCH * STEPS)
     return folder
 
 

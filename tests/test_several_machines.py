@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.conftest import Project, clean_environment
-from tests.test_killed import check, resumed, undisturbed
-from tests.test_several_processes import EPOCHS, SHORT, TRAIN, lock, made
+from tests.test_killed import check, undisturbed
+from tests.test_several_processes import EPOCHS, SHORT, TRAIN, last_resumed, lock, made
 
 FIRST, SECOND = "10.77.0.1", "10.77.0.2"
 CUT_SECONDS = 20
@@ -72,5 +72,5 @@ def test_one_is_cut_off(make_project: Callable[[], Project], expected: dict[str,
     assert done.returncode == 0, done.stdout
     assert "a process of the training was killed, or hung: all start anew" in done.stdout
     first("dvc", "repro")
-    check(first, lock(first), expected, resumed(done.stdout), EPOCHS)
+    check(first, lock(first), expected, last_resumed(done.stdout), EPOCHS)
     assert not (second.root / "models/net.safetensors").exists(), "only the first process writes"

@@ -22,7 +22,7 @@ from stages.train import check_params, train
 from stages.training.launcher import is_member
 from stages.training.losses import LOSSES
 from stages.training.parallel import Group, with_common_norms
-from tests.conftest import ROOT, clean_environment, params_with
+from tests.conftest import ROOT, clean_environment, keep_training, params_with
 
 LAST_OF_ONE = 1293  # images a batch of which the digits' 1,294 leave one
 
@@ -53,7 +53,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
 }
 TRAININGS |= {name: {"train.loss.name": name, "train.epochs": 1, "train.optimizer.lr": 1e-3} for name in LOSSES}
 ROUGH = {"bfloat16": 0.05}  # relative
-LOSES = "dropout"
+DROPOUT = "dropout"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     """What trains all of these in so many processes, once, and returns the folder of what came of it."""
     folder = tmp_path_factory.mktemp("trainings")
     dropout = {"train.net.arguments.Net.hidden": [20], "train.net.arguments.Net.dropout": 0.5}
-    all_of_them = {**TRAININGS, LOSES: dropout, f"{LOSES} again": dropout, "again": {}}
+    all_of_them = {**TRAININGS, DROPOUT: dropout, f"{DROPOUT} again": dropout, "again": {}}
     write_trainings(folder / "trainings.json", digits, all_of_them)
 
     def train(processes: int) -> Path:
@@ -106,10 +106,10 @@ def test_it_is_what_one_process_trains(name: str, processes: int, trained: Calla
 
 
 def test_equal_numbers_of_processes_give_equal_bits(trained: Callable[[int], Path]) -> None:
-    for one, other in (("default", "again"), (LOSES, f"{LOSES} again")):
+    for one, other in (("default", "again"), (DROPOUT, f"{DROPOUT} again")):
         for file in ("net.safetensors", "train.csv"):
             assert (trained(2) / one / file).read_bytes() == (trained(2) / other / file).read_bytes()
-    assert difference(trained(2) / LOSES, trained(3) / LOSES) > 0.01, "each process draws its own"
+    assert difference(trained(2) / DROPOUT, trained(3) / DROPOUT) > 0.01, "each process draws its own"
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +123,7 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fashion_mnist(fashion: Path, tmp_path: Path) -> None:
     """Twenty steps in float32, and an epoch in float64, where the roundings do not grow over steps."""
     few = shutil.copytree(fashion, tmp_path / "few")
-    manifest = pd.read_csv(few / "manifest.csv", dtype=str)
-    training = manifest[manifest["split"] == "train"].iloc[: 20 * 128]
-    pd.concat([training, manifest[manifest["split"] == "valid"]]).to_csv(few / "manifest.csv", index=False)
+    keep_training(few, 20 * 128)
     large: dict[str, Any] = {"train.batch_size": 128, "train.epochs": 1}
     for name, prepared, is_exact, most in (("steps", few, False, 1e-5), ("epoch", fashion, True, 1e-9)):
         write_trainings(tmp_path / "trainings.json", prepared, {name: large}, is_exact)
