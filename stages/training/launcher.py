@@ -129,7 +129,7 @@ def joined(params: TrainParams, outputs: Mapping[str, Path]) -> Iterator[tuple[G
                 place = refusal.parent if refusal else None
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="repronet-", dir=place)))
                 outputs = {name: folder / path.name for name, path in outputs.items()}
-            elif restarts := os.environ.get("TORCHELASTIC_RESTART_COUNT", "0").strip("0"):
+            elif restarts := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
                 most = os.environ["TORCHELASTIC_MAX_RESTARTS"]
                 say(f"a process of the training was killed, or hung: all start anew, {restarts} of {most} times")
             stack.enter_context(_refusing(refusal))

@@ -121,9 +121,7 @@ class Group:
         return dict(json.loads(self.sent(json.dumps(figures).encode())))
 
     def sent(self, content: bytes) -> bytes:
-        """Return what the first process has."""
-        if self.is_alone:
-            return content
+        """Return what the first process has, to one of several."""
         size = torch.tensor([len(content)])
         with awaiting_others():
             distributed.broadcast(size, 0)
@@ -140,9 +138,10 @@ class Group:
         """
         if self.is_alone:
             return
-        first, *others = self._of_all(json.dumps({"host": socket.gethostname(), "origin": flattened(dict(origin))}))
-        for rank, other in enumerate(map(json.loads, others), start=1):
-            theirs, ours = other["origin"], json.loads(first)["origin"]
+        own = json.dumps({"host": socket.gethostname(), "origin": flattened(dict(origin))})
+        first, *others = map(json.loads, self._of_all(own))
+        for rank, other in enumerate(others, start=1):
+            ours, theirs = first["origin"], other["origin"]
             names = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
             if different := names - ({"cpu"} if ours["device"] != "cpu" else set()):
                 raise InputError(
