@@ -6,6 +6,9 @@ reads what `prepare.path` in params.yaml names, and writes, for the source named
 
     images.npy      uint8 (n, h, w), or (n, 3, h, w) for three channels, in the source's order; zeros where rejected
     manifest.csv    one row an image: index in images.npy, split (train, valid or test), label, source
+    images-00000.npy, …, shards.csv, manifest.parquet
+                    with `prepare.shard_mb`, in place of these two: the images in an order that a hash of their names
+                    gives; one row a shard: file, rows, sha256; and the manifest, its index in the shards end to end
     dataset.json    class names, image size, how an image is read, mean and standard deviation of the training split,
                     of each split the number of images of each class and a digest
     rejected.csv    source, label, split and reason of what `prepare.on_bad: skip` left out, if anything; where it ends
@@ -26,15 +29,16 @@ from tqdm import tqdm
 
 from stages.base import cli
 from stages.base.errors import InputError, listed
-from stages.base.files import replacing, rounded, write_csv, write_json
+from stages.base.files import replacing, rounded, write_csv, write_json, write_parquet
 from stages.base.params import PrepareParams, load_params
 from stages.base.text import printable, say, warn
 from stages.sources.images import ImageSpec, to_picture
 from stages.sources.loading import load_source
 from stages.sources.missing import near_misses
-from stages.sources.own import write_own
+from stages.sources.own import layout_of, write_own
 from stages.sources.pixels import digest, mean_and_std, new_array
 from stages.sources.rejections import counts, missing_files, rejected_rows, summary
+from stages.sources.sharding import cut
 from stages.sources.sizes import image_spec
 from stages.sources.source import Source, limited
 from stages.sources.splits import SPLITS, assign_splits, incomplete_classes
@@ -68,8 +72,10 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         folder.mkdir()
         if source.images is None:
             array, spec, source, remarks = write_own(folder / "images.npy", source, raw, spec, params)
+            layout = layout_of(source, spec, params)
         else:
-            array, remarks = write_published(folder / "images.npy", source.images, spec), []
+            layout = layout_of(source, spec, params)
+            array, remarks = write_published(folder / "images.npy", source.images, spec, layout.places), []
 
         for remark in remarks:
             warn(remark)
@@ -78,6 +84,8 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         fractions = {"valid": params.valid_fraction, "test": params.test_fraction}
         shares = {name: fraction for name, fraction in fractions.items() if name not in source.splits}
         manifest = split_images(source, shares, params.seed)
+        manifest["index"] = layout.places[manifest["index"]]
+        manifest = manifest.sort_values("index", ignore_index=True)
 
         # One message names all that is wrong.
         rejected = summary(source.rows, source.rejections, raw)
@@ -116,7 +124,11 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         if source.n_excluded:
             facts["excluded"] = source.n_excluded
         write_json(folder / "dataset.json", facts)
-        write_csv(folder / "manifest.csv", manifest)
+        if params.shard_mb is None:
+            write_csv(folder / "manifest.csv", manifest)
+        else:
+            write_parquet(folder / "manifest.parquet", manifest)
+            write_csv(folder / "shards.csv", cut(folder / "images.npy", array, layout.rows))
     if rejected:
         warn("\n".join(rejected))
     sizes = ", ".join(f"{name} {size:,}" for name, size in facts["sizes"].items())
@@ -152,14 +164,20 @@ def check_apart(raw: Path, prepared: Path) -> None:
         raise InputError(f"prepare.path: {str(raw)!r} and {prepared}, which is written, should not contain each other")
 
 
-def write_published(file: Path, published: npt.NDArray[np.uint8], spec: ImageSpec) -> npt.NDArray[np.uint8]:
-    """Write the images of a published set, (n, h, w), into the new array `file`; return it, (n, *spec.shape)."""
+def write_published(
+    file: Path, published: npt.NDArray[np.uint8], spec: ImageSpec, places: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8]:
+    """Write the images of a published set, (n, h, w), to their places, (n,), in the new array `file`.
+
+    Return it, (n, *spec.shape).
+    """
     array = new_array(file, (len(published), *spec.shape))
     if published.shape == array.shape:
-        array[:] = published
+        array[places] = published
     else:
-        for row, image in enumerate(tqdm(published, unit=" images", desc="resizing", disable=None, leave=False)):
-            array[row] = to_picture(Image.fromarray(image), spec).pixels
+        resizing = tqdm(published, unit=" images", desc="resizing", disable=None, leave=False)
+        for place, image in zip(places, resizing, strict=True):
+            array[place] = to_picture(Image.fromarray(image), spec).pixels
     return array
 
 

@@ -77,6 +77,7 @@ class PrepareParams(Section):
     test_fraction: Fraction
     exclude: Annotated[str, Field(min_length=1)]
     limit: Positive | None
+    shard_mb: Annotated[float, Field(gt=0)] | None
     seed: Seed
 
 

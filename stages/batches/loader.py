@@ -1,4 +1,4 @@
-"""The training's batches, epoch by epoch, in an order that follows from the seed alone."""
+"""The training's batches, epoch by epoch, in an order that follows from the seed, and from what shards there are."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stages.base.workers import Workers
 from stages.batches.prepared import Split, on_device
+from stages.batches.shards import grouped
 
 # Images (n, ...), labels (n,) and n seeds to images and targets; transforms.TrainTransforms is one.
 Augment = Callable[[Tensor, Tensor, Sequence[int]], tuple[Tensor, Tensor]]
@@ -84,11 +85,16 @@ class Loader:
         """Return the places in the split of an epoch's images, int64 (n,)."""
         n = len(self._split.labels)
         if self._overfit:
-            few = torch.randperm(n, generator=torch.Generator().manual_seed(self._seed))[: self._overfit]
+            own = torch.Generator().manual_seed(self._seed)
+            few = self._by_shards(torch.randperm(n, generator=own), own)[: self._overfit]
             return few.repeat(math.ceil(n / len(few)))[:n]
         if self._is_balanced:
-            return drawn(self._split.labels.cpu(), generator)
-        return torch.randperm(n, generator=generator)
+            return self._by_shards(drawn(self._split.labels.cpu(), generator), generator)
+        return self._by_shards(torch.randperm(n, generator=generator), generator)
+
+    def _by_shards(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        shards = self._split.shards
+        return order if shards is None else grouped(order, shards, generator)
 
 
 def drawn(labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """The prepared set, as prepare wrote it: what dataset.json says, and the images of each split, memory-mapped."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 from stages.base.errors import InputError
 from stages.base.files import read_csv
 from stages.base.shared import Shared
+from stages.batches.shards import Shards
 
 RESIDENT = 2 << 30  # bytes of a split that is copied to a GPU as a whole
 
@@ -25,7 +27,7 @@ RESIDENT = 2 << 30  # bytes of a split that is copied to a GPU as a whole
 class Split:
     """The images of "train", "valid" or "test"; they stay on disk, and in the system's page cache, until taken."""
 
-    images: npt.NDArray[np.uint8]  # (N, h, w) or (N, 3, h, w), of all splits, memory-mapped
+    images: npt.NDArray[np.uint8] | Shards  # (N, h, w) or (N, 3, h, w), of all splits, memory-mapped
     labels: Tensor  # int64 (n,), on the device
     rows: Tensor  # int64 (n,), of each image in `images`, on the CPU
 
@@ -46,18 +48,24 @@ class Split:
 
     def __reduce__(self) -> Any:
         """Let a process that is no fork open the images itself, and keep off the GPU."""
-        return _split, (Shared(self.images), self.labels.cpu(), self.rows)
+        images = self.images if isinstance(self.images, Shards) else Shared(self.images)
+        return _split, (images, self.labels.cpu(), self.rows)
+
+    @cached_property
+    def shards(self) -> Tensor | None:
+        """Return the shard of each image, int64 (n,); None where all images are in one file."""
+        return torch.from_numpy(self.images.shard_of(self.rows.numpy())) if isinstance(self.images, Shards) else None
 
     @cached_property
     def _resident(self) -> Tensor | None:
         """All images of the split on the GPU, if they are few; on the CPU the memory map serves."""
-        if self.labels.device.type == "cpu" or len(self.rows) * self.images[:1].nbytes > RESIDENT:
+        if self.labels.device.type == "cpu" or len(self.rows) * math.prod(self.images.shape[1:]) > RESIDENT:
             return None
         return self.read(slice(None)).to(self.labels.device)
 
 
-def _split(images: Shared, labels: Tensor, rows: Tensor) -> Split:
-    return Split(images.array, labels, rows)
+def _split(images: Shared | Shards, labels: Tensor, rows: Tensor) -> Split:
+    return Split(images if isinstance(images, Shards) else images.array, labels, rows)
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -116,20 +124,25 @@ class Prepared(DatasetInfo):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         with _complete(folder):
-            # A mapping that could be written to, if only in memory, would be refused beyond the size of the memory.
-            self._images = np.asarray(np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False))
-            self._manifest = pd.read_csv(
-                folder / "manifest.csv",
-                usecols=["index", "split", "label"],
-                dtype={"index": "int64", "split": "category", "label": "int64"},
-            )
-            if self._images.dtype != np.uint8 or self._images.shape[1:] != self.image_shape:
-                found = f"{self._images.dtype} {self._images.shape[1:]}"
-                raise ValueError(f"images of {found} in images.npy, of uint8 {self.image_shape} in dataset.json")
-            _check_within("index", self._manifest["index"], len(self._images), "rows in images.npy")
-            _check_within("label", self._manifest["label"], len(self.classes), "classes in dataset.json")
+            self._is_sharded = (folder / "shards.csv").exists()
+            columns = {"index": "int64", "split": "category", "label": "int64"}
+            self._images: npt.NDArray[np.uint8] | Shards
+            if self._is_sharded:
+                file, images = "manifest.parquet", "the shards"
+                self._images = _shards(folder, self.image_shape)
+                self._manifest = pd.read_parquet(folder / file, columns=list(columns)).astype(columns)
+            else:
+                file, images = "manifest.csv", "images.npy"
+                # One that could be written to, if only in memory, would be refused beyond the size of the memory.
+                self._images = np.asarray(np.load(folder / images, mmap_mode="r", allow_pickle=False))
+                self._manifest = pd.read_csv(folder / file, usecols=list(columns), dtype=columns)
+                if self._images.dtype != np.uint8 or self._images.shape[1:] != self.image_shape:
+                    found = f"{self._images.dtype} {self._images.shape[1:]}"
+                    raise ValueError(f"images of {found} in images.npy, of uint8 {self.image_shape} in dataset.json")
+            _check_within("index", self._manifest["index"], file, len(self._images), f"rows in {images}")
+            _check_within("label", self._manifest["label"], file, len(self.classes), "classes in dataset.json")
             if repeated := int(self._manifest["index"].duplicated().sum()):
-                raise ValueError(f"{repeated} rows of images.npy stand in manifest.csv more than once")
+                raise ValueError(f"{repeated} rows of {images} stand in {file} more than once")
 
     def split(self, name: str, device: torch.device) -> Split:
         """Return the images of "train", "valid" or "test"."""
@@ -143,12 +156,25 @@ class Prepared(DatasetInfo):
     def sources(self, name: str) -> list[str]:
         """Return what each image of a split is called: its file in the manifest, or where that has none its row."""
         with _complete(self.folder):
+            if self._is_sharded:
+                columns = pd.read_parquet(self.folder / "manifest.parquet", columns=["split", "source"])
+                return columns["source"][columns["split"] == name].tolist()
             file = self.folder / "manifest.csv"
             manifest = read_csv(file, usecols=lambda name: name != "label", dtype=str, keep_default_na=False)
             rows = manifest[manifest["split"] == name]
             return list(rows["source"] if "source" in rows else "images.npy/" + rows["index"])
 
 
-def _check_within(column: str, values: "pd.Series[int]", count: int, what: str) -> None:
+def _shards(folder: Path, image_shape: tuple[int, ...]) -> Shards:
+    """Return the shards that shards.csv names. Raises OSError or ValueError if one is missing or too short."""
+    table = read_csv(folder / "shards.csv", dtype={"file": str, "rows": "int64"})
+    files, rows = [folder / name for name in table["file"]], table["rows"].tolist()
+    for file, n_images in zip(files, rows, strict=True):
+        if (size := file.stat().st_size) <= n_images * math.prod(image_shape):
+            raise ValueError(f"{file.name} has {size:,} bytes, too few for {n_images:,} images of {image_shape}")
+    return Shards(files, rows, image_shape)
+
+
+def _check_within(column: str, values: "pd.Series[int]", file: str, count: int, what: str) -> None:
     if len(values) and not 0 <= values.min() <= values.max() < count:
-        raise ValueError(f"{column} from {values.min()} to {values.max()} in manifest.csv, {count} {what}")
+        raise ValueError(f"{column} from {values.min()} to {values.max()} in {file}, {count} {what}")

@@ -54,8 +54,11 @@ def decode(
     until_colour: bool = False,
     bar: "tqdm[Any] | None" = None,
     takes_stderr: bool = True,
+    places: Rows | None = None,
 ) -> tuple[Facts, dict[int, Rejection]]:
     """Write the images of `rows` to their places in the memory-mapped array `images`, (n, h, w) or (n, 3, h, w).
+
+    `places` has the place of each row; None: it is its number.
 
     Return the facts of each image, (len(rows),), and the rejections of the unusable ones, by row; with `until_colour`
     only of the first ones, up to some that show colour. A `bar` of the caller's is moved on; else there is an own one.
@@ -63,7 +66,7 @@ def decode(
     Memory does not grow with the images. Raises InputError if a process is killed or memory is full.
     """
     shared = Shared(images)
-    decode_chunk = partial(_decode_chunk, shared, read, max_pixels, takes_stderr)
+    decode_chunk = partial(_decode_chunk, shared, read, max_pixels, takes_stderr, places)
     found, rejections = bytearray(), dict[int, Rejection]()
     # Memory without a file only forks share.
     alone = shared.file is None and workers.START != "fork"
@@ -109,17 +112,20 @@ def _chunks(
         processes.end()
 
 
-def _decode_chunk(shared: Shared, read: Reader, max_pixels: int, takes_stderr: bool, rows: Rows) -> Decoded:
+def _decode_chunk(
+    shared: Shared, read: Reader, max_pixels: int, takes_stderr: bool, places: Rows | None, rows: Rows
+) -> Decoded:
     images = shared.array
     facts, rejections, digests = np.zeros(len(rows), FACTS), dict[int, Rejection](), bytearray()
     with decoders(max_pixels, takes_stderr) as said:
         for place, row in enumerate(rows.tolist()):
+            there = row if places is None else places[row]
             try:
-                images[row], facts["colour"][place], facts["largest"][place] = read(row)
+                images[there], facts["colour"][place], facts["largest"][place] = read(row)
                 said()
             except UnusableError as error:
                 rejections[row] = error.rejection.in_words(said())
-            content = images[row].tobytes()
+            content = images[there].tobytes()
             facts["constant"][place] = _is_constant(content, images.shape[-1] ** 2)
             digests += blake2b(content, digest_size=16).digest()
     facts["digest"] = np.frombuffer(digests, np.uint64).reshape(-1, 2)

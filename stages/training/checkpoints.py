@@ -34,6 +34,8 @@ from stages.training.states import UNREADABLE, read_about, read_state, write_sta
 
 STAGES = Path(__file__).parents[1]
 CODE = ("base", "batches", "nets", "train.py", "training")  # what a training runs of it, but for tracking
+# What determines the images of a prepared set, their labels and their order: of these files, those that it has.
+DATA = ("dataset.json", "manifest.csv", "manifest.parquet", "shards.csv")
 VERSION = 1  # of the files; one of another version is not used
 SECONDS = (
     1.0  # between two checkpoints at the ends of epochs: to write one takes 2 ms of the Net's 30 an epoch, or more
@@ -167,7 +169,7 @@ def origin(params: TrainParams, prepared: Path, device: torch.device) -> dict[st
     is_portable = params.determinism == instructions.PORTABLE and device.type == "cpu"
     return {
         "params": json.loads(params.model_dump_json(exclude=CHANGE_NOTHING)),
-        "data": sha256(prepared / "dataset.json", prepared / "manifest.csv"),
+        "data": sha256(*(prepared / name for name in DATA if (prepared / name).exists())),
         "init_from": "" if params.init_from == RANDOM else sha256(WEIGHTS / params.init_from),
         "code": {str(path.relative_to(STAGES.parent)): sha256(path) for path in files},
         "versions": {name: version(name) for name in versions},

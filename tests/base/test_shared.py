@@ -47,6 +47,7 @@ def test_anything_else_is_a_copy(tmp_path: Path) -> None:
 def test_a_split_is_sent_without_its_images(digits: Path) -> None:
     split = Prepared(digits).split("train", torch.device("cpu"))
     sent = pickle.dumps(split)
+    assert isinstance(split.images, np.ndarray)
     assert len(sent) < split.images.nbytes / 3
     there = pickle.loads(sent)
     assert torch.equal(there.read(slice(0, 9)), split.read(slice(0, 9)))

@@ -42,6 +42,7 @@ def test_images_are_called_what_the_manifest_calls_them(digits: Path, colours: P
 
 def test_images_stay_on_disk(digits: Path) -> None:
     split = Prepared(digits).split("train", CPU)
+    assert isinstance(split.images, np.ndarray)
     assert isinstance(split.images.base, np.memmap)
     assert not split.images.flags.writeable
 

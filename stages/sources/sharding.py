@@ -1,0 +1,62 @@
+"""The prepared images in several files, the shards, of which a small change touches few.
+
+An image's shard follows from its name alone: the first bits of its sha256. So DVC, which keeps a file by its content,
+caches, sends and fetches anew only the shards whose own images have changed.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from stages.base import files
+
+MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the images of a source go."""
+
+    places: npt.NDArray[np.int64]  # (n,), of each row of the source, in the shards laid end to end
+    rows: npt.NDArray[np.int64]  # (s,), images in each shard, which may be none
+
+
+def layout(names: Iterable[str], image_bytes: int, shard_mb: float | None) -> Layout:
+    """Return the layout of images of this size, in shards of so many MB at most, on average; None: in one.
+
+    Their number is a power of two: it seldom changes, and when it does each shard becomes two. In a shard images stay
+    in their order.
+    """
+    # Names of files may hold what is no UTF-8.
+    heads = [int.from_bytes(sha256(name.encode(errors="surrogatepass")).digest()[:8]) for name in names]
+    bits = 0
+    while shard_mb is not None and len(heads) * image_bytes > shard_mb * MB * 2**bits:
+        bits += 1
+    shards = np.array([head >> (64 - bits) for head in heads], np.int64)
+    places = np.empty(len(shards), np.int64)
+    places[shards.argsort(kind="stable")] = np.arange(len(shards))
+    return Layout(places, np.bincount(shards, minlength=2**bits))
+
+
+def cut(whole: Path, images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> pd.DataFrame:
+    """Cut the file that `images` maps into shards of so many rows, beside it; it is gone then.
+
+    From its end on, which is taken off as soon as it is in a shard: the disk holds one shard twice, no more. Return
+    one row a shard: file, rows, sha256. One without rows has none.
+    """
+    cuts = []
+    end, before = len(images), whole.stat().st_size - images.nbytes  # of the file's head
+    for number in reversed(np.flatnonzero(rows).tolist()):
+        start, file = end - int(rows[number]), whole.with_name(f"images-{number:05}.npy")
+        np.save(file, images[start:end])
+        os.truncate(whole, before + images[:start].nbytes)
+        cuts.append((file.name, end - start, files.sha256(file)))
+        end = start
+    whole.unlink()
+    return pd.DataFrame(cuts[::-1], columns=["file", "rows", "sha256"])
