@@ -8,7 +8,8 @@ reads what `prepare.path` in params.yaml names, and writes, for the source named
     manifest.csv    one row an image: index in images.npy, split (train, valid or test), label, source
     images-00000.npy, …, shards.csv, manifest.parquet
                     with `prepare.shard_mb`, in place of these two: the images in an order that a hash of their names
-                    gives; one row a shard: file, rows, sha256; and the manifest, its index in the shards end to end
+                    gives; one row a shard: file, rows, sha256; and the manifest, its index in the shards end to end.
+                    With `prepare.shards_to` the shards are there, under their sha256, and the table names their places
     dataset.json    class names, image size, how an image is read, mean and standard deviation of the training split,
                     of each split the number of images of each class and a digest
     rejected.csv    source, label, split and reason of what `prepare.on_bad: skip` left out, if anything; where it ends
@@ -31,6 +32,7 @@ from stages.base import cli
 from stages.base.errors import InputError, listed
 from stages.base.files import replacing, rounded, write_csv, write_json, write_parquet
 from stages.base.params import PrepareParams, load_params
+from stages.base.storage import check_place
 from stages.base.text import printable, say, warn
 from stages.sources.images import ImageSpec, to_picture
 from stages.sources.loading import load_source
@@ -63,6 +65,10 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
     """
     listing = prepared.with_name("rejected.csv")
     check_is_kept(Path(params.exclude), listing, prepared)
+    if params.shards_to is not None:
+        check_place("prepare.shards_to", params.shards_to)
+        if params.shard_mb is None:
+            raise InputError(f"prepare.shards_to: {params.shards_to!r} is for shards, with prepare.shard_mb, e.g. 64")
     listing.unlink(missing_ok=True)
     source, raw = limited(load_source(params), params.limit, params.seed), Path(params.path)
     if source.images is None:
@@ -128,7 +134,7 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
             write_csv(folder / "manifest.csv", manifest)
         else:
             write_parquet(folder / "manifest.parquet", manifest)
-            write_csv(folder / "shards.csv", cut(folder / "images.npy", array, layout.rows))
+            write_csv(folder / "shards.csv", cut(folder / "images.npy", array, layout.rows, params.shards_to))
     if rejected:
         warn("\n".join(rejected))
     sizes = ", ".join(f"{name} {size:,}" for name, size in facts["sizes"].items())

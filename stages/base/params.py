@@ -78,6 +78,7 @@ class PrepareParams(Section):
     exclude: Annotated[str, Field(min_length=1)]
     limit: Positive | None
     shard_mb: Annotated[float, Field(gt=0)] | None
+    shards_to: Annotated[str, Field(min_length=1)] | None
     seed: Seed
 
 

@@ -71,15 +71,23 @@ class Loader:
         if self._workers is None:
             # On the CPU for what is read there, and on the device: to fetch them from a GPU would be to wait for it.
             ours, theirs = (indices.split(self._batch_size)[start:] for indices in (order, order.to(device)))
-            for indices, there in zip(map(self._part, ours), map(self._part, theirs), strict=True):
+            parts = zip(map(self._part, ours), map(self._part, theirs), strict=True)
+            for number, (indices, there) in enumerate(parts, start):
+                self._look_ahead(order, number)
                 yield self._split.take(indices, there), self._split.labels[there]
             return
 
         seeds = torch.randint(2**63 - 1, (len(order),), generator=generator)
         batches = zip(order.split(self._batch_size)[start:], seeds.split(self._batch_size)[start:], strict=True)
         tasks = [(self._part(indices).numpy(), self._part(own).numpy()) for indices, own in batches]
-        for images, targets in self._workers.map(tasks):
+        for number, (images, targets) in enumerate(self._workers.map(tasks), start):
+            self._look_ahead(order, number)
             yield on_device(torch.from_numpy(images), device), on_device(torch.from_numpy(targets), device)
+
+    def _look_ahead(self, order: Tensor, number: int) -> None:
+        """Let be fetched what a batch needs that comes one group of shards after this one."""
+        at = number * self._batch_size + self._split.reach
+        self._split.ahead(order[at : at + self._batch_size])
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """Return the places in the split of an epoch's images, int64 (n,)."""

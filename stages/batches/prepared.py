@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from torch import Tensor
 from stages.base.errors import InputError
 from stages.base.files import read_csv
 from stages.base.shared import Shared
-from stages.batches.shards import Shards
+from stages.base.storage import Cache, is_stored
+from stages.batches.shards import OPEN, Shards
 
-RESIDENT = 2 << 30  # bytes of a split that is copied to a GPU as a whole
+RESIDENT = 2 << 30  # bytes of a split that is copied to a GPU, or kept in memory, as a whole
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Split:
     images: npt.NDArray[np.uint8] | Shards  # (N, h, w) or (N, 3, h, w), of all splits, memory-mapped
     labels: Tensor  # int64 (n,), on the device
     rows: Tensor  # int64 (n,), of each image in `images`, on the CPU
+    is_kept: bool = False  # in memory, if the images are few and would have to be fetched again
 
     def read(self, indices: Tensor | slice) -> Tensor:
         """Return m of the split's n images, uint8 (m, h, w) or (m, 3, h, w), on the CPU."""
@@ -44,7 +47,17 @@ class Split:
 
     def part(self, indices: Tensor) -> "Split":
         """Return the images at these places, int64 (m,), as a split."""
-        return Split(self.images, self.labels[indices.to(self.labels.device)], self.rows[indices])
+        return Split(self.images, self.labels[indices.to(self.labels.device)], self.rows[indices], self.is_kept)
+
+    def ahead(self, indices: Tensor | slice) -> None:
+        """Let what these images need be fetched meanwhile: they are `reach` behind those that are taken."""
+        if isinstance(self.images, Shards) and self.images.is_remote and self._resident is None:
+            self.images.ahead(self.rows[indices].numpy())
+
+    @cached_property
+    def reach(self) -> int:
+        """The images of the split in as many shards as are open at once, on average."""
+        return 0 if self.shards is None else OPEN * len(self.rows) // len(self.shards.unique())
 
     def __reduce__(self) -> Any:
         """Let a process that is no fork open the images itself, and keep off the GPU."""
@@ -56,10 +69,14 @@ class Split:
         """Return the shard of each image, int64 (n,); None where all images are in one file."""
         return torch.from_numpy(self.images.shard_of(self.rows.numpy())) if isinstance(self.images, Shards) else None
 
+    @property
+    def _is_few(self) -> bool:
+        return len(self.rows) * math.prod(self.images.shape[1:]) <= RESIDENT
+
     @cached_property
     def _resident(self) -> Tensor | None:
-        """All images of the split on the GPU, if they are few; on the CPU the memory map serves."""
-        if self.labels.device.type == "cpu" or len(self.rows) * math.prod(self.images.shape[1:]) > RESIDENT:
+        """All images of the split on the device, if they are few; on the CPU the memory map serves."""
+        if not self._is_few or (self.labels.device.type == "cpu" and not self.is_kept):
             return None
         return self.read(slice(None)).to(self.labels.device)
 
@@ -78,6 +95,8 @@ def _complete(folder: Path) -> Iterator[None]:
     """Raise InputError in place of what a missing, cut or foreign file raises."""
     try:
         yield
+    except InputError:  # which says more
+        raise
     except (OSError, EOFError, ValueError, LookupError, RecursionError) as error:
         raise InputError(
             f"{folder} is not a prepared set: {type(error).__name__}: {error}. Make it with dvc repro prepare."
@@ -151,6 +170,8 @@ class Prepared(DatasetInfo):
             images=self._images,
             labels=torch.tensor(rows["label"].to_numpy(), device=device),
             rows=torch.tensor(rows["index"].to_numpy()),
+            # Validation comes again and again, and its images are some of every shard.
+            is_kept=name != "train" and isinstance(self._images, Shards) and self._images.is_remote,
         )
 
     def sources(self, name: str) -> list[str]:
@@ -166,13 +187,16 @@ class Prepared(DatasetInfo):
 
 
 def _shards(folder: Path, image_shape: tuple[int, ...]) -> Shards:
-    """Return the shards that shards.csv names. Raises OSError or ValueError if one is missing or too short."""
-    table = read_csv(folder / "shards.csv", dtype={"file": str, "rows": "int64"})
-    files, rows = [folder / name for name in table["file"]], table["rows"].tolist()
+    """Return what shards.csv names. Raises OSError or ValueError if a shard beside it is missing or too short."""
+    table = read_csv(folder / "shards.csv", dtype={"file": str, "rows": "int64", "sha256": str})
+    places, rows, digests = (table[name].tolist() for name in ("file", "rows", "sha256"))
+    if all(map(is_stored, places)):
+        return Shards(places, rows, digests, image_shape, Cache.from_environment(os.environ))
+    files = [folder / name for name in places]
     for file, n_images in zip(files, rows, strict=True):
         if (size := file.stat().st_size) <= n_images * math.prod(image_shape):
             raise ValueError(f"{file.name} has {size:,} bytes, too few for {n_images:,} images of {image_shape}")
-    return Shards(files, rows, image_shape)
+    return Shards([str(file) for file in files], rows, digests, image_shape)
 
 
 def _check_within(column: str, values: "pd.Series[int]", file: str, count: int, what: str) -> None:

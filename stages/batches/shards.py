@@ -1,7 +1,16 @@
-"""The images of a prepared set in several files, the shards, memory-mapped as they are needed."""
+"""The images of a prepared set in several files, the shards, memory-mapped as they are needed.
 
-from functools import lru_cache
+They are beside the manifest, or in storage, from which they are fetched into a cache.
+"""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -10,30 +19,54 @@ import torch
 from torch import Tensor
 
 from stages.base.errors import InputError
+from stages.base.storage import GIGABYTES, Cache
 
 # Shards whose images are shuffled together. Each holds images of all kinds, by a hash of their names, so eight mix them
 # well, and no more than these and the next eight have to be at hand at once.
 OPEN = 8
-MAPPED = 4 * OPEN  # files that are open at once: a system allows for some hundreds
+FETCHING = 4  # at once, for what one connection leaves of the network
 
 
 class Shards:
     """What stands in for one array, uint8 (n, h, w) or (n, 3, h, w), of the images in all shards, laid end to end.
 
-    Another process opens the files itself. Raises InputError for a shard that is missing, cut or foreign.
+    Another process opens the files itself. Raises InputError for a shard that is missing, cut or foreign, and for a
+    cache that has no room for those that a training needs at once.
     """
 
-    def __init__(self, files: list[Path], rows: list[int], image_shape: tuple[int, ...]) -> None:
-        self._made_of = files, rows, image_shape
-        self._files, self._ends = files, np.cumsum(rows)
+    def __init__(
+        self,
+        places: Sequence[str],
+        rows: Sequence[int],
+        digests: Sequence[str],
+        image_shape: tuple[int, ...],
+        cache: Cache | None = None,
+    ) -> None:
+        """With a `cache` the places are those of storage, else they are paths."""
+        self._made_of = places, rows, digests, image_shape, cache
+        self._places, self._digests, self._cache = places, digests, cache
+        self._ends, self._bytes = np.cumsum(rows), math.prod(image_shape)
         self.shape = (int(self._ends[-1]), *image_shape)
-        self._mapped = lru_cache(MAPPED)(self._map)
+        # What is mapped keeps its place on the disk when another process removes it.
+        self._maps: dict[int, npt.NDArray[np.uint8]] = {}  # the last used at the end
+        self._asked: deque[int] = deque(maxlen=2 * OPEN)  # the last ones
+        self._to_fetch: SimpleQueue[int] | None = None
+        at_once = min(2 * OPEN, len(rows))
+        need = at_once * max(rows) * self._bytes
+        if cache and cache.limit < need:
+            raise InputError(
+                f"{GIGABYTES}: {cache.limit / 1e9:g}, should be {need / 1e9:.2g} or more, for {at_once} shards"
+            )
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __reduce__(self) -> Any:
         return Shards, self._made_of
+
+    @property
+    def is_remote(self) -> bool:
+        return self._cache is not None
 
     def shard_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the number of the shard that each of these rows is in, (n,)."""
@@ -43,24 +76,68 @@ class Shards:
         """Return the images in these rows, as numpy's `take` does."""
         assert axis == 0
         images, shards = np.empty((len(rows), *self.shape[1:]), np.uint8), self.shard_of(rows)
-        for shard in np.unique(shards).tolist():
-            here = shards == shard
-            array = self._mapped(shard)
-            images[here] = array.take(rows[here] - (self._ends[shard] - len(array)), axis=0)
+        wanted = np.unique(shards).tolist()
+        for at in range(0, len(wanted), OPEN):
+            for shard, array in zip(some := wanted[at : at + OPEN], self._mapped(some), strict=True):
+                here = shards == shard
+                images[here] = array.take(rows[here] - (self._ends[shard] - len(array)), axis=0)
         return images
 
+    def ahead(self, rows: npt.NDArray[np.int64]) -> None:
+        """Let the shards of these rows be fetched meanwhile. Call it once no more processes are to be forked."""
+        for shard in np.unique(self.shard_of(rows)).tolist() if self._cache else ():
+            if shard not in self._asked:
+                self._asked.append(shard)
+                if self._to_fetch is None:
+                    self._to_fetch = SimpleQueue()
+                    for _ in range(FETCHING):
+                        # The end of this process does not wait for what they fetch.
+                        threading.Thread(target=_fetch, args=(self._to_fetch, self._file), daemon=True).start()
+                self._to_fetch.put(shard)
+
+    def _mapped(self, shards: list[int]) -> list[npt.NDArray[np.uint8]]:
+        """Return the arrays of OPEN shards at most."""
+        new = [shard for shard in shards if shard not in self._maps]
+        if self._cache and len(new) > 1:
+            with ThreadPoolExecutor(FETCHING) as pool:
+                list(pool.map(self._file, new))
+        for shard in shards:
+            self._maps[shard] = self._maps.pop(shard) if shard in self._maps else self._map(shard)
+        while len(self._maps) > OPEN:
+            del self._maps[next(iter(self._maps))]
+        return [self._maps[shard] for shard in shards]
+
+    def _file(self, shard: int) -> Path:
+        if self._cache is None:
+            return Path(self._places[shard])
+        return self._cache.fetched(self._places[shard], self._digests[shard], self._n_rows(shard) * self._bytes)
+
+    def _n_rows(self, shard: int) -> int:
+        return int(self._ends[shard]) - (int(self._ends[shard - 1]) if shard else 0)
+
     def _map(self, shard: int) -> npt.NDArray[np.uint8]:
-        file, rows = self._files[shard], int(self._ends[shard]) - (int(self._ends[shard - 1]) if shard else 0)
-        try:
-            array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-            if array.dtype != np.uint8 or array.shape != (rows, *self.shape[1:]):
-                raise ValueError(f"{array.dtype} {array.shape}, should be uint8 {(rows, *self.shape[1:])}")
-        except (OSError, EOFError, ValueError) as error:
-            raise InputError(
-                f"{file} is no shard of the prepared set: {type(error).__name__}: {error}."
-                " Get it with dvc pull, or make it with dvc repro prepare."
-            ) from error
-        return array
+        shape = (self._n_rows(shard), *self.shape[1:])
+        while True:
+            file = self._file(shard)
+            try:
+                array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+                if array.dtype != np.uint8 or array.shape != shape:
+                    raise ValueError(f"{array.dtype} {array.shape}, should be uint8 {shape}")
+            except (OSError, EOFError, ValueError) as error:
+                if self._cache and isinstance(error, FileNotFoundError):
+                    continue  # another process has just made room
+                raise InputError(
+                    f"{file} is no shard of the prepared set: {type(error).__name__}: {error}."
+                    " Get it with dvc pull, or make it with dvc repro prepare."
+                ) from error
+            return array
+
+
+def _fetch(shards: "SimpleQueue[int]", file: Callable[[int], Path]) -> None:
+    """Fetch each of the shards; what fails is said where the shard is needed."""
+    while True:
+        with suppress(Exception):
+            file(shards.get())
 
 
 def grouped(order: Tensor, shards: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from tqdm import tqdm
 
 from stages.base import files
+from stages.base.storage import store
 
 MB = 1_000_000
 
@@ -44,19 +46,24 @@ def layout(names: Iterable[str], image_bytes: int, shard_mb: float | None) -> La
     return Layout(places, np.bincount(shards, minlength=2**bits))
 
 
-def cut(whole: Path, images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> pd.DataFrame:
-    """Cut the file that `images` maps into shards of so many rows, beside it; it is gone then.
+def cut(whole: Path, images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], to: str | None) -> pd.DataFrame:
+    """Cut the file that `images` maps into shards of so many rows, beside it, or in the storage `to`; it is gone then.
 
     From its end on, which is taken off as soon as it is in a shard: the disk holds one shard twice, no more. Return
-    one row a shard: file, rows, sha256. One without rows has none.
+    one row a shard: file, rows, sha256. One without rows has none. Raises InputError if the storage takes none.
     """
     cuts = []
     end, before = len(images), whole.stat().st_size - images.nbytes  # of the file's head
-    for number in reversed(np.flatnonzero(rows).tolist()):
+    numbers = np.flatnonzero(rows).tolist()[::-1]
+    for number in tqdm(numbers, unit=" shards", desc="cutting", disable=None, leave=False):
         start, file = end - int(rows[number]), whole.with_name(f"images-{number:05}.npy")
         np.save(file, images[start:end])
         os.truncate(whole, before + images[:start].nbytes)
-        cuts.append((file.name, end - start, files.sha256(file)))
+        name, digest = file.name, files.sha256(file)
+        if to is not None:
+            name = store(file, to, digest)
+            file.unlink()
+        cuts.append((name, end - start, digest))
         end = start
     whole.unlink()
     return pd.DataFrame(cuts[::-1], columns=["file", "rows", "sha256"])

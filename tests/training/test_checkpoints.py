@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stages.base.locks import locked
+from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
 from stages.training import checkpoints
@@ -102,6 +103,14 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
     assert trained(digits, tmp_path / "killed", CHOICES[name]) == expected
     assert "goes on after epoch " in capsys.readouterr().out
     assert list(home.iterdir()) == []
+
+
+def test_an_interrupted_training_on_shards(tmp_path: Path, interrupted: Interrupting) -> None:
+    prepare(params_with({"prepare.shard_mb": 0.004}).prepare, tmp_path / "prepared")
+    expected = trained(tmp_path / "prepared", tmp_path / "whole", {})
+    for number in (7, 30):
+        interrupted(tmp_path / "prepared", tmp_path / "killed", {}, number)
+    assert trained(tmp_path / "prepared", tmp_path / "killed", {}) == expected
 
 
 def test_the_end_of_a_training_is_a_place_to_go_on_from(
