@@ -86,8 +86,9 @@ class Loader:
 
     def _look_ahead(self, order: Tensor, number: int) -> None:
         """Let be fetched what a batch needs that comes one group of shards after this one."""
-        at = number * self._batch_size + self._split.reach
-        self._split.ahead(order[at : at + self._batch_size])
+        if self._workers or not self._split.is_resident:
+            at = number * self._batch_size + self._split.reach
+            self._split.ahead(order[at : at + self._batch_size])
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """Return the places in the split of an epoch's images, int64 (n,)."""

@@ -41,7 +41,7 @@ class Split:
 
     def take(self, indices: Tensor | slice, there: Tensor | None = None) -> Tensor:
         """Return the same on the device of the labels; `there` are the indices on it, where they are known."""
-        if self._resident is not None:
+        if self.is_resident:
             return self._resident[indices if there is None else there]
         return on_device(self.read(indices), self.labels.device)
 
@@ -51,7 +51,7 @@ class Split:
 
     def ahead(self, indices: Tensor | slice) -> None:
         """Let what these images need be fetched meanwhile: they are `reach` behind those that are taken."""
-        if isinstance(self.images, Shards) and self.images.is_remote and self._resident is None:
+        if isinstance(self.images, Shards) and self.images.is_remote:
             self.images.ahead(self.rows[indices].numpy())
 
     @cached_property
@@ -70,14 +70,13 @@ class Split:
         return torch.from_numpy(self.images.shard_of(self.rows.numpy())) if isinstance(self.images, Shards) else None
 
     @property
-    def _is_few(self) -> bool:
-        return len(self.rows) * math.prod(self.images.shape[1:]) <= RESIDENT
+    def is_resident(self) -> bool:
+        """Return whether `take` gives images that are on the device once and for all; on the CPU the map serves."""
+        is_few = len(self.rows) * math.prod(self.images.shape[1:]) <= RESIDENT
+        return is_few and (self.is_kept or self.labels.device.type != "cpu")
 
     @cached_property
-    def _resident(self) -> Tensor | None:
-        """All images of the split on the device, if they are few; on the CPU the memory map serves."""
-        if not self._is_few or (self.labels.device.type == "cpu" and not self.is_kept):
-            return None
+    def _resident(self) -> Tensor:
         return self.read(slice(None)).to(self.labels.device)
 
 

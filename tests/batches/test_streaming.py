@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ import pandas as pd
 import pytest
 import torch
 from s3fs import S3FileSystem
+from torch import nn
 
 from stages.base.errors import InputError
 from stages.base.storage import Cache, store
+from stages.batches.loader import Loader
 from stages.batches.prepared import Prepared
+from stages.batches.shards import OPEN
 from stages.evaluate import evaluate
+from stages.nets.prediction import predict
 from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
@@ -136,6 +142,26 @@ def test_a_streamed_training_has_the_weights_of_local_shards(
     # What several fetch at once is not there when each makes room.
     assert largest <= LIMIT + 6 * 5_000
     assert list(cache.glob("*.partial")) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_group_of_shards_is_fetched_meanwhile(remote: Path, cache: Path, workers: int) -> None:
+    epoch = Loader(Prepared(remote).split("train", CPU), 64, 0, workers=workers).epoch(1)
+    list(islice(epoch, 4))  # of 314 images that eight shards hold
+    deadline = time.monotonic() + 20
+    while len(list(cache.glob("*.npy"))) < 2 * OPEN:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_validation_is_fetched_once(local: Path, remote: Path, cache: Path) -> None:
+    pixels = nn.Sequential(nn.Flatten())
+    expected = predict(pixels, Prepared(local).split("valid", CPU))
+    split = Prepared(remote).split("valid", CPU)
+    assert torch.equal(predict(pixels, split), expected)
+    shutil.rmtree(cache)
+    assert torch.equal(predict(pixels, split), expected)
+    assert not cache.exists()
 
 
 @pytest.mark.slow
