@@ -144,9 +144,8 @@ def test_a_streamed_training_has_the_weights_of_local_shards(
     assert list(cache.glob("*.partial")) == []
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_next_group_of_shards_is_fetched_meanwhile(remote: Path, cache: Path, workers: int) -> None:
-    epoch = Loader(Prepared(remote).split("train", CPU), 64, 0, workers=workers).epoch(1)
+def test_the_next_group_of_shards_is_fetched_meanwhile(remote: Path, cache: Path) -> None:
+    epoch = Loader(Prepared(remote).split("train", CPU), 64, 0).epoch(1)  # workers would be ahead by themselves
     list(islice(epoch, 4))  # of 314 images that eight shards hold
     deadline = time.monotonic() + 20
     while len(list(cache.glob("*.npy"))) < 2 * OPEN:
