@@ -376,7 +376,7 @@ def test_packages_are_the_same_with_containers_and_without() -> None:
 @contextmanager
 def by_unit(image: Image, database: Database, state: Path) -> Iterator[str]:
     """Start MLflow as the unit of systemd does that the page has, and yield its address."""
-    [unit] = re.findall(r"^```ini\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    [unit] = re.findall(r"^```ini\n(.*?)^```", PAGE.replace("\\\n    ", ""), re.MULTILINE | re.DOTALL)
     [start] = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
     port = free_port()
     places = {"/opt/mlflow": f"{image.root}/.venv", "/var/lib/mlflow": str(state), "--port 5000": f"--port {port}"}
@@ -437,7 +437,11 @@ def test_without_containers_and_back_from_a_backup(
             assert said.splitlines()[-1] == "in all: 1 in place"
 
 
-TRAININGS, EPOCHS = 16, 5
+TRAININGS, EPOCHS = 16, 3
+TRAIN = """
+python -m stages train data/prepared models/net.safetensors metrics/train.csv
+python -m stages evaluate models/net.safetensors data/prepared metrics/train.csv metrics/evaluate.json plots
+"""
 
 
 def points(run: Any, client: mlflow.MlflowClient) -> dict[str, list[tuple[int, float]]]:
@@ -455,43 +459,44 @@ def test_sixteen_trainings_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     project, experiment = make_project(), "sixteen"
-    (project.root / "dvc.lock").unlink()
+    shutil.copytree(digits, project.root / "data/prepared")
     project.edit("params.yaml", "epochs: 30 ", f"epochs: {EPOCHS} ")
     project.edit("params.yaml", "log_steps: 0 ", "log_steps: 1 ")
-    project("dvc", "repro", "prepare")
-    project("git", "add", "-A")
-    project("git", "commit", "-qm", "prepared")
     own = {"MLFLOW_TRACKING_URI": deployment.uri, "MLFLOW_EXPERIMENT_NAME": experiment}
     copies = [
         Project.at(shutil.copytree(project.root, tmp_path / f"copy-{seed}", symlinks=True)) for seed in range(TRAININGS)
     ]
     for seed, copy in enumerate(copies):
-        if seed:
-            copy.edit("params.yaml", "  seed: 0 ", f"  seed: {seed} ")
+        copy.edit("params.yaml", "seed: 0                # of the first", f"seed: {seed} # of the first")
 
     started = time.monotonic()
-    trainings = [copy.start("dvc", "repro", "--no-run-cache", **own) for copy in copies]
+    trainings = [copy.start("bash", "-ec", TRAIN, **own) for copy in copies]
     for training in trainings:
-        printed, _ = training.communicate(timeout=600)
+        printed, _ = training.communicate(timeout=300)
         assert training.returncode == 0, printed
     seconds = time.monotonic() - started
+
+    # Here all of them and the server share a few cores: what a stage did not wait for, tools.sync brings.
     late = [copy for copy in copies if list((copy.root / ".repronet/journals").glob("*"))]
-    for copy in late:  # so many at once, that a stage did not wait for it
-        sync = ("python", "-m", "tools.sync", "workspace")
-        copy(*sync, MLFLOW_TRACKING_URI=deployment.uri, MLFLOW_EXPERIMENT_NAME=experiment)
+    for some in (late[at : at + 2] for at in range(0, len(late), 2)):
+        for sync in [copy.start("python", "-m", "tools.sync", **own) for copy in some]:
+            printed, _ = sync.communicate(timeout=300)
+            assert sync.returncode == 0, printed
     synced = time.monotonic() - started - seconds
 
     mlflow.set_tracking_uri(deployment.uri)
     client = mlflow.MlflowClient(deployment.uri)
     named = client.get_experiment_by_name(experiment)
     assert named is not None
-    found = {run.data.tags["directory"]: run for run in client.search_runs([named.experiment_id])}
-    assert len(found) == len(client.search_runs([named.experiment_id])) == TRAININGS
+    listed = client.search_runs([named.experiment_id])
+    found = {run.data.tags["directory"]: run for run in listed}
+    assert len(listed) == len(found) == TRAININGS
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     n_train = json.loads((digits / "dataset.json").read_text())["sizes"]["train"]
     steps_of = list(range(1, EPOCHS * -(-n_train // 64) + 1))
-    counted = 0
+    counted, names = 0, set[frozenset[str]]()
     for copy in copies:
+        assert not list((copy.root / ".repronet/journals").glob("*"))
         run = found[str(copy.root)]
         assert run.info.status == "FINISHED"
         logged = points(run, client)
@@ -502,15 +507,14 @@ def test_sixteen_trainings_at_once(
             assert [value for _, value in logged[name]] == pytest.approx(history[name].to_list(), rel=1e-4)
         for name in ("step/loss", "step/lr"):
             assert [step for step, _ in logged[name]] == steps_of
-        scores = json.loads((copy.root / "metrics/evaluate.json").read_text())
-        assert [value for _, value in logged["test/accuracy"]] == pytest.approx([scores["accuracy"]], rel=1e-4)
-        for name, history_of in logged.items():
-            assert len({step for step, _ in history_of}) == len(history_of), f"{name} has points twice"
-        assert logged.keys() == points(found[str(copies[0].root)], client).keys()
+        for name, values in logged.items():
+            assert len({step for step, _ in values}) == len(values), f"{name} has a point twice"
+        names.add(frozenset(logged))
         counted += sum(map(len, logged.values()))
         assert run.data.tags[WEIGHTS_TAG] == sha256((copy.root / "models/net.safetensors").read_bytes()).hexdigest()
         check_model(run, copy, digits)
+    assert len(names) == 1
     print(
-        f"{TRAININGS} trainings at once: {counted} points in {seconds:.0f} s;"
-        f" {len(late)} had something left, which tools.sync brought in {synced:.0f} s"
+        f"{TRAININGS} trainings at once: {counted} points; {seconds:.0f} s, and {synced:.0f} s of tools.sync"
+        f" for the {len(late)} that had something left"
     )
