@@ -437,7 +437,7 @@ def test_without_containers_and_back_from_a_backup(
             assert said.splitlines()[-1] == "in all: 1 in place"
 
 
-TRAININGS, EPOCHS = 16, 3
+EPOCHS = 3
 TRAIN = """
 python -m stages train data/prepared models/net.safetensors metrics/train.csv
 python -m stages evaluate models/net.safetensors data/prepared metrics/train.csv metrics/evaluate.json plots
@@ -450,21 +450,24 @@ def points(run: Any, client: mlflow.MlflowClient) -> dict[str, list[tuple[int, f
     return {name: sorted((point.step, point.value) for point in history) for name, history in read.items()}
 
 
-@pytest.mark.slow
-def test_sixteen_trainings_at_once(
+@pytest.mark.parametrize(
+    "count", [pytest.param(3, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.torture)]
+)
+def test_trainings_at_once(
+    count: int,
     deployment: Deployment,
     make_project: Callable[[], Project],
     digits: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    project, experiment = make_project(), "sixteen"
+    project, experiment = make_project(), f"{count} at once"
     shutil.copytree(digits, project.root / "data/prepared")
     project.edit("params.yaml", "epochs: 30 ", f"epochs: {EPOCHS} ")
     project.edit("params.yaml", "log_steps: 0 ", "log_steps: 1 ")
     own = {"MLFLOW_TRACKING_URI": deployment.uri, "MLFLOW_EXPERIMENT_NAME": experiment}
     copies = [
-        Project.at(shutil.copytree(project.root, tmp_path / f"copy-{seed}", symlinks=True)) for seed in range(TRAININGS)
+        Project.at(shutil.copytree(project.root, tmp_path / f"copy-{seed}", symlinks=True)) for seed in range(count)
     ]
     for seed, copy in enumerate(copies):
         copy.edit("params.yaml", "seed: 0                # of the first", f"seed: {seed} # of the first")
@@ -490,7 +493,7 @@ def test_sixteen_trainings_at_once(
     assert named is not None
     listed = client.search_runs([named.experiment_id])
     found = {run.data.tags["directory"]: run for run in listed}
-    assert len(listed) == len(found) == TRAININGS
+    assert len(listed) == len(found) == count
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     n_train = json.loads((digits / "dataset.json").read_text())["sizes"]["train"]
     steps_of = list(range(1, EPOCHS * -(-n_train // 64) + 1))
@@ -515,6 +518,6 @@ def test_sixteen_trainings_at_once(
         check_model(run, copy, digits)
     assert len(names) == 1
     print(
-        f"{TRAININGS} trainings at once: {counted} points; {seconds:.0f} s, and {synced:.0f} s of tools.sync"
+        f"{count} trainings at once: {counted} points; {seconds:.0f} s, and {synced:.0f} s of tools.sync"
         f" for the {len(late)} that had something left"
     )
