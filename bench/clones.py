@@ -48,6 +48,15 @@ def finish(process: "subprocess.Popen[str]") -> str:
     return output
 
 
+def last_run(clone: Path) -> "tuple[mlflow.MlflowClient, mlflow.entities.Run]":
+    """Return the run in the clone's store that was started last, and a client of that store."""
+    client = mlflow.MlflowClient(f"sqlite:///{clone}/mlflow.db")
+    experiment = client.get_experiment_by_name("repronet")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)
+    return client, run
+
+
 def statuses(clone: Path) -> dict[str, list[str]]:
     """Return the status of each run in the clone's store by the run's name; "FINISHED" only where it was evaluated."""
     client = mlflow.MlflowClient(f"sqlite:///{clone}/mlflow.db")

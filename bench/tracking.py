@@ -11,9 +11,7 @@ import re
 from pathlib import Path
 from statistics import median
 
-import mlflow
-
-from bench.clones import finish, fresh, start
+from bench.clones import finish, fresh, last_run, start
 from stages.base import cli
 from stages.base.instructions import cpu_model
 
@@ -53,10 +51,7 @@ def put(clone: Path, key: str, value: str) -> None:
 
 def of_last_run(clone: Path, log_steps: int) -> float:
     """Return the seconds of the last run's loop, which has a point of every step or none."""
-    client = mlflow.MlflowClient(f"sqlite:///{clone}/mlflow.db")
-    experiment = client.get_experiment_by_name("repronet")
-    assert experiment is not None
-    [run] = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)
+    client, run = last_run(clone)
     points = client.get_metric_history(run.info.run_id, "step/loss")
     last = max((point.step for point in points), default=0)
     assert len(points) == last, (len(points), last)

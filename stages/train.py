@@ -7,6 +7,7 @@ training, 30 epochs of digits take 0.5 s and 6 of Fashion-MNIST 13 s, on two cor
 """
 
 import os
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -28,10 +29,10 @@ from stages.base.text import say, warn
 from stages.batches import transforms
 from stages.batches.loader import Loader
 from stages.batches.normalise import Normalise
-from stages.batches.prepared import Prepared, Split
+from stages.batches.prepared import Prepared
 from stages.nets.build import check_batch, head, net_spec
 from stages.nets.prediction import predict
-from stages.nets.weights import Description, describe, load_pretrained, read_weights, rebuild, save_weights
+from stages.nets.weights import describe, load_pretrained, read_weights, rebuild, save_weights
 from stages.tracking import data_in_git
 from stages.tracking.tracker import Tracker
 from stages.training import (
@@ -39,14 +40,17 @@ from stages.training import (
     checks,
     determinism,
     finetuning,
+    launcher,
     losses,
     memory,
     metrics,
     optimizers,
     options,
+    parallel,
     schedules,
 )
 from stages.training.calibration import temperature
+from stages.training.parallel import ALONE, Group
 from stages.training.selection import should_stop
 
 ROOM = 1 << 16  # bytes of an output besides the weights: what rebuilds the net, or the history of 1,000 epochs
@@ -61,14 +65,27 @@ def main() -> None:
         history="file to write, e.g. metrics/train.csv",
     )
     params = load_params()
-    data_in_git.check(WEIGHTS / params.train.init_from, os.environ)
-    data_in_git.warn_of_lost(params.inputs, os.environ)
-    train(params.train, **arguments, tracker=Tracker.from_environment(params))
+    if params.train.processes > 1 and not launcher.is_member(os.environ, params.train.processes):
+        launcher.launch("stages.train", sys.argv[1:], params.train.processes)
+        return
+    prepared = arguments.pop("prepared")
+    with launcher.joined(params.train, arguments) as (group, outputs):
+        data_in_git.check(WEIGHTS / params.train.init_from, os.environ)
+        data_in_git.warn_of_lost(params.inputs, os.environ)
+        tracker = Tracker.off() if group.rank else Tracker.from_environment(params)
+        train(params.train, prepared, **outputs, tracker=tracker, group=group)
 
 
-def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tracker: Tracker) -> None:
-    """Write `weights` and `history`. Raises InputError for params that do not fit, and if the loss diverges."""
-    device = determinism.set_up(params.device, params.threads, params.determinism)
+def train(
+    params: TrainParams, prepared: Path, weights: Path, history: Path, tracker: Tracker, group: Group = ALONE
+) -> None:
+    """Write `weights` and `history`. Raises InputError for params that do not fit, and if the loss diverges.
+
+    The processes of a `group` each do so, of which the first is the one that is tracked.
+    """
+    if group.size != params.processes:
+        raise InputError(f"train.processes: {params.processes}, but this is a training of {group.size}")
+    device = group.device(determinism.set_up(params.device, params.threads, params.determinism))
     memory.keep_freed()
     data = Prepared(prepared)
     check_params(params, data.channels, device)
@@ -78,27 +95,34 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
     evaluation = transforms.evaluation(params.transforms.eval)
     channels, side = transforms.check_shapes(augment, evaluation, data)
     training, validation = data.split("train", device), data.split("valid", device)
+    n_valid = len(validation.labels)
+    ours = validation.part(group.part(torch.arange(n_valid), n_valid)) if group.divides(n_valid) else validation
     of_a_step = params.batch_size * params.accumulate
     is_balanced = params.balance == "sampling"
-    loader = Loader(training, of_a_step, params.seed, augment, params.workers, is_balanced, params.overfit)
+    is_mixed = bool(augment.per_batch)  # images and labels
+    part = None if group.is_alone else partial(group.part, batch_size=params.batch_size)
+    loader = Loader(
+        training, of_a_step, params.seed, augment, params.workers, is_balanced, params.overfit, part, is_mixed
+    )
 
     # Net: its input and output sizes follow from the data; its weights from the seed, or from earlier ones.
     plan = describe(params, data, channels, side, losses.output(params.loss.name))
     net = plan.untrained()
     load_pretrained(net, plan.net, WEIGHTS, params.init_from, params.new_head)
     is_frozen = params.freeze != finetuning.NOTHING
+    smallest = len(training.labels) % params.batch_size or params.batch_size  # batch of an epoch
     if params.freeze != finetuning.ALL_BUT_HEAD:
-        check_batch(net, plan.net, len(training.labels) % params.batch_size or params.batch_size)
+        check_batch(net, plan.net, smallest)
+    net = parallel.with_common_norms(net, params, device, smallest)
     freezing = finetuning.Freezing(net, head(net, plan.net) if is_frozen else set(), params.freeze)
     if is_frozen and params.init_from == RANDOM:
         warn(f"warning: train.freeze: {params.freeze} keeps random weights, since train.init_from is {RANDOM}")
     net, normalise = net.to(device), Normalise(plan.mean, plan.std).to(device)
 
     # Loss, optimizer, schedule, and what is off by default.
-    mixed = bool(augment.per_batch)  # the labels, too
     of_loss = partial(losses.criterion, **params.loss.model_dump(), n_classes=len(data.classes), device=device)
     weighs = losses.class_weights(training.labels, len(data.classes)) if params.balance == "loss" else None
-    criterion, unweighted = of_loss(mixed=mixed, class_weights=weighs), of_loss()
+    criterion, unweighted = of_loss(mixed=is_mixed, class_weights=weighs), of_loss()
     optimizer = optimizers.optimizer(
         **params.optimizer.model_dump(), parameters=net.parameters(), learning=freezing.learning
     )
@@ -124,14 +148,15 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
         """
         optimizer.zero_grad()
         found = []
-        for batch, wanted in zip(images.split(params.batch_size), targets.split(params.batch_size), strict=True):
+        for batch, wanted in group.batches(images, targets, params.batch_size):
             with precision():
                 scores = net(normalise(batch))  # forward
             loss = criterion(scores.float(), wanted)  # loss
             loss.backward(torch.full_like(loss, len(batch) / len(images)))  # backward
             found.append((loss.detach(), scores.detach(), wanted))
+        shown = group.combined(net.parameters(), metrics.step(found) if found else None)
         clip()
-        return totals.add(found)
+        return totals.add(shown)
 
     # What a killed training goes on from.
     parts: dict[str, checkpoints.Stateful] = {
@@ -142,10 +167,11 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
         "totals": totals,
     }
     origin = checkpoints.origin(params, prepared, device)
+    group.check_same(origin)
     size = sum(tensor.nbytes for tensor in net.state_dict().values())
     with (
-        claimed(weights, history, room=size + ROOM) as (kept, table),
-        checkpoints.checkpoint(origin, weights, params.checkpoint_minutes) as checkpoint,
+        claimed(weights, history, room=0 if group.rank else size + ROOM) as (kept, table),
+        checkpoints.checkpoint(origin, weights, params.checkpoint_minutes, group) as checkpoint,
         tracker.training(data, device, plan.used, checkpoint.attempt, params.log_system) as run,
         placing(weights, history),
         determinism.required(f"train.net: {params.net.name}"),
@@ -164,6 +190,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
             read = at.batches  # up to which the losses have been looked at
             for images, targets in loader.epoch(epoch, at.batches):  # batch
                 check_interrupted()
+                group.draw(params.seed, steps * (epoch - 1) + at.batches)
                 optimizer.step(partial(closure, images, targets))  # type: ignore[arg-type]  # update
                 at.batches += 1
                 step = steps * (epoch - 1) + at.batches
@@ -179,7 +206,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
                 if is_read:
                     checkpoint.after_batch(at, kept, parts)
 
-            scores = predict(nn.Sequential(evaluation, normalise, ema.net), validation)
+            scores = group.gathered(predict(nn.Sequential(evaluation, normalise, ema.net), ours), n_valid)
             row = {
                 "epoch": epoch,
                 "train/loss": totals.loss,
@@ -188,6 +215,7 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
                 "valid/loss": unweighted(scores, validation.labels).item(),
                 "valid/accuracy": metrics.accuracy(scores.argmax(1), validation.labels),
             } | metrics.monitored(params.monitor, scores.cpu(), validation.labels.cpu())
+            row = group.agreed(row)
             checks.check_finite([*totals.recent, row["valid/loss"]], steps * epoch, at.lr)
             schedule.after_epoch(row["valid/loss"])
             row = {name: rounded(value) for name, value in row.items()}
@@ -203,7 +231,9 @@ def train(params: TrainParams, prepared: Path, weights: Path, history: Path, tra
 
         if criterion.loss.gives_probabilities:
             tensors, _ = read_weights(kept)
-            plan = replace(plan, temperature=fitted_temperature(rebuild(kept, tensors, plan), plan, validation))
+            classifier = plan.classifier(rebuild(kept, tensors, plan)).to(device)
+            scores = group.gathered(predict(classifier, ours), n_valid)
+            plan = replace(plan, temperature=rounded(temperature(scores.cpu(), validation.labels.cpu())))
             save_weights(kept, tensors, plan.scored(at.best))
         write_csv(table, pd.DataFrame(at.rows).astype({"epoch": int}))
         run.log({"seconds/training": time.perf_counter() - started})
@@ -223,6 +253,7 @@ def check_params(params: TrainParams, channels: int, device: torch.device) -> No
     transforms.training(params.transforms.train, n_classes=2)
     transforms.evaluation(params.transforms.eval)
     net_spec(**params.net.model_dump(), n_classes=2, channels=channels, image_size=8)
+    parallel.check(params)
     check_names("train.loss", params.loss.name, params.loss.arguments, losses.LOSSES, losses.REFUSED)
     if params.calibrate and not losses.LOSSES[params.loss.name].gives_probabilities:
         raise InputError(f"train.calibrate: true, but {params.loss.name} makes no probabilities of scores")
@@ -232,12 +263,6 @@ def check_params(params: TrainParams, channels: int, device: torch.device) -> No
     parameters = [nn.Parameter(torch.zeros(shape, device=device)) for shape in ((2, 2), (2,))]
     optimizer = optimizers.optimizer(**params.optimizer.model_dump(), parameters=parameters)
     schedules.schedule(**params.schedule.model_dump(), optimizer=optimizer, epochs=params.epochs, steps=1)
-
-
-def fitted_temperature(net: nn.Module, description: Description, validation: Split) -> float:
-    """Return the temperature that fits the scores of the net for the validation split best."""
-    scores = predict(description.classifier(net).to(validation.labels.device), validation)
-    return rounded(temperature(scores.cpu(), validation.labels.cpu()))
 
 
 def learning_rate(optimizer: optim.Optimizer) -> float:

@@ -114,6 +114,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def keep_training(prepared: Path, n: int) -> None:
+    """Leave in a prepared set its first n training images, and those of validation."""
+    manifest = pd.read_csv(prepared / "manifest.csv", dtype=str)
+    training = manifest[manifest["split"] == "train"].iloc[:n]
+    pd.concat([training, manifest[manifest["split"] == "valid"]]).to_csv(prepared / "manifest.csv", index=False)
+
+
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared set of 60 coloured images of three classes, one of which has the name of a column."""

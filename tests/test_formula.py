@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,8 @@ from stages.batches.prepared import Prepared
 from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from stages.training.metrics import EpochTotals
-from tests.conftest import params_with
+from stages.training import metrics
+from tests.conftest import keep_training, params_with
 
 BATCH, STEPS, LR = 64, 100, 0.001
 
@@ -25,9 +24,7 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fashion-MNIST, with as many of the training images as the steps take."""
     folder = tmp_path_factory.mktemp("fashion") / "prepared"
     prepare(params_with({"prepare.source": "fashion_mnist"}).prepare, folder)
-    manifest = pd.read_csv(folder / "manifest.csv", dtype=str)
-    training = manifest[manifest["split"] == "train"].iloc[: BATCH * STEPS]
-    pd.concat([training, manifest[manifest["split"] == "valid"]]).to_csv(folder / "manifest.csv", index=False)
+    keep_training(folder, BATCH * STEPS)
     return folder
 
 
@@ -80,13 +77,13 @@ def test_the_losses_of_a_hundred_steps(
 ) -> None:
     changes, layers, dropout = NETS[name]
     found: list[float] = []
-    add = EpochTotals.add
+    step = metrics.step
 
-    def noted(totals: EpochTotals, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    def noted(batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> metrics.Step:
         found.append(batches[0][0].item())
-        return add(totals, batches)
+        return step(batches)
 
-    monkeypatch.setattr(EpochTotals, "add", noted)
+    monkeypatch.setattr(metrics, "step", noted)
     always: dict[str, Any] = {"train.epochs": 1, "train.batch_size": BATCH, "train.schedule.name": "ConstantLR"}
     always |= {"train.optimizer.lr": LR}  # at a larger one the roundings of two orders of summation grow apart
     params = params_with(always | changes).train

@@ -112,6 +112,7 @@ class TrainParams(Section):
     balance: Literal["none", "loss", "sampling"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Annotated[Threads, PlainValidator(_threads)]
+    processes: Positive
     determinism: Level
     workers: Annotated[int, Field(ge=0)]
     checkpoint_minutes: Annotated[float, Field(gt=0)]

@@ -14,6 +14,7 @@ from stages.batches.prepared import Split, on_device
 
 # Images (n, ...), labels (n,) and n seeds to images and targets; transforms.TrainTransforms is one.
 Augment = Callable[[Tensor, Tensor, Sequence[int]], tuple[Tensor, Tensor]]
+Part = Callable[[Tensor], Tensor]  # of the places of a batch's images, int64 (n,)
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
@@ -33,14 +34,19 @@ class Loader:
         workers: int = 0,
         is_balanced: bool = False,
         overfit: int | None = None,
+        part: Part | None = None,
+        is_mixed: bool = False,
     ) -> None:
         """If `is_balanced`, the images of an epoch are drawn, of all classes alike, and some more than once.
 
-        With `overfit`, it is the same few images over and over.
+        With `overfit`, it is the same few images over and over. `part` takes those of a batch that this process is to
+        have; if `augment` mixes them, all are made before.
         """
         self._split, self._batch_size, self._seed = split, batch_size, seed
         self._is_balanced, self._overfit = is_balanced, overfit
-        make = partial(_batch, split, split.labels.cpu(), augment or _unchanged)  # workers keep off the GPU
+        before, after = (_all, part or _all) if is_mixed else (part or _all, _all)
+        self._part = before
+        make = partial(_batch, split, split.labels.cpu(), augment or _unchanged, after)  # workers keep off the GPU
         killed = (
             f"train.workers: one of the {workers} processes that load images was killed, perhaps because memory is"
             " full; fewer of them, or 0, need less"
@@ -64,13 +70,14 @@ class Loader:
         if self._workers is None:
             # On the CPU for what is read there, and on the device: to fetch them from a GPU would be to wait for it.
             ours, theirs = (indices.split(self._batch_size)[start:] for indices in (order, order.to(device)))
-            for indices, there in zip(ours, theirs, strict=True):
+            for indices, there in zip(map(self._part, ours), map(self._part, theirs), strict=True):
                 yield self._split.take(indices, there), self._split.labels[there]
             return
 
         seeds = torch.randint(2**63 - 1, (len(order),), generator=generator)
-        batches = list(zip(order.split(self._batch_size), seeds.split(self._batch_size), strict=True))[start:]
-        for images, targets in self._workers.map([(indices.numpy(), own.numpy()) for indices, own in batches]):
+        batches = zip(order.split(self._batch_size)[start:], seeds.split(self._batch_size)[start:], strict=True)
+        tasks = [(self._part(indices).numpy(), self._part(own).numpy()) for indices, own in batches]
+        for images, targets in self._workers.map(tasks):
             yield on_device(torch.from_numpy(images), device), on_device(torch.from_numpy(targets), device)
 
     def _order(self, generator: torch.Generator) -> Tensor:
@@ -93,11 +100,20 @@ def drawn(labels: Tensor, generator: torch.Generator) -> Tensor:
     return by_class[starts[classes] + (shares * counts[classes]).long()]
 
 
-def _batch(split: Split, labels: Tensor, augment: Augment, task: Arrays) -> Arrays:
+def _batch(split: Split, labels: Tensor, augment: Augment, part: Part, task: Arrays) -> Arrays:
     """Return images and targets for the indices of n images in the split and a seed for each, int64 (n,) both."""
     indices = torch.from_numpy(task[0])
-    images, targets = augment(split.read(indices), labels[indices], task[1].tolist())
+    images, targets = split.read(indices), labels[indices]
+    if len(indices):
+        images, targets = augment(images, targets, task[1].tolist())
+    if part is not _all:
+        own = part(torch.arange(len(images)))
+        images, targets = images[own], targets[own]
     return images.numpy(), targets.numpy()
+
+
+def _all(indices: Tensor) -> Tensor:
+    return indices
 
 
 def _unchanged(images: Tensor, labels: Tensor, _seeds: Sequence[int]) -> tuple[Tensor, Tensor]:

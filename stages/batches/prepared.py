@@ -40,6 +40,10 @@ class Split:
             return self._resident[indices if there is None else there]
         return on_device(self.read(indices), self.labels.device)
 
+    def part(self, indices: Tensor) -> "Split":
+        """Return the images at these places, int64 (m,), as a split."""
+        return Split(self.images, self.labels[indices.to(self.labels.device)], self.rows[indices])
+
     def __reduce__(self) -> Any:
         """Let a process that is no fork open the images itself, and keep off the GPU."""
         return _split, (Shared(self.images), self.labels.cpu(), self.rows)

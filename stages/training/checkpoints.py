@@ -28,6 +28,7 @@ from stages.base.files import sha256
 from stages.base.locks import locked_if_free
 from stages.base.params import NO_PART_OF_RESULT, RANDOM, WEIGHTS, TrainParams, flattened
 from stages.base.text import say, warn
+from stages.training.parallel import ALONE, Group
 from stages.training.selection import rank_of
 from stages.training.states import UNREADABLE, read_about, read_state, write_state
 
@@ -72,37 +73,54 @@ class Checkpoint:
 
     attempt: Attempt | None = None  # at the training
 
-    def __init__(self, file: Path | None, origin: Mapping[str, Any], output: Path, minutes: float) -> None:
+    def __init__(
+        self, file: Path | None, origin: Mapping[str, Any], output: Path, minutes: float, group: Group = ALONE
+    ) -> None:
         """`origin` is what determines the result, by its names; `output` the file of the weights."""
-        self._file, self._seconds, self._is_kept = file, 60 * minutes, True
+        self._file, self._seconds, self._is_kept, self._group = file, 60 * minutes, True, group
         self._about: dict[str, Any] = {"version": VERSION, "origin": origin, "output": str(output)}
         self._written = time.monotonic()
 
     def resume(self, kept: Path, parts: Mapping[str, Stateful]) -> Standing:
         """Return where the training stands, with the state of its parts and the weights that it kept; else its start.
 
-        The generators of the CPU and of GPUs have their states then, too.
+        The generators of the CPU and of GPUs have their states then, too. All of a group go on from what the first has.
         """
-        if self._file is None or not self._file.exists():
+        state = self._read()
+        if not self._group.is_alone:
+            content = self._group.sent(self._file.read_bytes() if self._file and state else b"")
+            if self._group.rank and content:
+                file = kept.with_name(f"checkpoint{SUFFIX}")  # of this process alone, as all beside it
+                file.write_bytes(content)
+                state = read_state(file)
+        if state is None:
             return Standing()
+        standing = Standing(**state["standing"])
+        for name, part in parts.items():
+            _load(part, state["parts"][name])
+        kept.write_bytes(bytes(state["kept"].numpy()))
+        torch.set_rng_state(state["generators"]["cpu"])
+        if self._group.is_alone:  # else they follow from the step, and each machine has its own number of GPUs
+            for number, generator in enumerate(state["generators"]["gpus"]):
+                torch.cuda.set_rng_state(generator, number)
+        done = f"epoch {standing.epoch - 1}" + f" and {standing.batches} batches" * bool(standing.batches)
+        say(f"goes on after {done}, where this training was interrupted")
+        return standing
+
+    def _read(self) -> Any:
+        """Return what the file holds, None if there is none, or if it is of no use, which is said."""
+        if self._file is None or not self._file.exists():
+            return None
         try:
             about = read_about(self._file)
             if any(about[name] != self._about[name] for name in ("version", "origin")):
                 raise ValueError("it is of another version, or another training")
             state = read_state(self._file)
-            standing = Standing(**state["standing"])
+            Standing(**state["standing"])
         except UNREADABLE as error:
             warn(f"warning: the checkpoint {self._file} is not used: {error}. The training starts from the beginning.")
-            return Standing()
-        for name, part in parts.items():
-            _load(part, state["parts"][name])
-        kept.write_bytes(bytes(state["kept"].numpy()))
-        torch.set_rng_state(state["generators"]["cpu"])
-        for number, generator in enumerate(state["generators"]["gpus"]):
-            torch.cuda.set_rng_state(generator, number)
-        done = f"epoch {standing.epoch - 1}" + f" and {standing.batches} batches" * bool(standing.batches)
-        say(f"goes on after {done}, where this training was interrupted")
-        return standing
+            return None
+        return state
 
     def after_batch(self, standing: Standing, kept: Path, parts: Mapping[str, Stateful]) -> None:
         """Write a checkpoint if the last is older than the minutes."""
@@ -162,21 +180,25 @@ def origin(params: TrainParams, prepared: Path, device: torch.device) -> dict[st
 
 
 @contextmanager
-def checkpoint(origin: Mapping[str, Any], output: Path, minutes: float) -> Iterator[Checkpoint]:
+def checkpoint(origin: Mapping[str, Any], output: Path, minutes: float, group: Group = ALONE) -> Iterator[Checkpoint]:
     """Yield the checkpoint of the training with this `origin`, and remove it at the end; after an error it stays.
 
-    Another process with the same training has the file, if it is running; this one then keeps none.
+    Another process with the same training has the file, if it is running; this one then keeps none. Of a group the
+    first process writes it.
     """
+    if group.rank:
+        yield Checkpoint(None, origin, output, minutes, group)
+        return
     folder = home(os.environ) / "checkpoints"
     origin = json.loads(json.dumps(origin))  # as it is read again
     file = folder / f"{hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:32]}{SUFFIX}"
-    found = nothing = Checkpoint(None, origin, output, minutes)
+    found = nothing = Checkpoint(None, origin, output, minutes, group)
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _look_at_others(file, origin, output)
             if stack.enter_context(locked_if_free(file)):
-                found = Checkpoint(file, origin, output, minutes)
+                found = Checkpoint(file, origin, output, minutes, group)
                 found.attempt = next_attempt(file.with_suffix(ATTEMPTS))
             else:
                 say("the same training is going on in another process, so this one keeps no checkpoint")

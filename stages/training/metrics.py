@@ -19,6 +19,27 @@ MOST_TOP = 5  # of top5: among so few classes the label always is
 RECENT = 24  # losses that are kept, more than are read at once
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a step has shown."""
+
+    loss: Tensor  # float (), the mean over its images
+    hits: Tensor  # (), how many images were right
+    images: int | Tensor  # how many there were
+
+
+def step(batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Step:
+    """Return what a step's batches have shown, one or more.
+
+    Each is its mean loss, scores, float (n, n_classes), and labels, int64 (n,) or shares of the classes.
+    """
+    loss, scores, targets = batches[0]
+    if len(batches) > 1:
+        scores, targets = (torch.cat([batch[place] for batch in batches]) for place in (1, 2))
+        loss = torch.stack([loss * (len(own) / len(targets)) for loss, _, own in batches]).sum()
+    return Step(loss, hits(scores, targets), len(targets))
+
+
 class EpochTotals:
     """Loss and accuracy of an epoch, added up batch by batch.
 
@@ -30,20 +51,13 @@ class EpochTotals:
         self.clear()
 
     def clear(self) -> None:
-        self._unread: list[tuple[Tensor, Tensor, int]] = []
+        self._unread: list[Step] = []
         self._loss, self._hits, self._images = 0.0, 0, 0
 
-    def add(self, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """Add the batches of a step, and return their mean loss, by images.
-
-        Each is its mean loss, scores, float (n, n_classes), and labels, int64 (n,) or shares of the classes.
-        """
-        loss, scores, targets = batches[0]
-        if len(batches) > 1:
-            scores, targets = (torch.cat([batch[place] for batch in batches]) for place in (1, 2))
-            loss = torch.stack([loss * (len(own) / len(targets)) for loss, _, own in batches]).sum()
-        self._unread.append((loss, hits(scores, targets), len(targets)))
-        return loss
+    def add(self, step: Step) -> Tensor:
+        """Add a step, and return its loss."""
+        self._unread.append(step)
+        return step.loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been added up."""
@@ -71,10 +85,11 @@ class EpochTotals:
         return self._hits / self._images
 
     def _read(self) -> None:
-        for loss, right, n in self._unread:
-            self._recent.append(loss.item())
+        for step in self._unread:
+            n = int(step.images)
+            self._recent.append(step.loss.item())
             self._loss += self._recent[-1] * n
-            self._hits += int(right)
+            self._hits += int(step.hits)
             self._images += n
         self._unread.clear()
 

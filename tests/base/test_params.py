@@ -57,6 +57,8 @@ def test_exponents_are_numbers_as_in_dvc(tmp_path: Path) -> None:
         ("  epochs: 30 ", "  epochs: true ", r"train\.epochs: True, should be a valid integer"),
         ("  epochs: 30 ", "  epochs: 0 ", r"train\.epochs: 0, should be greater than 0"),
         ("  valid_fraction: 0.1 ", "  valid_fraction: 1.0 ", r"prepare\.valid_fraction: 1\.0, should be less than 1"),
+        ("  processes: 1 ", "  processes: 0 ", r"train\.processes: 0, should be greater than 0"),
+        ("  processes: 1 ", "  processes: auto ", r"train\.processes: 'auto', should be a valid integer"),
         ("  threads: 2 ", "  threads: 0 ", r"train\.threads: 0, should be a whole number above 0, or auto"),
         ("  threads: 2 ", "  threads: all ", r"train\.threads: 'all', should be a whole number above 0, or auto"),
         ("  threads: 2 ", "  threads: true ", r"train\.threads: True, should be a whole number above 0, or auto"),

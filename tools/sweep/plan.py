@@ -64,7 +64,8 @@ class Plan:
             if differences := [key for key in identity if identity[key] != written.get(key)]:
                 raise InputError(f"--name {name} is a sweep with other {', '.join(differences)}; take another name")
         else:
-            share, is_given = max(1, min(cores(), thread_count(AUTO)) // jobs), THREADS in [axis.name for axis in axes]
+            is_given, processes = THREADS in [axis.name for axis in axes], max(each.train.processes for each in checked)
+            share = max(1, min(cores(), thread_count(AUTO)) // jobs // processes)
             threads = share if thread_count(checked[-1].train.threads) > share and not is_given else None
             with replacing(file) as partial:
                 write_json(partial, {**identity, "threads": threads})
