@@ -3,12 +3,13 @@
 One by one, they are carried out in a folder in the place of /repronet, with an empty environment and a HOME of its own.
 The packages are this environment's: installing them takes minutes and gigabytes. The steps of root are not carried out,
 since this system is nobody's to change; what they bring must be here. tests/test_deploy.py has the image of MLflow's
-server made in the same way, with packages of its own.
+server made in the same way, with packages of its own, which uv installs in pip's place: its cache has them already.
 """
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,14 @@ def link_packages(image: Image) -> None:
     (image.root / ".venv/installed").touch()
 
 
+def by_uv(command: str) -> str:
+    """Let uv do what pip is told."""
+    uv = Path(sys.prefix, "bin/uv")
+    cache = subprocess.check_output([uv, "cache", "dir"], text=True).strip()
+    own = f"{uv} --cache-dir {shlex.quote(cache)} pip install --quiet --system-certs --python .venv/bin/python"
+    return command.replace("pip install --no-cache-dir", own)
+
+
 def carried_out(dockerfile: Path, context: Path, folder: Path) -> Image:
     """Carry out the steps of a Dockerfile in a new folder."""
     root, home = folder / "root", folder / "home"
@@ -149,7 +158,7 @@ def carried_out(dockerfile: Path, context: Path, folder: Path) -> Image:
                 if "make setup" in rest:
                     link_packages(image)
                 build = {name: value for name, value in arguments.items() if name.startswith("UV_")}
-                replace(image, environment=image.environment | build).run("sh", "-c", rest)
+                replace(image, environment=image.environment | build).run("sh", "-c", by_uv(rest))
             case "ENTRYPOINT":
                 image.entrypoint = json.loads(rest)
             case "CMD":

@@ -73,37 +73,6 @@ def given(name: str) -> str:
     return SECRETS[name]
 
 
-def compose_command() -> list[str]:
-    """Docker's own command, of version 2 or later, if it is there."""
-    for command in (["docker", "compose"], ["docker-compose"]):
-        if shutil.which(command[0]):
-            shown = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False)
-            if shown.returncode == 0 and not shown.stdout.startswith("1."):
-                return command
-    return []
-
-
-@pytest.mark.skipif(not compose_command(), reason="docker compose is not installed")
-def test_docker_reads_it_in_the_same_way() -> None:
-    files = ["--env-file", os.devnull, "-f", str(FOLDER / "compose.yaml")]  # and not of who has filled in a .env here
-    command = [*compose_command(), *files, "config", "--format", "json"]
-    environment = clean_environment() | SECRETS
-    read = json.loads(subprocess.check_output(command, env=environment))["services"]
-    assert read.keys() == services().keys()
-    for name, service in services().items():
-        assert read[name]["environment"] == service["environment"]
-        assert read[name]["healthcheck"]["test"] == service["healthcheck"]["test"]
-        assert read[name].get("command") == service.get("command")
-        assert read[name].get("image") == service.get("image")
-        published = [f"{port['host_ip']}:{port['published']}:{port['target']}" for port in read[name].get("ports", [])]
-        assert published == service.get("ports", [])
-    for missing in SECRETS:
-        others = clean_environment() | {name: value for name, value in SECRETS.items() if name != missing}
-        refused = subprocess.run(command, env=others, capture_output=True, text=True, check=False)
-        assert refused.returncode != 0
-        assert f"{missing} is missing a value: set it in deploy/.env" in refused.stderr
-
-
 def test_each_part_says_whether_it_works_and_comes_back() -> None:
     assert list(services()) == ["mlflow", "database", "store"]
     for name, service in services().items():
