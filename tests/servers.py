@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,51 +114,85 @@ def fails(listening: socket.socket) -> None:
 
 
 @contextmanager
-def s3() -> Iterator[dict[str, str]]:
-    """Yield the environment that lets S3's clients reach a server with an empty bucket."""
-    import boto3
-
+def s3(key: str = "test", secret: str = "") -> Iterator[dict[str, str]]:
+    """Yield the environment that lets S3's clients reach a server with an empty bucket; it takes any key for right."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     environment = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(),
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret or secrets.token_hex(),
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
     }
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(port, server)
-        names = {"aws_access_key_id": "test", "aws_secret_access_key": environment["AWS_SECRET_ACCESS_KEY"]}
-        client = boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name="us-east-1", **names)
-        client.create_bucket(Bucket=BUCKET)
+        s3_client(environment).create_bucket(Bucket=BUCKET)
         yield environment
     finally:
         server.kill()
         server.wait()
 
 
+def s3_client(environment: dict[str, str]) -> Any:
+    """A client of the server that this environment names."""
+    import boto3
+
+    keys = {name.lower(): environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    return boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        region_name=environment["AWS_DEFAULT_REGION"],
+        **keys,
+    )
+
+
+@dataclass(frozen=True)
+class Database:
+    """An empty database, reached by TCP with the password, or without it by a socket in `folder`."""
+
+    user: str
+    name: str
+    password: str
+    port: int
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        """What MLflow's server takes, with user and password."""
+        return f"postgresql+psycopg://{self.user}:{self.password}@127.0.0.1:{self.port}/{self.name}"
+
+
 @contextmanager
-def postgresql() -> Iterator[str]:
-    """Yield the address, with user and password, of an empty database of a new server."""
+def postgresql(
+    user: str = "repronet", name: str = "postgres", password: str = "", fsync: str = "off"
+) -> Iterator[Database]:
+    """Yield a database of a new server."""
     [*_, binaries] = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     # It refuses to be root, for whom Debian has this user.
-    user: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
-    folder, port, password = Path(tempfile.mkdtemp()), free_port(), secrets.token_hex()
+    owner: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    folder, port, password = Path(tempfile.mkdtemp()), free_port(), password or secrets.token_hex()
     try:
         (folder / "password").write_text(password)
-        if user:
+        if owner:
             shutil.chown(folder, "postgres", "postgres")
             shutil.chown(folder / "password", "postgres", "postgres")
-        data, own = str(folder / "data"), ["-c", "fsync=off", "-k", str(folder)]
-        new = ["-D", data, "-U", "repronet", f"--pwfile={folder}/password", "--auth=scram-sha-256"]
-        subprocess.run([binaries / "initdb", *new], cwd=folder, check=True, capture_output=True, **user)
+        data, own = str(folder / "data"), ["-c", f"fsync={fsync}", "-k", str(folder)]
+        new = ["-D", data, "-U", user, f"--pwfile={folder}/password", "--auth-local=trust", "--auth-host=scram-sha-256"]
+        subprocess.run([binaries / "initdb", *new], cwd=folder, check=True, capture_output=True, **owner)
         command = [str(binaries / "postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(port), *own]
         silent: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        server = subprocess.Popen(command, cwd=folder, **silent, **user)
+        server = subprocess.Popen(command, cwd=folder, **silent, **owner)
         try:
             wait_for(port, server)
-            yield f"postgresql+psycopg://repronet:{password}@127.0.0.1:{port}/postgres"
+            by_socket = ["-h", str(folder), "-p", str(port), "-U", user]
+            deadline = time.monotonic() + 60
+            while subprocess.run([binaries / "pg_isready", "-q", *by_socket], check=False).returncode:
+                assert time.monotonic() < deadline, "it listens, and takes no connection"
+                time.sleep(0.1)
+            if name != "postgres":
+                subprocess.run([binaries / "createdb", *by_socket, name], check=True, capture_output=True)
+            yield Database(user, name, password, port, folder)
         finally:
             server.send_signal(signal.SIGINT)  # which ends its clients' connections
             server.wait(timeout=60)
