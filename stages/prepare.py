@@ -32,7 +32,7 @@ from stages.base import cli
 from stages.base.errors import InputError, listed
 from stages.base.files import replacing, rounded, write_csv, write_json, write_parquet
 from stages.base.params import PrepareParams, load_params
-from stages.base.storage import check_place
+from stages.base.storage import check_place, check_writable, on_disk
 from stages.base.text import printable, say, warn
 from stages.sources.images import ImageSpec, to_picture
 from stages.sources.loading import load_source
@@ -69,11 +69,16 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         check_place("prepare.shards_to", params.shards_to)
         if params.shard_mb is None:
             raise InputError(f"prepare.shards_to: {params.shards_to!r} is for shards, with prepare.shard_mb, e.g. 64")
+        if folder := on_disk(params.shards_to):
+            check_apart("shards_to", folder, prepared)
+            check_apart("shards_to", folder, Path(params.path))
     listing.unlink(missing_ok=True)
     source, raw = limited(load_source(params), params.limit, params.seed), Path(params.path)
     if source.images is None:
-        check_apart(raw, prepared)
+        check_apart("path", raw, prepared)
     spec = image_spec(params, source, raw)
+    if params.shards_to is not None:
+        check_writable(params.shards_to)
     with replacing(prepared) as folder:
         folder.mkdir()
         if source.images is None:
@@ -163,11 +168,11 @@ def check_is_kept(exclude: Path, listing: Path, prepared: Path) -> None:
         )
 
 
-def check_apart(raw: Path, prepared: Path) -> None:
+def check_apart(name: str, given: Path, other: Path) -> None:
     """Raise InputError if one folder is in the other: writing would change what is read, or replace it."""
-    one, other = raw.resolve(), prepared.resolve()
-    if one.is_relative_to(other) or other.is_relative_to(one):
-        raise InputError(f"prepare.path: {str(raw)!r} and {prepared}, which is written, should not contain each other")
+    one, two = given.resolve(), other.resolve()
+    if one.is_relative_to(two) or two.is_relative_to(one):
+        raise InputError(f"prepare.{name}: {str(given)!r} and {other} should not contain each other")
 
 
 def write_published(

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -100,17 +101,22 @@ def _differing(first: EvaluatedRun, second: EvaluatedRun) -> list[str]:
     """Return the images that just one of two runs gets right, the most confident mistakes of the other first."""
     if first.data["testing"] != second.data["testing"]:
         return []
-    parts, images = [f"<h2>Images on which {text(first.name)} and {text(second.name)} differ</h2>"], None
+    parts = [f"<h2>Images on which {text(first.name)} and {text(second.name)} differ</h2>"]
+    pairs = [(first, second), (second, first)]
+    each_alone = [np.flatnonzero(run.right() & ~other.right()) for run, other in pairs]
+    each_shown = [
+        alone[np.argsort(-other.shares()[alone], kind="stable")][:MOST]
+        for alone, (_, other) in zip(each_alone, pairs, strict=True)
+    ]
+    images: list[Any] = [[None] * len(shown) for shown in each_shown]
     try:
-        images = tested_images(first)
-    except InputError as error:
+        tested = tested_images(first)
+        images = [tested.read(torch.from_numpy(shown)).numpy() for shown in each_shown]
+    except InputError as error:  # of the set, or of a shard of it
         parts.append(f"<p>They are not shown, only named: {text(str(error))}</p>")
-    for run, other in [(first, second), (second, first)]:
-        alone = np.flatnonzero(run.right() & ~other.right())
-        shown = alone[np.argsort(-other.shares()[alone], kind="stable")][:MOST]
+    for (run, _), alone, shown, pixels in zip(pairs, each_alone, each_shown, images, strict=True):
         some = f"{len(shown)} of {len(alone):,}" if len(shown) < len(alone) else f"{len(alone)}"
         parts.append(f"<h3>Right in {text(run.name)} alone: {some} image{'s' * (len(alone) != 1)}</h3>")
-        pixels = images.read(torch.from_numpy(shown)).numpy() if images else [None] * len(shown)
         for place, image in zip(shown, pixels, strict=True):
             row = first.predictions.iloc[place]
             lines = [f"<small>{text(row['source'])}</small>", f"is {text(row['label'])}"]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from stages.base.errors import InputError, listed
 from stages.base.locks import check_owner, locked
@@ -124,6 +125,23 @@ def write_synced(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def copy_synced(file: Path, target: Path) -> None:
+    """Copy a file as `write_synced` writes one, which others may be doing at the same time, on other machines, too."""
+    partial = target.with_name(f".{uuid4().hex}.partial")
+    try:
+        shutil.copyfile(file, partial)
+        sync(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(file: Path) -> None:
+    """Have a file's content on the disk, so that a power cut leaves it. Raises OSError."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ class Loader:
         have; if `augment` mixes them, all are made before.
         """
         self._split, self._batch_size, self._seed = split, batch_size, seed
-        self._is_balanced, self._overfit = is_balanced, overfit
+        self._is_balanced, self._overfit, self._n_workers = is_balanced, overfit, workers
         before, after = (_all, part or _all) if is_mixed else (part or _all, _all)
         self._part = before
         make = partial(_batch, split, split.labels.cpu(), augment or _unchanged, after)  # workers keep off the GPU
@@ -66,29 +66,38 @@ class Loader:
         Raises InputError for images that the transforms refuse, and if a worker is killed.
         """
         device = self._split.labels.device
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+        generator = self._generator(epoch)
         order = self._order(generator)
+        needed = order
+        if reach := self._split.reach:  # the end of an epoch lets be fetched what the next one begins with
+            needed = torch.cat([order, self._order(self._generator(epoch + 1))[:reach]])
         if self._workers is None:
             # On the CPU for what is read there, and on the device: to fetch them from a GPU would be to wait for it.
             ours, theirs = (indices.split(self._batch_size)[start:] for indices in (order, order.to(device)))
             parts = zip(map(self._part, ours), map(self._part, theirs), strict=True)
             for number, (indices, there) in enumerate(parts, start):
-                self._look_ahead(order, number)
+                self._look_ahead(needed, number)
                 yield self._split.take(indices, there), self._split.labels[there]
             return
 
         seeds = torch.randint(2**63 - 1, (len(order),), generator=generator)
         batches = zip(order.split(self._batch_size)[start:], seeds.split(self._batch_size)[start:], strict=True)
         tasks = [(self._part(indices).numpy(), self._part(own).numpy()) for indices, own in batches]
+        if not tasks and self._split.reach:
+            # A training goes on from the end of an epoch: the forks come before the threads that fetch for validation.
+            list(self._workers.map([(order[:0].numpy(), order[:0].numpy())] * self._n_workers))
         for number, (images, targets) in enumerate(self._workers.map(tasks), start):
-            self._look_ahead(order, number)
+            self._look_ahead(needed, number)
             yield on_device(torch.from_numpy(images), device), on_device(torch.from_numpy(targets), device)
 
-    def _look_ahead(self, order: Tensor, number: int) -> None:
+    def _look_ahead(self, needed: Tensor, number: int) -> None:
         """Let be fetched what a batch needs that comes one group of shards after this one."""
-        if self._workers or not self._split.is_resident:
+        if self._split.reach:
             at = number * self._batch_size + self._split.reach
-            self._split.ahead(order[at : at + self._batch_size])
+            self._split.ahead(needed[at : at + self._batch_size])
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """Return the places in the split of an epoch's images, int64 (n,)."""

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from stages.base.errors import InputError
 from stages.base.files import read_csv
 from stages.base.shared import Shared
-from stages.base.storage import Cache, is_stored
+from stages.base.storage import Cache, check_place, is_stored
 from stages.batches.shards import OPEN, Shards
 
 RESIDENT = 2 << 30  # bytes of a split that is copied to a GPU, or kept in memory, as a whole
@@ -36,7 +37,10 @@ class Split:
 
     def read(self, indices: Tensor | slice) -> Tensor:
         """Return m of the split's n images, uint8 (m, h, w) or (m, 3, h, w), on the CPU."""
-        rows = self.rows[indices.cpu() if isinstance(indices, Tensor) else indices]
+        indices = indices.cpu() if isinstance(indices, Tensor) else indices
+        if self.is_kept and self._is_in_memory:
+            return self._resident[indices].cpu()
+        rows = self.rows[indices]
         return torch.from_numpy(self.images.take(rows.numpy(), axis=0))  # torch has no read-only tensors
 
     def take(self, indices: Tensor | slice, there: Tensor | None = None) -> Tensor:
@@ -51,13 +55,15 @@ class Split:
 
     def ahead(self, indices: Tensor | slice) -> None:
         """Let what these images need be fetched meanwhile: they are `reach` behind those that are taken."""
-        if isinstance(self.images, Shards) and self.images.is_remote:
+        if self.reach and not self._is_in_memory:
+            assert isinstance(self.images, Shards)
             self.images.ahead(self.rows[indices].numpy())
 
     @cached_property
     def reach(self) -> int:
-        """The images of the split in as many shards as are open at once, on average."""
-        return 0 if self.shards is None else OPEN * len(self.rows) // len(self.shards.unique())
+        """The images of the split in as many shards as are open at once, on average; 0 if nothing is to be fetched."""
+        is_remote = isinstance(self.images, Shards) and self.images.is_remote
+        return OPEN * len(self.rows) // len(self.shards.unique()) if is_remote and self.shards is not None else 0
 
     def __reduce__(self) -> Any:
         """Let a process that is no fork open the images itself, and keep off the GPU."""
@@ -78,6 +84,10 @@ class Split:
     @cached_property
     def _resident(self) -> Tensor:
         return self.read(slice(None)).to(self.labels.device)
+
+    @property
+    def _is_in_memory(self) -> bool:
+        return "_resident" in vars(self)
 
 
 def _split(images: Shared | Shards, labels: Tensor, rows: Tensor) -> Split:
@@ -187,10 +197,16 @@ class Prepared(DatasetInfo):
 
 def _shards(folder: Path, image_shape: tuple[int, ...]) -> Shards:
     """Return what shards.csv names. Raises OSError or ValueError if a shard beside it is missing or too short."""
-    table = read_csv(folder / "shards.csv", dtype={"file": str, "rows": "int64", "sha256": str})
+    table = read_csv(folder / "shards.csv", dtype={"file": str, "rows": "int64", "sha256": str}, keep_default_na=False)
     places, rows, digests = (table[name].tolist() for name in ("file", "rows", "sha256"))
+    for wrong in [digest for digest in digests if not re.fullmatch("[0-9a-f]{64}", digest)]:
+        raise ValueError(f"{wrong!r} in shards.csv is no sha256")
     if all(map(is_stored, places)):
+        for place in {place.rpartition("/")[0] for place in places}:
+            check_place(f"{folder}/shards.csv", place)
         return Shards(places, rows, digests, image_shape, Cache.from_environment(os.environ))
+    for wrong in [name for name in places if Path(name).name != name or not name]:
+        raise ValueError(f"{wrong!r} in shards.csv is no file beside it")
     files = [folder / name for name in places]
     for file, n_images in zip(files, rows, strict=True):
         if (size := file.stat().st_size) <= n_images * math.prod(image_shape):

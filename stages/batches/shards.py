@@ -5,12 +5,9 @@ They are beside the manifest, or in storage, from which they are fetched into a 
 
 import math
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -49,8 +46,8 @@ class Shards:
         self.shape = (int(self._ends[-1]), *image_shape)
         # What is mapped keeps its place on the disk when another process removes it.
         self._maps: dict[int, npt.NDArray[np.uint8]] = {}  # the last used at the end
-        self._asked: deque[int] = deque(maxlen=2 * OPEN)  # the last ones
-        self._to_fetch: SimpleQueue[int] | None = None
+        self._asked: set[int] = set()  # of threads that fetch them, or wait for others to do so
+        self._fetching = threading.Semaphore(FETCHING)
         at_once = min(2 * OPEN, len(rows))
         need = at_once * max(rows) * self._bytes
         if cache and cache.limit < need:
@@ -85,22 +82,25 @@ class Shards:
 
     def ahead(self, rows: npt.NDArray[np.int64]) -> None:
         """Let the shards of these rows be fetched meanwhile. Call it once no more processes are to be forked."""
-        for shard in np.unique(self.shard_of(rows)).tolist() if self._cache else ():
-            if shard not in self._asked:
-                self._asked.append(shard)
-                if self._to_fetch is None:
-                    self._to_fetch = SimpleQueue()
-                    for _ in range(FETCHING):
-                        # The end of this process does not wait for what they fetch.
-                        threading.Thread(target=_fetch, args=(self._to_fetch, self._file), daemon=True).start()
-                self._to_fetch.put(shard)
+        self._ask_for(np.unique(self.shard_of(rows)).tolist() if self._cache else [])
+
+    def _ask_for(self, shards: list[int]) -> None:
+        for shard in shards:
+            assert self._cache is not None
+            if shard not in self._asked and not self._cache.file(self._places[shard], self._digests[shard]).exists():
+                self._asked.add(shard)
+                # Neither Ctrl-C nor the end of this process waits for it.
+                threading.Thread(target=self._fetch, args=(shard,), daemon=True).start()
+
+    def _fetch(self, shard: int) -> None:
+        with suppress(Exception), self._fetching:  # what fails is said where the shard is needed
+            self._file(shard)
+        self._asked.discard(shard)
 
     def _mapped(self, shards: list[int]) -> list[npt.NDArray[np.uint8]]:
         """Return the arrays of OPEN shards at most."""
         new = [shard for shard in shards if shard not in self._maps]
-        if self._cache and len(new) > 1:
-            with ThreadPoolExecutor(FETCHING) as pool:
-                list(pool.map(self._file, new))
+        self._ask_for(new[1:] if self._cache else [])
         for shard in shards:
             self._maps[shard] = self._maps.pop(shard) if shard in self._maps else self._map(shard)
         while len(self._maps) > OPEN:
@@ -116,7 +116,7 @@ class Shards:
         return int(self._ends[shard]) - (int(self._ends[shard - 1]) if shard else 0)
 
     def _map(self, shard: int) -> npt.NDArray[np.uint8]:
-        shape = (self._n_rows(shard), *self.shape[1:])
+        shape, is_again = (self._n_rows(shard), *self.shape[1:]), False
         while True:
             file = self._file(shard)
             try:
@@ -126,18 +126,18 @@ class Shards:
             except (OSError, EOFError, ValueError) as error:
                 if self._cache and isinstance(error, FileNotFoundError):
                     continue  # another process has just made room
+                if self._cache and not is_again:
+                    is_again = True
+                    with suppress(OSError):
+                        file.unlink()
+                    continue
+                remedy = "Get it with dvc pull, or make it with dvc repro prepare."
+                if self._cache:
+                    remedy = "It has the sha256 in shards.csv: dvc pull, or dvc repro -f prepare, brings one that fits."
                 raise InputError(
-                    f"{file} is no shard of the prepared set: {type(error).__name__}: {error}."
-                    " Get it with dvc pull, or make it with dvc repro prepare."
+                    f"{file} is no shard of the prepared set: {type(error).__name__}: {error}. {remedy}"
                 ) from error
             return array
-
-
-def _fetch(shards: "SimpleQueue[int]", file: Callable[[int], Path]) -> None:
-    """Fetch each of the shards; what fails is said where the shard is needed."""
-    while True:
-        with suppress(Exception):
-            file(shards.get())
 
 
 def grouped(order: Tensor, shards: Tensor, generator: torch.Generator) -> Tensor:

@@ -29,8 +29,7 @@ def predict(classifier: nn.Module, split: Split) -> Tensor:
     size = pass_size(min(BATCH, max(1, BATCH_VALUES // values)), torch.get_num_threads())
     scores = torch.empty(0)
     for at in range(0, len(split.labels), size):
-        if not split.is_resident:
-            split.ahead(slice(at + split.reach, at + split.reach + size))
+        split.ahead(slice(at + split.reach, at + split.reach + size))
         images = split.take(slice(at, at + size))
         n_images = len(images)
         if n_images < size:

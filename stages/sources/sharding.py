@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from stages.base import files
 from stages.base.storage import store
+from stages.sources.pixels import new_array
 
 MB = 1_000_000
 
@@ -57,7 +58,7 @@ def cut(whole: Path, images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64],
     numbers = np.flatnonzero(rows).tolist()[::-1]
     for number in tqdm(numbers, unit=" shards", desc="cutting", disable=None, leave=False):
         start, file = end - int(rows[number]), whole.with_name(f"images-{number:05}.npy")
-        np.save(file, images[start:end])
+        new_array(file, (end - start, *images.shape[1:]))[:] = images[start:end]
         os.truncate(whole, before + images[:start].nbytes)
         name, digest = file.name, files.sha256(file)
         if to is not None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,20 @@ def test_an_interrupted_training_on_shards(tmp_path: Path, interrupted: Interrup
     for number in (7, 30):
         interrupted(tmp_path / "prepared", tmp_path / "killed", {}, number)
     assert trained(tmp_path / "prepared", tmp_path / "killed", {}) == expected
+
+
+def test_an_interrupted_training_on_streamed_shards(tmp_path: Path, interrupted: Interrupting) -> None:
+    to, changes = str(tmp_path / "storage"), {"train.workers": 2}
+    prepare(params_with({"prepare.shard_mb": 0.004, "prepare.shards_to": to}).prepare, tmp_path / "prepared")
+    expected = trained(tmp_path / "prepared", tmp_path / "whole", changes)
+    # Within an epoch, and after its last batch, where nothing is left for the workers before validation.
+    for number in (7, 13):
+        interrupted(tmp_path / "prepared", tmp_path / "killed", changes, number)
+    shutil.rmtree(tmp_path / "home/shards")
+    fetched: list[int] = []  # at each fork
+    os.register_at_fork(before=lambda: fetched.append(len(list((tmp_path / "home/shards").glob("*.npy")))))
+    assert trained(tmp_path / "prepared", tmp_path / "killed", changes) == expected
+    assert fetched == [0, 0], "the forks come before the threads that fetch"
 
 
 def test_the_end_of_a_training_is_a_place_to_go_on_from(

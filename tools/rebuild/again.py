@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stages.base.errors import InputError
+from stages.base.storage import GIGABYTES
 from stages.tracking.git import GitError, git
 from tools.rebuild.record import Record
 from tools.sweep.copies import check_out, dvc
@@ -58,7 +59,8 @@ def bring(path: Path, project: Path) -> None:
 def run_stages(record: Record, project: Path, python: Path) -> None:
     """Run the stages with the run's own settings. Raises InputError with the end of what one that fails has printed."""
     foreign = ("DVC_", "GIT_", "MLFLOW_", "REPRONET_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    # How large a cache may be is this machine's, not the run's.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign) or name == GIGABYTES}
     own = record.environment.get("variables", {})
     settings = {name: value for name, value in own.items() if not name.startswith(OWN_VARIABLES)}
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
