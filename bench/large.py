@@ -26,7 +26,8 @@ def main() -> None:
     parser = cli.parser("bench.large", __doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.resolve()
-    params: dict[str, dict[str, Any]] = {"prepare": {"source": "folder", "path": str(folder / "images"), "channels": 3}}
+    own = {"source": "folder", "path": str(folder / "images"), "channels": 3, "shard_mb": None, "shards_to": None}
+    params: dict[str, dict[str, Any]] = {"prepare": own}
     if not (folder / "images").exists():
         write(folder / "images")
     with fresh() as clone:

@@ -155,7 +155,10 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[Setting]]:
 
 def make_data(folder: Path) -> None:
     """Write the prepared set, its splits as arrays, and Fashion-MNIST's files where torchvision looks for them."""
-    prepare(overrides.check(["prepare.source=fashion_mnist"]).prepare, folder / "prepared")
+    prepare(
+        overrides.check(["prepare.source=fashion_mnist", "prepare.shard_mb=null", "prepare.shards_to=null"]).prepare,
+        folder / "prepared",
+    )
     images = np.load(folder / "prepared/images.npy", mmap_mode="r")
     info = json.loads((folder / "prepared/dataset.json").read_text(encoding="utf-8"))
     manifest = np.genfromtxt(folder / "prepared/manifest.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")

@@ -156,7 +156,7 @@ def evaluate(
 
 
 def predictions(rows: Tensor, sources: list[str], answers: Answers, classes: list[str]) -> pd.DataFrame:
-    """Return one row a test image: row in images.npy, file, label, predicted class, each class's probability."""
+    """Return one row a test image: row among the images, file, label, predicted class, each class's probability."""
     first = {
         "index": rows.numpy(),
         "source": sources,

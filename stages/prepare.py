@@ -46,6 +46,7 @@ from stages.sources.source import Source, limited
 from stages.sources.splits import SPLITS, assign_splits, incomplete_classes
 from stages.tracking import data_in_git
 
+MANIFEST = {"index": "int64", "split": "string", "label": "int64", "source": "string"}  # of pyarrow
 UNEQUAL = 10  # times as many training images of one class as of another, beyond which it is said
 
 
@@ -82,8 +83,7 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
     with replacing(prepared) as folder:
         folder.mkdir()
         if source.images is None:
-            array, spec, source, remarks = write_own(folder / "images.npy", source, raw, spec, params)
-            layout = layout_of(source, spec, params)
+            array, layout, spec, source, remarks = write_own(folder / "images.npy", source, raw, spec, params)
         else:
             layout = layout_of(source, spec, params)
             array, remarks = write_published(folder / "images.npy", source.images, spec, layout.places), []
@@ -138,7 +138,7 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         if params.shard_mb is None:
             write_csv(folder / "manifest.csv", manifest)
         else:
-            write_parquet(folder / "manifest.parquet", manifest)
+            write_parquet(folder / "manifest.parquet", manifest, MANIFEST)
             write_csv(folder / "shards.csv", cut(folder / "images.npy", array, layout.rows, params.shards_to))
     if rejected:
         warn("\n".join(rejected))

@@ -162,12 +162,13 @@ def write_csv(
     safe.to_csv(file, index=False, header=header, float_format=float_format, lineterminator="\n")
 
 
-def write_parquet(file: Path, table: "pd.DataFrame") -> None:
-    """Write `table` without its index, and without what pandas would add; the bytes follow from it and from pyarrow."""
+def write_parquet(file: Path, table: "pd.DataFrame", kinds: dict[str, str]) -> None:
+    """Write `table`, of columns of these kinds of pyarrow, without its index; the bytes follow from it and pyarrow."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    content = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None)
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in kinds.items()])
+    content = pa.Table.from_pandas(table, schema, preserve_index=False).replace_schema_metadata(None)
     parquet.write_table(content, file, compression="NONE", version="2.6", row_group_size=1 << 20)
 
 

@@ -1,4 +1,4 @@
-"""The user's image files into the memory-mapped images.npy, by as many processes as there are cores.
+"""The user's image files into a memory-mapped array, by as many processes as there are cores.
 
 They write into the array that this one has mapped.
 """

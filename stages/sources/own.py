@@ -1,4 +1,4 @@
-"""The user's own images into images.npy: decoded again where the first pass shows that they need more.
+"""The user's own images into one array: decoded again where the first pass shows that they need more.
 
 What shows only when all are decoded: whether any has colour, and how much of their 16 bits they use.
 """
@@ -28,27 +28,31 @@ Images = npt.NDArray[np.uint8]
 
 def write_own(
     file: Path, source: Source, raw: Path, spec: ImageSpec, params: PrepareParams
-) -> tuple[Images, ImageSpec, Source, list[str]]:
+) -> tuple[Images, Layout, ImageSpec, Source, list[str]]:
     """Write the images in the source's files into the new array `file`, with zeros for those that cannot be used.
 
-    Return the array, (n, *spec.shape), in the order of its layout, the spec that it has, the source with all
+    Return the array, (n, *spec.shape), in the order of its layout, this, the spec that it has, the source with all
     rejections, and lines of what the user should know. Raises InputError for images of several sizes where the spec
     does not say how to make them equal.
     """
     names, usable = source.rows["source"], source.usable
     files = paths(names, raw)
     until_colour = params.channels is None
-    array, places = new_array(file, (len(names), *spec.shape)), layout_of(source, spec, params).places
-    facts, unusable = decode(array, file_reader(files, spec), usable, spec.max_pixels, until_colour, places=places)
+    array, order = new_array(file, (len(names), *spec.shape)), layout_of(source, spec, params)
+    facts, unusable = decode(
+        array, file_reader(files, spec), usable, spec.max_pixels, until_colour, places=order.places
+    )
     if until_colour and facts["colour"].any():
         spec = replace(spec, channels=3)
-        array, places = new_array(file, (len(names), *spec.shape)), layout_of(source, spec, params).places
-        facts, unusable = decode(array, file_reader(files, spec), usable, spec.max_pixels, places=places)
+        array, order = new_array(file, (len(names), *spec.shape)), layout_of(source, spec, params)
+        facts, unusable = decode(array, file_reader(files, spec), usable, spec.max_pixels, places=order.places)
     largest = int(facts["largest"].max(initial=0))
     if params.sixteen_bits is None and 0 < largest < 2**15:
         spec = replace(spec, white=2 ** largest.bit_length() - 1)
         again = facts["largest"] > 0
-        facts[again], more = decode(array, file_reader(files, spec), usable[again], spec.max_pixels, places=places)
+        facts[again], more = decode(
+            array, file_reader(files, spec), usable[again], spec.max_pixels, places=order.places
+        )
         unusable |= more
     if odd := [row for row, rejection in unusable.items() if rejection.kind is Kind.ANOTHER_SIZE]:
         raise sizes_differ(source, raw, spec.max_pixels, names[min(odd)])
@@ -57,13 +61,13 @@ def write_own(
     usable, facts = usable[decoded], facts[decoded]
     equal = equal_rows(source, raw, usable, facts, spec)
     source = replace(source, rejections=source.rejections | unusable | equal)
-    array[places[list(source.rejections)]] = 0
-    return array, spec, source, remarks(source, usable, facts, spec, params)
+    array[order.places[list(source.rejections)]] = 0
+    return array, order, spec, source, remarks(source, usable, facts, spec, params)
 
 
 def layout_of(source: Source, spec: ImageSpec, params: PrepareParams) -> Layout:
     """Return where the source's images go, once they are as the spec says."""
-    return layout(source.rows["source"], math.prod(spec.shape), params.shard_mb)
+    return layout(source.rows["source"].tolist(), math.prod(spec.shape), params.shard_mb)
 
 
 def equal_rows(

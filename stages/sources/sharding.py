@@ -5,7 +5,7 @@ caches, sends and fetches anew only the shards whose own images have changed.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -30,17 +30,20 @@ class Layout:
     rows: npt.NDArray[np.int64]  # (s,), images in each shard, which may be none
 
 
-def layout(names: Iterable[str], image_bytes: int, shard_mb: float | None) -> Layout:
+def layout(names: Sequence[str], image_bytes: int, shard_mb: float | None) -> Layout:
     """Return the layout of images of this size, in shards of so many MB at most, on average; None: in one.
+
+    There are hardly more shards than images, however small they are to be.
 
     Their number is a power of two: it seldom changes, and when it does each shard becomes two. In a shard images stay
     in their order.
     """
-    # Names of files may hold what is no UTF-8.
-    heads = [int.from_bytes(sha256(name.encode(errors="surrogatepass")).digest()[:8]) for name in names]
     bits = 0
-    while shard_mb is not None and len(heads) * image_bytes > shard_mb * MB * 2**bits:
+    while shard_mb is not None and len(names) * image_bytes > shard_mb * MB * 2**bits and 2**bits < len(names):
         bits += 1
+    if not bits:
+        return Layout(np.arange(len(names)), np.array([len(names)]))
+    heads = [int.from_bytes(sha256(name.encode()).digest()[:8]) for name in names]
     shards = np.array([head >> (64 - bits) for head in heads], np.int64)
     places = np.empty(len(shards), np.int64)
     places[shards.argsort(kind="stable")] = np.arange(len(shards))
