@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -67,7 +68,7 @@ from pathlib import Path
 from stages.base.storage import Cache
 print(Cache(Path({str(folder)!r}), 10**9).fetched({server.place!r}, {DIGEST!r}, {N_BYTES}).stat().st_size)
 """
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, env=clean_environment(), **pipes)
 
 

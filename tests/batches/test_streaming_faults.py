@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,7 @@ def test_what_is_damaged_in_the_cache_is_fetched_again(streamed: Path, cache: Pa
     assert torch.equal(Prepared(streamed).split("train", CPU).read(slice(None)), expected)
 
 
-def changed(streamed: Path, tmp_path: Path, column: str, value: object) -> Path:
+def changed(streamed: Path, tmp_path: Path, column: str, value: Any) -> Path:
     """The set with another value in the first two rows of its table."""
     folder = shutil.copytree(streamed, tmp_path / "changed")
     table = pd.read_csv(folder / "shards.csv", dtype=str)

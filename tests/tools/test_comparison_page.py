@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from stages.prepare import prepare as prepare_data
-from tests.conftest import Project, params_with
+from tests.conftest import ROOT, Project, params_with
 from tools.comparison import compare
 from tools.comparison_page import _png, as_html
 from tools.runs import EvaluatedRun, Runs
@@ -139,20 +139,22 @@ def test_the_images_on_which_two_differ(store: Runs, prepared: Path) -> None:
     assert confidences[:24] == pytest.approx(every[:24]), "the most confident mistakes of the other"
 
 
-@pytest.mark.parametrize("change", ["other images", "none", "a shard is cut"])
+@pytest.mark.parametrize("change", ["other images", "none", "broken shards"])
 def test_images_that_the_workspace_lacks_are_named(store: Runs, prepared: Path, change: str) -> None:
     if change == "none":
         shutil.rmtree(prepared)
         reason = r"data/prepared is not a prepared set: .*dvc repro prepare"
-    elif change == "a shard is cut":
+    elif change == "broken shards":
         digest = json.loads((prepared / "dataset.json").read_text())["sha256"]["test"]
         shutil.rmtree(prepared)
-        prepare_data(params_with({"prepare.shard_mb": 0.05}).prepare, prepared)
+        given = {"prepare.shard_mb": 0.05, "prepare.exclude": str(ROOT / "data/excluded.csv")}
+        prepare_data(params_with(given).prepare, prepared)
         info = json.loads((prepared / "dataset.json").read_text())
         info["sha256"]["test"] = digest
         (prepared / "dataset.json").write_text(json.dumps(info))
-        (prepared / "images-00001.npy").write_bytes(bytes((prepared / "images-00001.npy").stat().st_size))
-        reason = r"data/prepared/images-00001.npy is no shard of the prepared set"
+        for shard in prepared.glob("images-*.npy"):
+            shard.write_bytes(bytes(shard.stat().st_size))
+        reason = r"data/prepared/images-0000\d.npy is no shard of the prepared set"
     else:
         info = json.loads((prepared / "dataset.json").read_text())
         info["sha256"]["test"] = "0" * 64
