@@ -86,7 +86,7 @@ class Experiment:
     @property
     def prepared(self) -> tuple[str, ...]:
         """What of the overrides the prepare stage sees: experiments that agree in it share the prepared data."""
-        return tuple(text for text in self.description.overrides if text.lstrip("+").startswith("prepare."))
+        return prepared(self.description.overrides)
 
     def change(self, state: State) -> None:
         """Go to the next state. Raises ValueError for one that cannot follow."""
@@ -102,6 +102,11 @@ class Experiment:
         """Go to the state that `ending` has, and keep it."""
         self.change(ending.state)
         self.ending = ending
+
+
+def prepared(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the overrides that the prepare stage sees."""
+    return tuple(text for text in overrides if text.lstrip("+").startswith("prepare."))
 
 
 def ranked(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Metrics]]:
