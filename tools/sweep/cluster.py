@@ -186,13 +186,12 @@ def connected(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
-        from ray import cloudpickle
     except ImportError as error:
         raise InputError("--cluster needs Ray: pip install -c constraints.txt -e '.[cluster]'") from error
     check_answers(address)
-    cloudpickle.register_pickle_by_value(node)  # type: ignore[no-untyped-call]
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        code = {"py_modules": [str(Path(__file__).parents[2] / name) for name in ("stages", "tools")]}
+        ray.init(address, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:  # Ray says no address, none there, another version
         raise InputError(f"--cluster {address}: {error}") from error
     interrupt_on_signals()  # which Ray has set otherwise

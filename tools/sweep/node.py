@@ -1,4 +1,4 @@
-"""What a sweep runs on a node of a Ray cluster. It goes there by value, so it uses nothing of this project.
+"""What a sweep runs on a node of a Ray cluster, which gets this code from Ray, and all else from the remotes.
 
 A node has git, and this project's packages in the Python that Ray runs in. What it writes is in REPRONET_SCRATCH, by
 default a folder of the user's in the temporary one: DVC's cache, and a clone for each experiment while it runs.
@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from stages.tracking.git import git, git_bytes
+
 GRACE_SECONDS = 60.0  # what a trial has to end its training in order
+OF_RAY = ("RAY_", "OMP_NUM_THREADS", "PYTHONPATH")
 PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 
 
@@ -108,12 +111,13 @@ def locked(file: Path) -> Iterator[int]:
 def clone(trial: Trial, folder: Path, scratch: Path) -> Path:
     """Make `folder` a clone with the baseline and its patch; return where the project is there."""
     shutil.rmtree(folder, ignore_errors=True)
-    git("init", "-q", str(folder))
+    folder.mkdir()
+    git("init", "-q", folder=folder)
     git("remote", "add", "origin", trial.repository, folder=folder)
     git("fetch", "-q", "--no-tags", "origin", trial.source, folder=folder)
     git("checkout", "-q", "--detach", trial.baseline, folder=folder)
     if trial.patch:
-        git("apply", "--whitespace=nowarn", folder=folder, stdin=trial.patch)
+        git_bytes("apply", folder=folder, stdin=trial.patch)
     for key, value in trial.settings.items():
         git("config", key, value, folder=folder)
     project = folder / trial.project
@@ -128,8 +132,8 @@ def run(trial: Trial, project: Path, arguments: list[str], lock: int, reports: A
     Whatever ends this process ends that one, and all that it has started.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # Ray's own are not for what computes here: OMP_NUM_THREADS among them, which train.threads says.
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OMP_NUM_THREADS"))}
+    # What Ray has set is not for the trial: where this code is, and OMP_NUM_THREADS, which train.threads says.
+    own = {name: value for name, value in os.environ.items() if not name.startswith(OF_RAY)}
     attempt = {"REPRONET_SWEEP_ATTEMPT": f"{trial.owner}/{uuid4().hex}", "PATH": path}
     state = {"REPRONET_HOME": str(project.parents[len(Path(trial.project).parts)] / "home")}
     process = subprocess.Popen(
@@ -173,14 +177,3 @@ def end_with_parent() -> None:
     """Let this process get SIGTERM when its parent has ended, in whatever way."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
-
-
-def git(*arguments: str, folder: Path | None = None, stdin: bytes = b"") -> str:
-    """Return what git prints. Raises RuntimeError with what it says if it fails."""
-    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-    ended = subprocess.run(
-        ["git", *arguments], cwd=folder, env=environment, input=stdin, capture_output=True, check=False
-    )
-    if ended.returncode:
-        raise RuntimeError(f"git {arguments[0]} failed: {ended.stderr.decode(errors='replace').strip()}")
-    return ended.stdout.decode(errors="replace")
