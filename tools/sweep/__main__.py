@@ -60,8 +60,8 @@ def main() -> None:
         with FileLock(folder / "lock", timeout=0):
             runner: LocalRunner | ClusterRunner
             if arguments.cluster:
-                runner = ClusterRunner(plan, arguments.cluster, arguments.git_remote)
-                jobs = arguments.jobs or runner.room(plan.example)
+                runner = ClusterRunner(plan, arguments.cluster, arguments.git_remote, arguments.jobs)
+                jobs = arguments.jobs or runner.room() or 1
             else:
                 runner = LocalRunner(plan.name, plan.baseline, jobs, gpus, plan.inputs)
             sweep = Sweep(plan, runner, jobs, arguments.retries, 60 * (arguments.timeout or 0))

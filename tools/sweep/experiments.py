@@ -118,6 +118,7 @@ def ranked(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Metrics]
 class Phase(Enum):
     """What an experiment that was started is at."""
 
+    QUEUED = auto()  # it waits for a place
     PREPARING = auto()
     TRAINING = auto()  # DVC's cache has its prepared data
     ENDED = auto()
@@ -125,6 +126,10 @@ class Phase(Enum):
 
 class Runner(Protocol):
     """A place that runs experiments. Between `start` and `collect` they are called by their names."""
+
+    def room(self) -> int | None:
+        """Return how many experiments it has place for by now; None: for as many as were asked for."""
+        return None
 
     def start(self, description: Description) -> None:
         """Start an experiment, and do not wait for it."""

@@ -34,7 +34,7 @@ class Plan:
     search: int | None  # number of configurations that are searched, None: all of them are run
     threads: int | None  # of each experiment, where it gets fewer than params.yaml says
     inputs: list[Path]  # files and folders that the user brought, and an experiment reads
-    example: Params  # of one of its experiments
+    examples: list[Params]  # with each of the values that experiments have, not in all combinations
 
     @classmethod
     def of(cls, given: Sequence[str], search: int | None, name: str | None, jobs: int | None) -> "Plan":
@@ -82,7 +82,7 @@ class Plan:
             search,
             threads,
             sorted({path for params in checked for path in params.inputs}),
-            checked[0],
+            checked,
         )
 
     @property

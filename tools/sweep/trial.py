@@ -1,10 +1,11 @@
 """An experiment on a node of a cluster, in a clone of its own; tools/sweep/node.py starts it there.
 
-    python -m tools.sweep.trial LOG SCRATCH NAME [KEY=VALUE ...]
+    python -m tools.sweep.trial FOLDER SCRATCH NAME [KEY=VALUE ...]
 
 runs it as `dvc exp run` does, brings its data to DVC's remote and then its commit to git's: where both are, all is. It
 prints lines of JSON: {"epochs": [[epoch, validation accuracy], ...]} as it goes on, and in the end {"commit": ...} or
-{"reason": why there is none}. What DVC and the stages print goes to LOG.
+{"reason": why there is none}; with the commit {"left": what MLflow has not got}. What DVC and the stages print goes to
+a file in FOLDER.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -23,21 +24,21 @@ from stages.base import cli
 from stages.base.errors import InputError
 from stages.base.text import say
 from stages.tracking.git import GitError, git
-from stages.tracking.journal import journals
+from stages.tracking.journal import folder_of, journals
 from stages.tracking.store import Store
 from tools.sweep.copies import DVC, dvc
 from tools.sweep.experiments import prepared
 from tools.sweep.local import data_are_prepared, end_groups, left_running, reason_of_failure
-from tools.sweep.node import end_with_parent
+from tools.sweep.node import LOG, end_with_parent
 from tools.sync import Sync
 
 POLL_SECONDS = 0.5
 
 
 def main() -> None:
-    log, scratch, name, *overrides = sys.argv[1:]
+    folder, scratch, name, *overrides = sys.argv[1:]
     try:
-        say(json.dumps(trial(Path(log), Path(scratch), name, overrides)))
+        say(json.dumps(trial(Path(folder) / LOG, Path(scratch), name, overrides)))
     except InputError as error:
         say(json.dumps({"reason": str(error)}))
 
@@ -50,9 +51,8 @@ def trial(log: Path, scratch: Path, name: str, overrides: Sequence[str]) -> dict
     if not ref:
         return {"reason": reason_of_failure(output) or f"dvc exited with {code}"}
     dvc("push")  # the files first; `dvc exp push` sends the commit before them
-    for _ in Sync(Store.from_environment(), dry_run=False).journals() if has_journals() else ():
-        pass
-    return {"commit": sent(*ref)}
+    commit, left = sent(*ref), journals_left()
+    return {"commit": commit, "left": f"journals at {folder_of(os.environ)}: {left}"} if left else {"commit": commit}
 
 
 def run(log: Path, scratch: Path, name: str, overrides: Sequence[str]) -> int:
@@ -93,8 +93,13 @@ def epochs() -> list[tuple[int, float]]:
     return []
 
 
-def has_journals() -> bool:
-    return any(True for _ in journals(os.environ))
+def journals_left() -> str:
+    """Bring MLflow what it has not got of this experiment; return why some is left, "" if none is."""
+    said: list[str] = []
+    with suppress(InputError):  # the store is away, and the journals stay
+        if any(True for _ in journals(os.environ)):
+            said += (f"{outcome}{detail}" for _, outcome, detail in Sync(Store.from_environment(), False).journals())
+    return ", ".join(said) or "MLflow is away" if any(True for _ in journals(os.environ)) else ""
 
 
 def sent(ref: str, commit: str) -> str:

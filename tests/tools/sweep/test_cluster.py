@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,14 +18,17 @@ import pytest
 import ray
 
 from stages.base.errors import InputError
+from stages.tracking.git import GitError, git
 from stages.tracking.provenance import SWEEP_ATTEMPT_TAG
 from stages.tracking.store import Store
 from tests.conftest import Project, runs
 from tests.servers import Server
-from tools.sweep.cluster import ClusterRunner, check_reaches, dvc_settings
+from tools.sweep.cluster import ClusterRunner, fitting
 from tools.sweep.experiments import Ending, Phase, State
+from tools.sweep.node import locked, remove_abandoned, scratch_folder
 from tools.sweep.overrides import grid
 from tools.sweep.plan import Plan
+from tools.sweep.reach import check_reaches, dvc_settings
 from tools.sweep.results import SweepRuns
 from tools.sweep.template import Template
 
@@ -121,7 +125,7 @@ def test_trials_whatever_dies(
     cluster.kill(0)
     reached = len(refs(project, "origin"))
     wait_until(lambda: len(refs(project, "origin")) > reached, first)
-    assert in_folder(cluster.scratches[0]) == [], "what a dead node ran has ended"
+    wait_until(lambda: not in_folder(cluster.scratches[0]), first)  # what a dead node ran ends by itself
     os.killpg(first.pid, signal.SIGKILL)
     print(first.communicate()[0])
     assert len(refs(project, "origin")) < count
@@ -158,7 +162,7 @@ def test_what_is_stopped_and_what_fails(
     plan = Plan.of(given, None, "far", None)
     runner = ClusterRunner(plan, cluster.address, "origin")
     try:
-        assert runner.room(plan.example) == 2
+        assert runner.room() == 2
         long, wrong = (plan.experiment(n, values, {}, ()).description for n, values in enumerate(grid(plan.axes)))
         for description in (long, wrong):
             runner.start(description)
@@ -186,19 +190,22 @@ def test_what_is_stopped_and_what_fails(
     [
         ("true", "127.0.0.1:1", "--cluster 127.0.0.1:1: no cluster is there: "),
         ("true", "head", "--cluster 'head': HOST:PORT is accepted, and auto for the cluster that runs here"),
-        ("true", "auto", "--cluster auto: Could not find any running Ray instance"),
         (
             "true",
-            "auto --git-remote hub",
+            "127.0.0.1:1 --git-remote hub",
             "--git-remote 'hub': nodes get the code from a remote of git; accepted: origin",
         ),
-        ("git remote remove origin", "auto", "nodes get the code from a remote of git; there is none: git remote add"),
+        (
+            "git remote remove origin",
+            "127.0.0.1:1",
+            "nodes get the code from a remote of git; there is none: ",
+        ),
         (
             "dvc remote remove storage",
-            "auto",
+            "127.0.0.1:1",
             "nodes bring data and results to a remote of DVC, and none is the default",
         ),
-        ("export MLFLOW_TRACKING_URI=sqlite:///own.db", "auto", "nodes cannot reach MLflow at sqlite:///"),
+        ("export MLFLOW_TRACKING_URI=sqlite:///own.db", "127.0.0.1:1", "nodes cannot reach MLflow at sqlite:///"),
     ],
 )
 def test_what_nodes_could_not_reach(project: Project, prepared: str, arguments: str, said: str) -> None:
@@ -220,6 +227,52 @@ def test_files_that_no_node_would_have(project: Project, monkeypatch: pytest.Mon
     check_reaches(Template(project.root / "copy", []).made(plan.experiment(0, {}, {}, ()).description))
 
 
+def test_what_fits_is_counted_by_nodes() -> None:
+    nodes = [{"CPU": 2.0}, {"CPU": 7.0, "GPU": 1.0}, {"memory": 1.0}]
+    assert fitting({"num_cpus": 2, "num_gpus": 0}, nodes) == 4
+    assert fitting({"num_cpus": 3, "num_gpus": 0}, nodes) == 2
+    assert fitting({"num_cpus": 2, "num_gpus": 1}, nodes) == 1
+    assert fitting({"num_cpus": 8, "num_gpus": 0}, nodes) == 0
+
+
+def test_a_password_of_git_s_remote_is_not_shown(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
+    with pytest.raises(GitError) as raised:
+        git("ls-remote", "https://me:a-secret@127.0.0.1:1/hub.git")
+    assert "127.0.0.1:1/hub.git" in str(raised.value)
+    assert "a-secret" not in str(raised.value)
+
+
+def test_what_an_attempt_left_is_removed_once_it_has_ended(tmp_path: Path) -> None:
+    for name in ("dead", "alive"):
+        (tmp_path / name / "clone").mkdir(parents=True)
+        (tmp_path / name / "home").mkdir()
+        (tmp_path / name / "lock").touch()
+    with locked(tmp_path / "alive/lock") as lock:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    remove_abandoned(tmp_path)
+    assert (tmp_path / "alive/clone").exists(), "what it has started holds the lock"
+    assert not (tmp_path / "dead/clone").exists()
+    assert (tmp_path / "dead/home").exists(), "with its checkpoints"
+    child.kill()
+    child.wait()
+    remove_abandoned(tmp_path)
+    assert not (tmp_path / "alive/clone").exists()
+
+
+def test_a_scratch_of_others_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("REPRONET_SCRATCH", raising=False)
+    found = scratch_folder()
+    assert found.stat().st_mode & 0o777 == 0o700
+    found.chmod(0o777)
+    with pytest.raises(PermissionError, match="not this user's alone; REPRONET_SCRATCH names another folder"):
+        scratch_folder()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REPRONET_SCRATCH", "own")
+    assert scratch_folder() == tmp_path / "own"
+
+
 def test_nodes_get_no_secret_of_dvc_s_remote(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.root)
     project("dvc", "remote", "add", "-q", "--local", "-d", "team", "s3://bucket/data")
@@ -235,6 +288,11 @@ def test_nodes_get_no_secret_of_dvc_s_remote(project: Project, monkeypatch: pyte
         "",
     ]
     assert not has_shared_cache
+    project("dvc", "remote", "modify", "-q", "--local", "team", "url", "https://me:a-secret@example.org")
+    with pytest.raises(
+        InputError, match=r"the DVC remote team has a password in its address, https://\*\*\*@example.org"
+    ):
+        dvc_settings()
     project("dvc", "cache", "dir", "-q", "/shared/cache")
     assert dvc_settings()[1]
 
