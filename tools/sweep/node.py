@@ -78,16 +78,17 @@ def attempt(trial: Trial, reports: Any) -> dict[str, str]:
     If an earlier attempt, whose node died, has brought it there, that is it. {"left"} says which rows MLflow lacks.
     """
     reports.put.remote(trial.name, [])
-    if commit := commit_at(trial):
-        return {"commit": commit}
     scratch = scratch_folder()
     folder = scratch / trial.owner / trial.name
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock") as lock:
         remove_abandoned(folder.parent)
         try:
-            project = clone(trial, folder / "clone", scratch)
-            ended = run(trial, project, folder, scratch, lock, reports)
+            if commit := commit_at(trial):
+                ended = {"commit": commit}
+            else:
+                project = clone(trial, folder / "clone", scratch)
+                ended = run(trial, project, folder, scratch, lock, reports)
         finally:
             shutil.rmtree(folder / "clone", ignore_errors=True)
         if "commit" in ended and "left" not in ended:
@@ -143,7 +144,7 @@ def locked(file: Path, wait: bool = True) -> Iterator[int]:
 def clone(trial: Trial, folder: Path, scratch: Path) -> Path:
     """Make `folder` a clone with the baseline and its patch; return where the project is there."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(parents=True)  # with what an attempt that was waited for has removed
     git("init", "-q", folder=folder)
     git("remote", "add", "origin", trial.repository, folder=folder)
     git("fetch", "-q", "--no-tags", "origin", trial.source, folder=folder)
