@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stages.base.errors import InputError
 from stages.base.processes import without_git_redirects
+from stages.base.text import shown_url
 
 # What users may have set otherwise: it would change what is printed, or run their programs.
 _SETTINGS = {
@@ -38,7 +39,10 @@ _OPTIONS = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name
 
 
 class GitError(InputError):
-    """git failed, or is not there; the message holds the command and what git said."""
+    """git failed, or is not there; the message holds the command and what git said, but no password of a URL."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown_url(message))
 
 
 def git(*arguments: str, folder: Path = Path()) -> str:

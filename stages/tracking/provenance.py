@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 PROCESS_TAG = "process"
+SWEEP_ATTEMPT, SWEEP_ATTEMPT_TAG = "REPRONET_SWEEP_ATTEMPT", "sweep.attempt"  # whose it is, and which: OWNER/NUMBER
 MACHINE_IDS = ("/etc/machine-id", "/proc/sys/kernel/random/boot_id")  # many a container has the second alone
 # What results follow from. The rest of a dirty tree is results themselves, which every run changes.
 SOURCES = (".", ":(exclude)dvc.lock", ":(exclude)metrics")
@@ -75,6 +76,7 @@ def of_process(environment: Mapping[str, str]) -> Provenance:
         "dvc.exp_name": environment.get(EXPERIMENT_NAME, ""),
         "dvc.baseline_rev": environment.get("DVC_EXP_BASELINE_REV", ""),
         "sweep": environment.get(SWEEP, ""),
+        SWEEP_ATTEMPT_TAG: environment.get(SWEEP_ATTEMPT, ""),
         "directory": str(Path.cwd()),
     }
     whole = b""

@@ -7,6 +7,10 @@ Overrides are those of `dvc exp run -S`; every combination of their values is ru
 the values and intervals, and trainings that fall behind are stopped. Each experiment is an ordinary one of DVC, and a
 run in MLflow with the tag `sweep`. In the end the configurations stand in a table, the best by validation first, with
 mean and 95 % interval over the seeds where there are several: -S train.seed=0,1,2.
+
+    python -m tools.sweep --cluster 10.77.0.1:6379 -S train.optimizer.name=SGD,Adam -S train.seed=0,1,2
+
+runs them on a cluster of Ray's; docs/scale.md says what its nodes need.
 """
 
 import argparse
@@ -19,6 +23,7 @@ from stages.base.errors import InputError
 from stages.base.text import say
 from tools.runs import Runs
 from tools.sweep.champion import challenge
+from tools.sweep.cluster import ClusterRunner
 from tools.sweep.experiments import State
 from tools.sweep.local import LocalRunner, end_abandoned, gpus_in_reach
 from tools.sweep.plan import FOLDER, Plan
@@ -32,7 +37,14 @@ def main() -> None:
     positive, whole = partial(_at_least, 1), partial(_at_least, 0)
     parser.add_argument("-S", "--set-param", metavar="KEY=VALUES", action="append", default=[], dest="overrides")
     parser.add_argument("--name", help="begins the experiments' names; by default it follows from overrides and code")
-    parser.add_argument("--jobs", type=positive, metavar="N", help="experiments at once; by default one a GPU, else 1")
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="experiments at once; by default one a GPU or 1, on a cluster all that fit",
+    )
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Ray cluster, HOST:PORT or auto, which runs them")
+    parser.add_argument("--git-remote", metavar="NAME", default="origin", help="that the cluster uses; default origin")
     parser.add_argument("--search", type=positive, metavar="N", help="N configurations that Optuna chooses, no grid")
     parser.add_argument("--retries", type=whole, default=1, metavar="N", help="of an experiment that fails; default 1")
     parser.add_argument("--register", metavar="MODEL", help="make the best MODEL@champion if it beats the present one")
@@ -40,13 +52,18 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.overrides:
         parser.error("give at least one -S KEY=VALUES")
-    gpus = gpus_in_reach()
+    gpus = [] if arguments.cluster else gpus_in_reach()
     jobs = arguments.jobs or len(gpus) or 1
-    plan = Plan.of(arguments.overrides, arguments.search, arguments.name, jobs)
+    plan = Plan.of(arguments.overrides, arguments.search, arguments.name, None if arguments.cluster else jobs)
     folder = FOLDER / plan.name
     try:
         with FileLock(folder / "lock", timeout=0):
-            runner = LocalRunner(plan.name, plan.baseline, jobs, gpus, plan.inputs)
+            runner: LocalRunner | ClusterRunner
+            if arguments.cluster:
+                runner = ClusterRunner(plan, arguments.cluster, arguments.git_remote, arguments.jobs)
+                jobs = arguments.jobs or runner.room() or 1
+            else:
+                runner = LocalRunner(plan.name, plan.baseline, jobs, gpus, plan.inputs)
             sweep = Sweep(plan, runner, jobs, arguments.retries, 60 * (arguments.timeout or 0))
             end_abandoned()
             sweep.run()

@@ -28,14 +28,19 @@ def copy_repository(folder: Path, commit: str, patch: bytes, inputs: Collection[
         shutil.copy(git("rev-parse", "--git-path", "info/exclude").strip(), folder / ".git/info/exclude")
     _bring_inputs(project, inputs)
     for key in ("user.name", "user.email"):  # they may stand in this clone's own settings
-        try:
-            git("config", key, git("config", key).strip(), folder=folder)
-        except GitError as error:
-            raise InputError(f"DVC commits experiments, and git has no {key}: git config --global {key} …") from error
+        git("config", key, identity(key), folder=folder)
     with suppress(FileNotFoundError):
         shutil.copy(".dvc/config.local", project / ".dvc/config.local")
     cache = Path(dvc("cache", "dir")).resolve()
     dvc("cache", "dir", "--local", str(cache), folder=project)
+
+
+def identity(key: str) -> str:
+    """Return who the user is to git, by "user.name" or "user.email". Raises InputError if that is not known."""
+    try:
+        return git("config", key).strip()
+    except GitError as error:
+        raise InputError(f"DVC commits experiments, and git has no {key}: git config --global {key} …") from error
 
 
 def check_out(folder: Path, commit: str, patch: bytes) -> Path:

@@ -86,7 +86,7 @@ class Experiment:
     @property
     def prepared(self) -> tuple[str, ...]:
         """What of the overrides the prepare stage sees: experiments that agree in it share the prepared data."""
-        return tuple(text for text in self.description.overrides if text.lstrip("+").startswith("prepare."))
+        return prepared(self.description.overrides)
 
     def change(self, state: State) -> None:
         """Go to the next state. Raises ValueError for one that cannot follow."""
@@ -104,6 +104,11 @@ class Experiment:
         self.ending = ending
 
 
+def prepared(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the overrides that the prepare stage sees."""
+    return tuple(text for text in overrides if text.lstrip("+").startswith("prepare."))
+
+
 def ranked(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Metrics]]:
     """Return the experiments that are done, with their metrics, the best by validation first."""
     done = [(e, e.ending.metrics) for e in experiments if e.ending and e.ending.metrics]
@@ -113,6 +118,7 @@ def ranked(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Metrics]
 class Phase(Enum):
     """What an experiment that was started is at."""
 
+    QUEUED = auto()  # it waits for a place
     PREPARING = auto()
     TRAINING = auto()  # DVC's cache has its prepared data
     ENDED = auto()
@@ -120,6 +126,10 @@ class Phase(Enum):
 
 class Runner(Protocol):
     """A place that runs experiments. Between `start` and `collect` they are called by their names."""
+
+    def room(self) -> int | None:
+        """Return how many experiments it has place for by now; None: for as many as were asked for."""
+        return None
 
     def start(self, description: Description) -> None:
         """Start an experiment, and do not wait for it."""

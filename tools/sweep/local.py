@@ -23,12 +23,13 @@ from stages.base.dvc import OWNER, identity
 from stages.base.errors import InputError
 from stages.base.experiment import SWEEP, home
 from stages.start import client
-from stages.tracking.git import GitError, git, git_bytes, prefix
-from tools.sweep import overrides
-from tools.sweep.copies import DVC, copy_repository
+from stages.tracking.git import GitError, git, prefix
+from stages.tracking.provenance import SWEEP_ATTEMPT
+from tools.sweep.copies import DVC
 from tools.sweep.experiments import Description, Ending, Phase, Runner, State
 from tools.sweep.plan import FOLDER
-from tools.sweep.results import SweepRuns, commits_of, metrics_of, taken
+from tools.sweep.results import SweepRuns, commits_of, metrics_of, owner_of, taken
+from tools.sweep.template import Template
 
 COPIES = Path(".dvc/tmp/sweeps")  # of the repository, for each sweep; DVC does not look for stages there
 GRACE_SECONDS = 20.0  # what an interrupted experiment has to close its run
@@ -44,9 +45,8 @@ class LocalRunner(Runner):
     def __init__(
         self, sweep: str, baseline: str, jobs: int, gpus: Sequence[str], inputs: Collection[Path] = ()
     ) -> None:
-        self._inputs = inputs
         self._copies, self._logs, self._baseline = COPIES / sweep, FOLDER / sweep, baseline
-        self._template = self._copies / ".template"
+        self._template = Template(self._copies / ".template", inputs)
         # A stage calls plain `python`, which has to be this one, whether or not its environment is activated.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._environment = {
@@ -55,7 +55,8 @@ class LocalRunner(Runner):
             OWNER: identity(os.getpid()),  # the experiments' stages are forks of one server, see stages/start
         }
         client.begin({**os.environ, **self._environment, SWEEP: sweep})
-        self.runs = SweepRuns(sweep, baseline, self._copies)
+        self._owner, self._attempts = owner_of(sweep), 0
+        self.runs = SweepRuns(sweep, baseline, self._owner)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._training: set[str] = set()  # those that have been seen to be past prepare
         # What each of `jobs` slots adds to the environment of its experiment.
@@ -65,14 +66,15 @@ class LocalRunner(Runner):
 
     def start(self, description: Description) -> None:
         name, folder = description.name, self._copies / description.name
-        self._make_template(description)
-        shutil.copytree(self._template, folder, symlinks=True)
+        shutil.copytree(self._template.made(description), folder, symlinks=True)
         slot = self._used[name] = self._free.pop()
+        self._attempts += 1
+        attempt = {SWEEP_ATTEMPT: f"{self._owner}/{os.getpid()}.{self._attempts}"}
         with self._log(name).open("wb") as log:
             self._processes[name] = subprocess.Popen(
                 [*DVC, "exp", "run", "--name", name, *(f"--set-param={text}" for text in description.overrides)],
                 cwd=folder / prefix(),
-                env={**os.environ, **self._environment, **description.environment, **slot},
+                env={**os.environ, **self._environment, **description.environment, **slot, **attempt},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -105,19 +107,7 @@ class LocalRunner(Runner):
         return Ending(State.FAILED, reason_of_failure(self._output(name)) or f"dvc exited with {code}")
 
     def check(self, description: Description, commit: str) -> None:
-        self._make_template(description)
-        folder = self._template / prefix()
-        expected = overrides.check(description.overrides, (folder / "params.yaml").read_text(encoding="utf-8"))
-        if overrides.check([], git("show", f"{commit}:./params.yaml")) != expected:
-            raise taken(description.name, "params")
-        others = (":(exclude)params.yaml", ":(exclude)dvc.lock", ":(exclude)metrics")
-        changed, deleted = (
-            git("diff", "--name-only", "-z", f"--diff-filter={which}", commit, "--", ".", *others, folder=folder)
-            for which in ("d", "D")
-        )
-        # What git does not track in the copy, the experiment's commit holds, since the stages depend on it.
-        if changed or not all(self._holds(name, commit) for name in deleted.split("\0") if name):
-            raise taken(description.name, "code")
+        self._template.check(description, commit)
 
     def clear(self) -> None:
         end_groups(left_running(self._copies))
@@ -126,15 +116,6 @@ class LocalRunner(Runner):
                 self._fetch(folder.name)  # if it had just ended
         shutil.rmtree(self._copies, ignore_errors=True)
         self.runs.close_running()
-
-    def _holds(self, name: str, commit: str) -> bool:
-        file = self._template / name
-        return file.is_file() and file.read_bytes() == git_bytes("show", f"{commit}:{name}")
-
-    def _make_template(self, description: Description) -> None:
-        """Make what every experiment gets a copy of: baseline and patch are the same for all of a sweep."""
-        if not self._template.exists():
-            copy_repository(self._template, description.baseline, description.patch, self._inputs)
 
     def _fetch(self, name: str) -> str:
         """Bring the experiment from its copy, and return its commit, "" if it has none. InputError if it is another."""
@@ -176,7 +157,7 @@ def end_abandoned() -> None:
         with suppress(Timeout), FileLock(lock, timeout=0):
             end_groups(left_running(copies))
             shutil.rmtree(copies, ignore_errors=True)
-            SweepRuns(copies.name, "", copies).close_running()
+            SweepRuns(copies.name, "", owner_of(copies.name)).close_running()
 
 
 def end_groups(groups: Collection[int]) -> None:

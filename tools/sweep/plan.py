@@ -11,7 +11,7 @@ from typing import Any
 from stages.base.errors import InputError
 from stages.base.experiment import SWEEP
 from stages.base.files import replacing, write_json
-from stages.base.params import SEED
+from stages.base.params import SEED, Params
 from stages.base.processes import AUTO, cores, thread_count
 from stages.tracking import provenance
 from stages.tracking.git import GitError, git
@@ -34,10 +34,14 @@ class Plan:
     search: int | None  # number of configurations that are searched, None: all of them are run
     threads: int | None  # of each experiment, where it gets fewer than params.yaml says
     inputs: list[Path]  # files and folders that the user brought, and an experiment reads
+    examples: list[Params]  # with each of the values that experiments have, not in all combinations
 
     @classmethod
-    def of(cls, given: Sequence[str], search: int | None, name: str | None, jobs: int) -> "Plan":
-        """Return the plan, the one written down earlier for the same command. Raises InputError for wrong overrides."""
+    def of(cls, given: Sequence[str], search: int | None, name: str | None, jobs: int | None) -> "Plan":
+        """Return the plan, the one written down earlier for the same command. Raises InputError for wrong overrides.
+
+        That many `jobs` share this machine's cores out; None: they run elsewhere.
+        """
         try:
             baseline = git("rev-parse", "HEAD").strip()
         except GitError as error:
@@ -65,12 +69,20 @@ class Plan:
                 raise InputError(f"--name {name} is a sweep with other {', '.join(differences)}; take another name")
         else:
             is_given, processes = THREADS in [axis.name for axis in axes], max(each.train.processes for each in checked)
-            share = max(1, min(cores(), thread_count(AUTO)) // jobs // processes)
-            threads = share if thread_count(checked[-1].train.threads) > share and not is_given else None
+            share = max(1, min(cores(), thread_count(AUTO)) // jobs // processes) if jobs else None
+            shares_out = share and thread_count(checked[-1].train.threads) > share and not is_given
+            threads = share if shares_out else None
             with replacing(file) as partial:
                 write_json(partial, {**identity, "threads": threads})
         return cls(
-            name, baseline, patch, axes, search, threads, sorted({path for params in checked for path in params.inputs})
+            name,
+            baseline,
+            patch,
+            axes,
+            search,
+            threads,
+            sorted({path for params in checked for path in params.inputs}),
+            checked,
         )
 
     @property

@@ -20,7 +20,8 @@ POLL_SECONDS, REPORT_SECONDS = 0.2, 2.0
 class Sweep:
     """Runs the plan's experiments, `jobs` at once.
 
-    One that fails is tried again, `retries` times; one that takes longer than `timeout` seconds fails (0: no limit).
+    One that fails is tried again, `retries` times; one that takes longer than `timeout` seconds, without what it waits
+    for a place, fails (0: no limit).
     """
 
     def __init__(self, plan: Plan, runner: Runner, jobs: int, retries: int, timeout: float) -> None:
@@ -76,7 +77,8 @@ class Sweep:
         return [experiment for experiment in self.experiments if experiment.number == number]
 
     def _start_some(self) -> None:
-        while len(self._in(State.RUNNING)) < self._jobs and (experiment := self._next()):
+        at_once = self._runner.room() or self._jobs
+        while len(self._in(State.RUNNING)) < at_once and (experiment := self._next()):
             experiment.change(State.RUNNING)
             self._runner.start(experiment.description)
 
@@ -110,6 +112,8 @@ class Sweep:
     def _poll(self, experiment: Experiment) -> None:
         """Take note of what became of a running experiment."""
         phase = self._runner.poll(experiment.name)
+        if phase is Phase.QUEUED:
+            experiment.started = time.monotonic()
         if phase is Phase.TRAINING:
             self._ready.add(experiment.prepared)
         if phase is Phase.ENDED:

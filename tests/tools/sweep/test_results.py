@@ -40,7 +40,7 @@ def test_of_several_runs_of_an_experiment_the_latest_counts(
 ) -> None:
     monkeypatch.chdir(project.root)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    runs = SweepRuns("s", "base", tmp_path)
+    runs = SweepRuns("s", "base", "owner")
     store = Store.from_environment()
     tags = {"sweep": "s", "dvc.baseline_rev": "base", "dvc.exp_name": "lr-1", EVALUATION_TAG: "0" * 64}
     made = [store.client().create_run(store.experiment_id, time, tags).info.run_id for time in (1000, 3000, 2000)]
@@ -53,7 +53,7 @@ def test_a_store_that_fails_costs_one_warning(
     monkeypatch.chdir(project.root)
     (tmp_path / "broken.db").write_text("this is no database " * 100)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/broken.db")
-    runs = SweepRuns("s", "HEAD", tmp_path)
+    runs = SweepRuns("s", "HEAD", "owner")
     runs.close_running()
     assert (runs.epochs("a"), runs.evaluated(), list(runs.add_missing(set()))) == ([], {}, [])
     assert capsys.readouterr().err.count("warning: MLflow at") == 1

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from stages.tracking.provenance import SWEEP_ATTEMPT_TAG
 from tests.conftest import Project, clean_environment
 from tests.tools.sweep.conftest import experiment
 from tools.sweep.experiments import Description, Ending, Metrics, Phase, Runner, State
@@ -349,8 +350,8 @@ def test_what_falls_behind_is_stopped(project: Project, monkeypatch: pytest.Monk
 
     store = runner.runs._store
     client = store.client()
-    directory = project.root / ".dvc/tmp/sweeps/prune" / bad.name
-    tags = {"sweep": "prune", "dvc.exp_name": bad.name, "directory": str(directory)}
+    attempt = f"{(project.root / 'sweeps/prune/owner').read_text()}/1"
+    tags = {"sweep": "prune", "dvc.exp_name": bad.name, SWEEP_ATTEMPT_TAG: attempt}
     run = client.create_run(store.experiment_id, tags=tags).info.run_id
     client.log_metric(run, "valid/accuracy", 0.1, step=1)
     sweep._prune()
