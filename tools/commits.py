@@ -95,6 +95,12 @@ def copied(fs: "DVCFileSystem", path: str, folder: Path) -> bool:
     return True
 
 
+@cache
+def lock_at(commit: str) -> dict[str, Any]:
+    """Return what dvc.lock holds at a commit, by its digest, {} if it is not there."""
+    return as_yaml(text_at(commit, "dvc.lock").encode())
+
+
 def text_at(commit: str, path: str) -> str:
     """Return a file of the project at a commit, "" if it is not there."""
     return git("show", f"{commit}:./{path}") if git("ls-tree", commit, path) else ""

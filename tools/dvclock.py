@@ -49,6 +49,18 @@ def arguments_of(lock: dict[str, Any]) -> list[str]:
     return words
 
 
+def weights_digest(lock: dict[str, Any]) -> str:
+    """Return the digest that dvc.lock has of the weights that train wrote, "" if it has none."""
+    outs = stages_of(lock).get("train", {}).get("outs", [])
+    return next((_recorded(out) for out in outs if str(out["path"]).endswith(".safetensors")), "")
+
+
+def data_digest(text: str) -> str:
+    """Return the digest of the data that a .dvc file stands for."""
+    [out] = as_yaml(text.encode())["outs"]
+    return _recorded(out)
+
+
 def files_of(lock: dict[str, Any], root: Path) -> ResultFiles:
     """Return the files of the result in dvc.lock, from `root` on. Raises InputError if it has none."""
     weights, prepared, history, results, plots = (root / argument for argument in arguments_of(lock))

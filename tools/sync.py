@@ -14,7 +14,7 @@ machine. Doing it twice changes nothing. A run that somebody deleted in MLflow c
 whose process was killed are ended.
 
 It ends with 1 where a result failed, or one that was asked for by name was skipped. Other results that cannot be used
-are skipped, which is no failure.
+are skipped, which is no failure. What tools.tidy has removed stays so: tools.rebuild brings it back.
 """
 
 import os
@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,11 +37,12 @@ from stages.tracking.artifacts import lacking, names_of
 from stages.tracking.journal import DamagedError
 from stages.tracking.params import as_logged
 from stages.tracking.replay import BusyError, Pending, delivered, pending
-from stages.tracking.result import EVALUATION_TAG, WEIGHTS_TAG
+from stages.tracking.result import EVALUATION_TAG, TIDIED_WEIGHTS_TAG, WEIGHTS_TAG
 from stages.tracking.run import close, found, has_evaluation, lacks_evaluation, left_running, of_params
 from stages.tracking.store import Store
 from tools import facts, recorded
-from tools.dvclock import read_params
+from tools.commits import lock_at
+from tools.dvclock import read_params, weights_digest
 from tools.facts import Held
 from tools.recorded import RecordedResult
 
@@ -167,9 +169,16 @@ class Sync:
             return Outcome.FAILED, f", {self._store.why(error)}"
 
     def _is_in_place(self, result: RecordedResult) -> bool:
-        """Return whether a run has all of a result that was read once: its commit need not be read again."""
-        if not (self._exists and result.commit and (held := facts.of(result.commit).held)):
+        """Return whether a run has all of a result that was read once: its commit need not be read again.
+
+        Nor need that be there any more which tools.tidy has removed.
+        """
+        if not (self._exists and result.commit):
             return False
+        if not (held := facts.of(result.commit).held):
+            return bool(self._tidied) and any(
+                is_of(result, run) for run in self._tidied.get(weights_digest(lock_at(result.commit)), [])
+            )
         runs = of_params(self._runs.get(held.digests[WEIGHTS_TAG], []), held.params)
         run = evaluated(result, held, runs)
         return run is not None and not lacking(self._store.client(), run, held.artifacts)
@@ -181,6 +190,15 @@ class Sync:
         for run in self._store.search(having=[EVALUATION_TAG]):
             runs[run.data.tags.get(WEIGHTS_TAG, "")].append(run)
         return runs
+
+    @cached_property
+    def _tidied(self) -> "dict[str, list[Run]]":
+        """Those of them whose weights tools.tidy has removed, by the digests that dvc.lock has of these."""
+        tidied = defaultdict(list)
+        for run in chain(*self._runs.values()):
+            if digest := run.data.tags.get(TIDIED_WEIGHTS_TAG):
+                tidied[digest].append(run)
+        return tidied
 
     def _give(self, result: RecordedResult) -> tuple[Outcome, str]:
         with result.files() as files:

@@ -25,6 +25,8 @@ NOTE_TAG = "mlflow.note.content"  # MLflow shows it as the run's description
 TRAINING_TAG, ATTEMPT_TAG, RESUMED_TAG = "training.id", "training.attempt", "resumed.epoch"
 USED = "used."  # before the names of a run's params that are not params.yaml's, but what torch was given in the end
 PATCH = "git.patch"  # the artifact that has what differed from the commit
+# When tools.tidy removed its weights and its model, and the digest by which dvc.lock names those weights.
+TIDIED_TAG, TIDIED_WEIGHTS_TAG = "tidied", "tidied.weights"
 WEIGHTS = "weights"  # the folder of a run's artifacts that holds its weights file
 
 

@@ -3,17 +3,26 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from stages.base.errors import InputError
+from stages.base.experiment import home
 from stages.tracking.git import GitError, git
+from stages.tracking.store import Store
+from tools.dvclock import as_yaml, files_of, stages_of
 from tools.rebuild.record import Record
 from tools.sweep.copies import check_out, dvc
 
 SHOWN_LINES = 12  # of what a stage that failed has printed
 # Settings of the run that the rebuilding process decides anew.
 OWN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "PYTHON")
+
+
+def folder_of(environment: Mapping[str, str]) -> Path:
+    """Return the folder in which runs are rebuilt, each in one of its own."""
+    return home(environment) / "rebuild"
 
 
 def restored(record: Record, folder: Path) -> Path:
@@ -77,3 +86,16 @@ def run_stages(record: Record, project: Path, python: Path) -> None:
     ran = [line for line in ended.stdout.splitlines() if line.startswith("Running stage")]
     if len(ran) != 3:
         raise InputError(f"{len(ran)} of 3 stages have run")
+
+
+def bring_back(store: Store, record: Record, project: Path) -> None:
+    """Bring the outputs of a run's stages to the user's DVC cache, and its weights and model to MLflow.
+
+    Raises InputError where DVC cannot, and whatever is wrong with the store.
+    """
+    from stages.tracking.writer import put_model_back  # with torch
+
+    lock, cache = as_yaml((project / "dvc.lock").read_bytes()), Path(dvc("cache", "dir")).resolve()
+    dvc("cache", "dir", "--local", str(cache), folder=project)
+    dvc("commit", "--force", "--quiet", *stages_of(lock), folder=project)  # not the data, which may be elsewhere
+    put_model_back(store, record.run.id, files_of(lock, project))
