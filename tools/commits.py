@@ -6,13 +6,14 @@ configuration, what is in its cache, and the error for a directory whose list of
 
 import hashlib
 import json
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from stages.base.errors import InputError, listed
 from stages.base.params import WEIGHTS
-from stages.tracking.git import git, prefix
+from stages.tracking.git import git, git_bytes, prefix
 from tools.dvclock import as_yaml, stages_of
 
 if TYPE_CHECKING:
@@ -95,15 +96,22 @@ def copied(fs: "DVCFileSystem", path: str, folder: Path) -> bool:
     return True
 
 
-@cache
-def lock_at(commit: str) -> dict[str, Any]:
-    """Return what dvc.lock holds at a commit, by its digest, {} if it is not there."""
-    return as_yaml(text_at(commit, "dvc.lock").encode())
-
-
 def text_at(commit: str, path: str) -> str:
     """Return a file of the project at a commit, "" if it is not there."""
     return git("show", f"{commit}:./{path}") if git("ls-tree", commit, path) else ""
+
+
+def contents(names: Collection[str], folder: Path = Path()) -> dict[str, bytes]:
+    """Return the content of each of git's objects that is there; a commit's file is called COMMIT:./PATH."""
+    answer = git_bytes("cat-file", "--batch", folder=folder, stdin="".join(f"{name}\n" for name in names).encode())
+    found, start = {}, 0
+    for name in names:
+        end = answer.index(b"\n", start)
+        about, start = answer[start:end], end + 1
+        if not about.endswith((b" missing", b" ambiguous")):
+            size = int(about.rsplit(b" ", 1)[1])
+            found[name], start = answer[start : start + size], start + size + 1
+    return found
 
 
 def still_missing(digests: dict[str, str]) -> list[str]:
@@ -115,12 +123,16 @@ def still_missing(digests: dict[str, str]) -> list[str]:
 
     if not digests or Config.from_cwd(validate=False)["remote"]:
         return []
-    return [path for path, digest in digests.items() if not _cache(Path.cwd()).exists(digest)]
+    return [path for path, digest in digests.items() if not cached(digest).exists()]
+
+
+def cached(digest: str) -> Path:
+    """Return the file that DVC's cache has for a digest, as the project in the current directory has it, or would."""
+    return Path(_cache(Path.cwd()).oid_to_path(digest))
 
 
 @cache
 def _cache(_folder: Path) -> "HashFileDB":
-    """Return DVC's cache as the project in the current directory has it."""
     from dvc.repo import Repo
 
     cache: HashFileDB = Repo().cache.local

@@ -41,7 +41,7 @@ from stages.tracking.result import EVALUATION_TAG, TIDIED_WEIGHTS_TAG, WEIGHTS_T
 from stages.tracking.run import close, found, has_evaluation, lacks_evaluation, left_running, of_params
 from stages.tracking.store import Store
 from tools import facts, recorded
-from tools.commits import lock_at
+from tools.commits import cached, contents
 from tools.dvclock import read_params, weights_digest
 from tools.facts import Held
 from tools.recorded import RecordedResult
@@ -176,9 +176,7 @@ class Sync:
         if not (self._exists and result.commit):
             return False
         if not (held := facts.of(result.commit).held):
-            return bool(self._tidied) and any(
-                is_of(result, run) for run in self._tidied.get(weights_digest(lock_at(result.commit)), [])
-            )
+            return bool(self._tidied) and self._is_tidied(result)
         runs = of_params(self._runs.get(held.digests[WEIGHTS_TAG], []), held.params)
         run = evaluated(result, held, runs)
         return run is not None and not lacking(self._store.client(), run, held.artifacts)
@@ -199,6 +197,13 @@ class Sync:
             if digest := run.data.tags.get(TIDIED_WEIGHTS_TAG):
                 tidied[digest].append(run)
         return tidied
+
+    def _is_tidied(self, result: RecordedResult) -> bool:
+        """Return whether a run of a result was tidied, and DVC's cache has lost the weights, too."""
+        lock = contents([f"{result.commit}:./dvc.lock"])
+        digest = weights_digest(next(iter(lock.values()), b"").decode(errors="replace"))
+        runs = self._tidied.get(digest, [])
+        return any(is_of(result, run) for run in runs) and not cached(digest).exists()
 
     def _give(self, result: RecordedResult) -> tuple[Outcome, str]:
         with result.files() as files:

@@ -1,7 +1,7 @@
 """What a run has in MLflow's place for artifacts: its files, and those of its models."""
 
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages.tracking.result import TIDIED_TAG, WEIGHTS, ResultFiles
@@ -23,7 +23,10 @@ def lacking(client: "MlflowClient", run: "Run", names: list[str]) -> list[str]:
 
     Earlier versions did not log the weights. What tools.tidy has removed is not lacking.
     """
-    found = set(_files(_place(client, run.info.artifact_uri)))
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    # Through the client each folder would be a question to the database, too.
+    found = set(_files(get_artifact_repository(run.info.artifact_uri, client.tracking_uri)))
     gone = [name for name in names if name not in found]
     if TIDIED_TAG in run.data.tags:
         return gone
@@ -49,42 +52,10 @@ def lost_models(client: "MlflowClient", run: "Run") -> list[str]:
     return lost
 
 
-@dataclass(frozen=True)
-class Heavy:
-    """Files of a run that its record does without: its weights, or one of its models."""
-
-    place: "ArtifactRepository"
-    folder: str | None  # in that place, None: all of it
-    model_id: str  # "" for weights
-    size: int  # bytes
-
-    def remove(self) -> None:
-        """Remove the files. Raises whatever is wrong with the place."""
-        self.place.delete_artifacts(self.folder)  # type: ignore[no-untyped-call]
-
-
-def heavy(client: "MlflowClient", run: "Run") -> list[Heavy]:
-    """Return what there is of a run's weights and models. Raises whatever is wrong with the store."""
-    from mlflow.exceptions import MlflowException
-
-    found: list[tuple[ArtifactRepository, str | None, str]] = [(_place(client, run.info.artifact_uri), WEIGHTS, "")]
-    for model_id in models_of(run):
-        with suppress(MlflowException):  # of a deleted one
-            found.append((_place(client, client.get_logged_model(model_id).artifact_location), None, model_id))
-    sizes = [sum(_files(place, folder).values()) for place, folder, _ in found]
-    return [Heavy(*each, size) for each, size in zip(found, sizes, strict=True) if size]
-
-
-def _place(client: "MlflowClient", uri: str) -> "ArtifactRepository":
-    """Return a place for artifacts: through the client each folder would be a question to the database, too."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    return get_artifact_repository(uri, client.tracking_uri)
-
-
-def _files(place: "ArtifactRepository", folder: str | None = None) -> dict[str, int]:
-    """Return the sizes of the files in a place for artifacts, by their paths."""
-    files: dict[str, int] = {}
+def _files(place: "ArtifactRepository", folder: str | None = None) -> Iterator[str]:
+    """Yield the paths of the files in a place for artifacts."""
     for artifact in place.list_artifacts(folder):
-        files |= _files(place, artifact.path) if artifact.is_dir else {artifact.path: artifact.file_size or 0}
-    return files
+        if artifact.is_dir:
+            yield from _files(place, artifact.path)
+        else:
+            yield artifact.path

@@ -142,9 +142,11 @@ class RunWriter:
     def put_back(self, run_id: str, files: ResultFiles) -> None:
         """Log the files of a result, and its model, to the run that lacks some; nothing else of it changes.
 
+        What tools.tidy has removed stays so.
         Raises InputError if weights or dataset.json are not as written today.
         """
-        put_model_back(self.store, run_id, files)
+        if TIDIED_TAG not in self.store.client().get_run(run_id).data.tags:
+            put_model_back(self.store, run_id, files)
         with self._origin(DatasetInfo(files.prepared)) as origin:
             for path in origin.values():
                 self.store.client().log_artifact(run_id, str(path))
@@ -177,17 +179,15 @@ class RunWriter:
 def put_model_back(store: Store, run_id: str, files: ResultFiles) -> None:
     """Log the weights of a result, and its models that have no files, to its run. Raises what goes wrong there.
 
-    Raises InputError if weights or dataset.json are not as written today.
+    Raises InputError, and has logged nothing, if weights or dataset.json are not as written today.
     """
     data, (net, description) = DatasetInfo(files.prepared), load_weights(files.weights)
     client = store.client()
     run = client.get_run(run_id)
+    _log_weights(client, run_id, files)
     for model_id in lost_models(client, run):
         log_model(run_id, description, net, data, model_id)
-        if TIDIED_TAG in client.get_logged_model(model_id).tags:
-            client.delete_logged_model_tag(model_id, TIDIED_TAG)
-    _log_weights(client, run_id, files)
-    for tag in run.data.tags.keys() & {TIDIED_TAG, TIDIED_WEIGHTS_TAG}:
+    for tag in run.data.tags.keys() & {TIDIED_TAG, TIDIED_WEIGHTS_TAG}:  # last: what was killed before is done again
         client.delete_tag(run_id, tag)
 
 

@@ -10,12 +10,13 @@ history, metrics and predictions each is equal, bit for bit, or it is said by ho
 The exit status is 0 only where all is equal. With --venv the stages run with the packages that the run was made with,
 installed for it; without, those that are installed now.
 
-What tools.tidy has removed of a run that is named comes back, if its weights are equal: weights and model into MLflow,
-the outputs of its stages into DVC's cache. --all compares alone.
+What tools.tidy has removed of a run that is named comes back, if all is equal: weights and model into MLflow, the
+outputs of its stages into DVC's cache. --all compares alone.
 """
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from tools.rebuild.again import bring, bring_back, folder_of, restored, run_stag
 from tools.rebuild.parts import Part, compared, reasons
 from tools.rebuild.record import Record
 from tools.runs import EvaluatedRun, Runs, named
+from tools.tidy.busy import entering
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -60,13 +62,13 @@ def main() -> None:
 def _outcome(store: Runs, run: "Run", venv: bool, brings_back: bool) -> str:
     """Rebuild a run, say what is equal and what not, and return that in a line."""
     try:
-        parts, reason, is_back = rebuild(store, store.read(run), venv, brings_back)
+        parts, reason, back = rebuild(store, store.read(run), venv, brings_back)
     except InputError as error:
         return f"cannot be rebuilt: {error}"
     for part in parts:
         say(f"  {part.name}: {part.difference or 'equal, bit for bit'}")
-    if is_back:
-        say("  weights and model are in MLflow again, the outputs of its stages in DVC's cache")
+    for what in back:
+        say(f"  there again: {what}")
     different = [part.name for part in parts if part.difference]
     if different and reason:
         say(f"  others than for the run, so a likely reason: {reason}")
@@ -75,17 +77,18 @@ def _outcome(store: Runs, run: "Run", venv: bool, brings_back: bool) -> str:
 
 def rebuild(
     store: Runs, run: EvaluatedRun, venv: bool = False, brings_back: bool = False
-) -> tuple[list[Part], str, bool]:
+) -> tuple[list[Part], str, list[str]]:
     """Run a run's stages again; return what they made beside what it has, and what may be why it is another.
 
-    What tools.tidy has removed of the run comes back, if that is wanted; last is returned whether it did. Raises
-    InputError if something that it needs is missing, or a stage fails.
+    What tools.tidy has removed of the run comes back if that is wanted, and all is equal; last is returned what has.
+    Raises InputError if something that it needs is missing, or a stage fails.
     """
     place = folder_of(os.environ)
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Locked, since tools.tidy removes what a killed process has left there.
-    with TemporaryDirectory(dir=place) as name, locked(Path(name)):
-        folder = Path(name)
+    with ExitStack() as stack:
+        with entering():  # tools.tidy removes what a killed process has left here, and looks for locks
+            folder = Path(stack.enter_context(TemporaryDirectory(dir=place)))
+            stack.enter_context(locked(folder))
         record = Record(store, run, folder / "record")
         project = restored(record, folder / "repository")
         for path in record.inputs:
@@ -95,10 +98,9 @@ def rebuild(
             say(f"  packages that are others than the run's: {others}")
         run_stages(record, project, python)
         parts = list(compared(record, project))
-        has_equal_weights = not any(part.difference for part in parts if part.name == "weights")
-        if is_back := brings_back and record.is_tidied and has_equal_weights:
-            bring_back(store.store, record, project)
-        return parts, reasons(record), is_back
+        is_equal = not any(part.difference for part in parts)
+        back = bring_back(store, record, project) if brings_back and record.is_tidied and is_equal else []
+        return parts, reasons(record), back
 
 
 if __name__ == "__main__":

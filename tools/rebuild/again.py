@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from stages.base.errors import InputError
+from stages.base.errors import InputError, listed
 from stages.base.experiment import home
 from stages.tracking.git import GitError, git
-from stages.tracking.store import Store
-from tools.dvclock import as_yaml, files_of, stages_of
+from tools.commits import cached
+from tools.dvclock import as_yaml, digests_in, files_of, stages_of
 from tools.rebuild.record import Record
+from tools.runs import Runs
 from tools.sweep.copies import check_out, dvc
 
 SHOWN_LINES = 12  # of what a stage that failed has printed
@@ -88,14 +89,25 @@ def run_stages(record: Record, project: Path, python: Path) -> None:
         raise InputError(f"{len(ran)} of 3 stages have run")
 
 
-def bring_back(store: Store, record: Record, project: Path) -> None:
-    """Bring the outputs of a run's stages to the user's DVC cache, and its weights and model to MLflow.
+def bring_back(store: Runs, record: Record, project: Path) -> list[str]:
+    """Bring a run's weights and model to MLflow, and the outputs of its stages that are equal to DVC's cache.
 
-    Raises InputError where DVC cannot, and whatever is wrong with the store.
+    Return what is there again. Raises InputError, and has brought nothing to MLflow, if today's code cannot read the
+    weights or the data, or DVC fails.
     """
+    from stages.batches.prepared import DatasetInfo
+    from stages.nets.weights import load_weights
     from stages.tracking.writer import put_model_back  # with torch
 
-    lock, cache = as_yaml((project / "dvc.lock").read_bytes()), Path(dvc("cache", "dir")).resolve()
+    text = (project / "dvc.lock").read_text(encoding="utf-8")
+    files = files_of(as_yaml(text.encode()), project)
+    DatasetInfo(files.prepared)
+    load_weights(files.weights)
+    made = {path: digest for outs in digests_in(text, "outs").values() for path, digest in outs.items()}
+    cache = Path(dvc("cache", "dir")).resolve()
     dvc("cache", "dir", "--local", str(cache), folder=project)
-    dvc("commit", "--force", "--quiet", *stages_of(lock), folder=project)  # not the data, which may be elsewhere
-    put_model_back(store, record.run.id, files_of(lock, project))
+    dvc("commit", "--force", "--quiet", *stages_of(as_yaml(text.encode())), folder=project)  # not the user's data
+    with store.reading():
+        put_model_back(store.store, record.run.id, files)
+    back = [path for path in made if made[path] and cached(made[path]).exists()]
+    return ["its weights and model in MLflow", f"{listed(back, 5)} in DVC's cache"]

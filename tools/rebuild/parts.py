@@ -83,10 +83,8 @@ def _changes(now: Mapping[str, object], before: Mapping[str, object]) -> str:
 
 def _weights(record: Record, path: Path) -> str:
     tag = record.run.tags[WEIGHTS_TAG]
-    if record.is_tidied and sha256(path) != tag:
-        return "of another digest"
     if record.is_tidied:
-        return ""
+        return "" if sha256(path) == tag else "of another digest"
     logged = record.artifact(f"{WEIGHTS}/{path.name}")
     if sha256(logged) != tag:
         return f"the file in the store is not the one of the run's {WEIGHTS_TAG}"

@@ -10,6 +10,7 @@ mean and 95 % interval over the seeds where there are several: -S train.seed=0,1
 """
 
 import argparse
+from contextlib import ExitStack
 from functools import partial
 
 from filelock import FileLock, Timeout
@@ -25,6 +26,7 @@ from tools.sweep.plan import FOLDER, Plan
 from tools.sweep.progress import report
 from tools.sweep.results import SweepRuns
 from tools.sweep.sweep import Sweep
+from tools.tidy.busy import entering
 
 
 def main() -> None:
@@ -45,7 +47,9 @@ def main() -> None:
     plan = Plan.of(arguments.overrides, arguments.search, arguments.name, jobs)
     folder = FOLDER / plan.name
     try:
-        with FileLock(folder / "lock", timeout=0):
+        with ExitStack() as stack:
+            with entering():
+                stack.enter_context(FileLock(folder / "lock", timeout=0))
             runner = LocalRunner(plan.name, plan.baseline, jobs, gpus, plan.inputs)
             sweep = Sweep(plan, runner, jobs, arguments.retries, 60 * (arguments.timeout or 0))
             end_abandoned()

@@ -1,10 +1,9 @@
-"""Whether anybody is at work in this repository: what is being written now, nothing needs yet."""
+"""Whether anybody is at work in this repository, and the locks by which nobody begins while things are removed."""
 
 import fcntl
 import os
-import re
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -14,40 +13,78 @@ from filelock import FileLock, Timeout
 from stages.base.errors import InputError
 from stages.base.experiment import home
 from stages.base.text import one_line
+from stages.tracking import journal
 from tools.sweep.plan import FOLDER
 
-# dvc, python -m dvc, python -m tools.sweep, and so on.
-AT_WORK = re.compile(
-    r"(\S*/)?(python[\d.]* (-\S+ )*?)?((\S*/)?dvc|-m (dvc|stages(\.\S+)?|tools\.(rebuild|sweep|sync|tidy)))( .*)?",
-    re.DOTALL,
-)
+TOOLS = ("tools.rebuild", "tools.sweep", "tools.sync", "tools.tidy")  # that write what tidy looks at
+
+
+@contextmanager
+def entering() -> Iterator[None]:
+    """Hold what a tool takes to begin, and tidy has while it removes: until the tool has locks of its own.
+
+    Raises InputError if tidy does not end within a minute.
+    """
+    place = home(os.environ)
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        with FileLock(place / "tidy.lock", timeout=60, mode=0o600):
+            yield
+    except Timeout as error:
+        raise InputError(
+            "python -m tools.tidy is at work in this repository. Run this again when it has ended."
+        ) from error
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let no command of DVC, no sweep and no rebuild begin meanwhile. Raises InputError if one is at work."""
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with entering(), Repo() as repo, repo.lock:
+            check_idle()
+            yield
+    except LockError as error:
+        raise InputError("DVC is at work in this repository. Let it end, and run this again.") from error
 
 
 def check_idle() -> None:
     """Raise InputError, which says who it is, if a stage, a sweep, DVC or another tool that writes is at work here."""
-    if who := next(chain(_processes(), _locks(), _sweeps()), ""):
+    if who := next(chain(_locks(), _journals(), _sweeps(), _processes()), ""):
         raise InputError(f"{one_line(who)} is at work in this repository. Let it end, or end it, and run this again.")
 
 
-def _processes() -> Iterator[str]:
-    """Yield the commands of other processes that are at work in this folder, or below it."""
-    root = Path.cwd().resolve()
-    own = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):  # it has ended, or is another user's
-            command = " ".join(process.cmdline())
-            if AT_WORK.fullmatch(command) and process.pid not in own and Path(process.cwd()).is_relative_to(root):
-                yield f"process {process.pid} ({command:.200})"
+def is_at_work(command: Sequence[str]) -> bool:
+    """Return whether a command may write here: dvc, python -m dvc, a stage, or a tool that does."""
+    names = [Path(word).name for word in command[:2]]
+    if "dvc" in names[:1] or (names[0:1] and names[0].startswith("python") and "dvc" in names[1:]):
+        return True
+    module = next((command[i + 1] for i, word in enumerate(command[:-1]) if word == "-m"), "")
+    return module.split(".")[0] in ("dvc", "stages") or module in TOOLS
 
 
 def _locks() -> Iterator[str]:
-    """Yield who writes an output now, as it says in the output's lock: see stages/base/locks.py."""
+    """Yield who writes an output, a checkpoint or a rebuild now, as it says in its lock: see stages/base/locks.py."""
     for lock in (home(os.environ) / "locks").glob("*.lock"):
-        with suppress(OSError), lock.open("rb") as file:  # its owner has just removed it
-            try:
-                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                yield file.read(1000).decode(errors="replace") or "another process"
+        try:
+            with lock.open("rb") as file:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    yield file.read(1000).decode(errors="replace") or "another process"
+        except FileNotFoundError:  # its owner has just removed it
+            continue
+        except PermissionError:
+            yield f"another user's process, which has locked {lock},"
+
+
+def _journals() -> Iterator[str]:
+    place = journal.folder_of(os.environ)
+    for folder in place.iterdir() if place.is_dir() else ():
+        if journal.is_written(folder):
+            yield f"the stage that writes the journal {folder.name}"
 
 
 def _sweeps() -> Iterator[str]:
@@ -55,5 +92,16 @@ def _sweeps() -> Iterator[str]:
         try:
             with FileLock(lock, timeout=0):
                 pass
-        except Timeout:
+        except (Timeout, PermissionError):
             yield f"the sweep {lock.parent.name}"
+
+
+def _processes() -> Iterator[str]:
+    """Yield the commands of other processes of this user that are at work in this folder, or below it."""
+    root = Path.cwd().resolve()
+    own = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it has ended, or is another user's
+            command = process.cmdline()
+            if process.pid not in own and is_at_work(command) and Path(process.cwd()).is_relative_to(root):
+                yield f"process {process.pid} ({' '.join(command):.200})"

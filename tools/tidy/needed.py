@@ -1,129 +1,133 @@
 """Which runs have to keep their weights and their models, and why."""
 
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stages.base import instructions
-from stages.base.params import NOTHING, RANDOM, WEIGHTS
-from stages.base.processes import AUTO, thread_count
-from stages.tracking.git import GitError, git, prefix
-from stages.tracking.params import given
-from stages.tracking.result import EVALUATION_TAG, PATCH, RECORD, RECORD_TAG, TIDIED_WEIGHTS_TAG
-from tools.commits import lock_at, still_missing, text_at
-from tools.dvclock import as_yaml, data_digest, weights_digest
-from tools.runs import PREDICTIONS, Runs, datasets_of, rank_of
+from stages.base.errors import InputError
+from stages.tracking import sqlite
+from stages.tracking.artifacts import models_of
+from stages.tracking.git import git
+from stages.tracking.provenance import user
+from stages.tracking.result import WEIGHTS
+from tools.dvclock import weights_digest
+from tools.runs import Runs, datasets_of, rank_of
 from tools.sweep.plan import FOLDER
-from tools.tidy.cache import results
+from tools.tidy import cache
+from tools.tidy.piece import GOING
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.store.entities import PagedList
 
-RECORDS = ("params.yaml", "dvc.lock", PREDICTIONS)  # artifacts without which a run cannot be rebuilt
+BEST = ("best/valid_accuracy", "best/valid_loss")
 
 
-class Needed:
-    """The evaluated runs of a store, those that were deleted there, and what each is needed for."""
+class Store:
+    """The evaluated runs of a store that is this project's own: a SQLite file in it, with artifacts beside it."""
 
-    def __init__(self, store: Runs, keep: int, unequal: bool) -> None:
-        """The `keep` best are needed; with `unequal`, those are not that would come back with other bits.
+    def __init__(self, keep: int) -> None:
+        """The `keep` best are needed. Raises InputError if the store cannot be read, or may be another's, too."""
+        self.reader = Runs()
+        database = self.reader.store.database
+        if database is None or not database.resolve().is_relative_to(Path.cwd()):
+            raise InputError(f"MLflow at {self.reader.name} is not in this project, so others may need what it has")
+        self._artifacts = sqlite.artifacts_of(database).resolve()
+        self.runs = self.reader.evaluated()
+        self._best, self._user = best(self.runs, keep), user()
+        self._sweeps = {folder.name for folder in FOLDER.iterdir() if folder.is_dir()} if FOLDER.is_dir() else set()
 
-        Raises InputError if the store cannot be read.
-        """
-        self._store, self._unequal = store, unequal
-        self.runs = store.evaluated()
-        with store.reading():
-            self.deleted = store.store.search(having=[EVALUATION_TAG], deleted=True)
-            self._registered = dict(registered(store))
-        self._best = best(self.runs, keep)
-        self._sweeps = dict(sweeps())
-        # What was read of artifacts by now, by the runs' ids.
-        self._digests: dict[str, str] = {}
-        self._listed: dict[tuple[str, str], set[str]] = {}
-
-    def why(self, run: "Run") -> str:
-        """Return what a run keeps its weights and its model for, "" if for nothing."""
-        tags, run_id = run.data.tags, run.info.run_id
-        if run.info.status == "RUNNING":
-            return "running"
-        if aliases := self._registered.get(run_id):
-            return aliases
-        if run_id in self._best:
-            return self._best[run_id]
-        sweep = tags.get("sweep", "")
-        if sweep and self._sweeps.get(sweep) == tags.get("dvc.baseline_rev"):
-            return f"of sweep {sweep}, as long as {FOLDER / sweep} is there"
-        if self.digest(run) in self._committed:
-            return "whose weights are a commit's of a branch or tag, or the workspace's"
-        if tags.get("git.dirty") == "false" and tags.get("mlflow.source.git.commit") in self._reachable:
+    def needed(self, run: "Run") -> str:
+        """Return what a run keeps its weights and its model for, "" if for nothing. No file of it is read for that."""
+        tags, commit = run.data.tags, run.data.tags.get("mlflow.source.git.commit")
+        if run.info.status != "FINISHED":
+            return "that have not ended well"
+        if run.info.run_id in self._best:
+            return self._best[run.info.run_id]
+        if any(name in self._registered for name in (run.info.run_id, *models_of(run))):
+            return "registered in MLflow"
+        if tags.get("sweep") in self._sweeps:
+            return f"of sweep {tags['sweep']}, as long as {FOLDER / tags['sweep']} is there"
+        if tags.get("git.dirty") == "false" and commit in self._reachable:
             return "of a commit of a branch or tag"
-        return self._not_to_be_had_again(run)
+        if tags.get("mlflow.user", "") != self._user:
+            return f"of another user, {tags.get('mlflow.user', 'who is unknown')}"
+        if not self.record(run).is_dir():
+            return "whose artifacts are not beside the store"
+        if self.digest(run) in self._committed:
+            return "whose weights a commit of a branch or tag names, or the workspace"
+        return ""
+
+    def record(self, run: "Run") -> Path:
+        """Return the folder of a run's artifacts; one that is not there if it is not in the store's own place."""
+        return self._inside(run.info.artifact_uri)
 
     def digest(self, run: "Run") -> str:
         """Return the digest by which dvc.lock names the weights of a run, "" if that is not known."""
-        if tidied := run.data.tags.get(TIDIED_WEIGHTS_TAG):
-            return str(tidied)
-        if run.info.run_id not in self._digests:
-            lock = self.text(run, "dvc.lock")
-            self._digests[run.info.run_id] = weights_digest(as_yaml(lock.encode()))
-        return self._digests[run.info.run_id]
+        return weights_digest(self.lock(run))
 
-    def text(self, run: "Run", path: str) -> str:
-        """Return what one of a run's artifacts at their top holds, "" if there is none. Raises InputError."""
-        from mlflow.artifacts import load_text
+    def lock(self, run: "Run") -> str:
+        """Return a run's dvc.lock, which has what its evaluation read; "" if it has none."""
+        path = self.record(run) / "dvc.lock"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
 
-        with self._store.reading():
-            return load_text(f"{run.info.artifact_uri}/{path}") if path in self._names(run) else ""
+    def tag(self, run: "Run", tags: dict[str, str]) -> None:
+        """Set tags of a run. Raises InputError."""
+        from mlflow.entities import RunTag
 
-    def _names(self, run: "Run", folder: str = "") -> set[str]:
-        key = run.info.run_id, folder
-        if key not in self._listed:
-            with self._store.reading():
-                self._listed[key] = {file.path for file in self._store.client.list_artifacts(*key)}
-        return self._listed[key]
+        with self.reader.reading():
+            self.reader.client.log_batch(run.info.run_id, tags=[RunTag(*pair) for pair in tags.items()])
+
+    def heavy(self, run: "Run") -> list[Path]:
+        """Return the folders of a run's weights and models that are there."""
+        folders = [self.record(run) / WEIGHTS]
+        folders += [self._inside(self._models[name]) for name in models_of(run) if name in self._models]
+        there = [path for folder in folders for path in (folder, folder.with_name(folder.name + GOING))]
+        return [path for path in there if path.is_dir()]
+
+    def _inside(self, uri: str) -> Path:
+        path = sqlite.path_of(uri).resolve()
+        return path if path.is_relative_to(self._artifacts) else self._artifacts / "elsewhere"
 
     @cached_property
-    def _committed(self) -> set[str]:
-        """The digests of the weights in dvc.lock of each commit of a branch or tag, and of the workspace."""
-        here = as_yaml(Path("dvc.lock").read_bytes()) if Path("dvc.lock").exists() else {}
-        return {digest for lock in [here, *map(lock_at, results())] if (digest := weights_digest(lock))}
+    def _registered(self) -> str:
+        """All that the versions of registered models are tied to: runs, models, paths with their ids in them."""
+        with self.reader.reading():
+            found = list(_all(lambda token: self.reader.client.search_model_versions(page_token=token)))
+        return " ".join(f"{version.run_id} {version.source} {version.model_id}" for version in found)
+
+    @cached_property
+    def _models(self) -> dict[str, str]:
+        """The places of the models' files by their ids."""
+        experiments = [self.reader.experiment_id]
+        with self.reader.reading():
+            found = _all(lambda token: self.reader.client.search_logged_models(experiments, page_token=token))
+            return {model.model_id: model.artifact_location for model in found}
 
     @cached_property
     def _reachable(self) -> set[str]:
-        return set(git("log", "--format=%H", "--ignore-missing", "HEAD", "--branches", "--tags", "--remotes").split())
+        return set(git("log", "--format=%H", *cache.BRANCHES).split())
 
-    def _not_to_be_had_again(self, run: "Run") -> str:
-        """Return why a run's weights could not be made again, here and with equal bits, "" if they can be."""
-        tags, params = run.data.tags, given(run)
-        if int(tags.get(RECORD_TAG, RECORD)) > RECORD:
-            return "of later code"
-        if not (commit := tags.get("mlflow.source.git.commit")):
-            return "that cannot be rebuilt: logged without a commit"
-        if tags.get("git.untracked"):
-            return "that cannot be rebuilt: they had new files that were too large for their record"
-        try:
-            git("cat-file", "-e", f"{commit}^{{commit}}")
-        except GitError:
-            return "that cannot be rebuilt: their commit is not in this repository"
-        names = self._names(run) | self._names(run, "plots")
-        if lacks := [name for name in RECORDS if name not in names]:
-            return f"that cannot be rebuilt: without {lacks[0]}"
-        patch = self.text(run, PATCH)
-        if lost := next((path for path in inputs(params) if not is_kept(path, commit, patch)), None):
-            return f"that cannot be rebuilt: neither git nor DVC has {lost}"
-        return "" if self._unequal else other_bits(tags, params)
+    @cached_property
+    def _committed(self) -> set[str]:
+        """The digests of the weights in each dvc.lock of branches and tags, and of the workspace."""
+        return {*map(weights_digest, cache.committed())} - {""}
 
 
 def best(runs: Sequence["Run"], keep: int) -> dict[str, str]:
-    """Return that a run is of the `keep` best by validation, among those of the same images, by the ids of these."""
-    groups = defaultdict(list)
+    """Return that a run is of the `keep` best by validation, among those of the same images, by the ids of these.
+
+    So are those of which that is not known.
+    """
+    groups, found = defaultdict(list), {}
     for run in runs:
-        groups[datasets_of(run)["validation"]].append(run)
-    found = {}
+        data = datasets_of(run) if run.inputs else {}
+        if "validation" in data and all(name in run.data.metrics for name in BEST):
+            groups[data["validation"]].append(run)
+        else:
+            found[run.info.run_id] = "of which it is not known how good they are"
     for images, group in groups.items():
         name, _, digest = images.rpartition(" ")
         for run in sorted(group, key=rank_of, reverse=True)[:keep]:
@@ -131,62 +135,10 @@ def best(runs: Sequence["Run"], keep: int) -> dict[str, str]:
     return found
 
 
-def registered(store: Runs) -> Iterator[tuple[str, str]]:
-    """Yield the id of each run whose model has an alias in the registry, and that name."""
-    token = None
+def _all(page_of: "Callable[[str | None], PagedList[Any]]") -> Iterator[Any]:
+    """Yield what is on all pages of an answer."""
+    token: str | None = None
     while token != "":
-        page = store.client.search_registered_models(page_token=token)
-        for model in page:
-            for alias in model.aliases:
-                version = store.model_version(model.name, alias)
-                if version and version.run_id:
-                    yield version.run_id, f"registered as {model.name}@{alias}"
+        page = page_of(token)
+        yield from page
         token = page.token or ""
-
-
-def sweeps() -> Iterator[tuple[str, str]]:
-    """Yield name and baseline of each sweep whose plan is still here."""
-    for plan in FOLDER.glob("*/plan.json"):
-        with suppress(ValueError, KeyError):  # it is damaged, and no sweep goes on from it
-            yield plan.parent.name, json.loads(plan.read_bytes())["baseline"]
-
-
-def inputs(params: Mapping[str, str]) -> list[Path]:
-    """Return the data and weights that a user brought to a run of these params."""
-    paths = [Path(params.get(name) or NOTHING) for name in ("prepare.path", "prepare.exclude")]
-    weights = params.get("train.init_from") or RANDOM
-    paths += [WEIGHTS / weights] if weights != RANDOM else []
-    return [path for path in paths if path != NOTHING]
-
-
-def is_kept(path: Path, commit: str, patch: str) -> bool:
-    """Return whether git or DVC has what was at `path` in a run of this commit with this patch."""
-    if path.is_absolute() or ".." in path.parts:
-        return False
-    names = [f"{one}.dvc" for one in (path, *path.parents[:-1])]
-    if any(f" b/{prefix() / name}\n" in patch for name in [str(path), *names]) or git("ls-tree", commit, f"./{path}"):
-        return True
-    digests = {name: data_digest(text) for name in names if (text := text_at(commit, name))}
-    return bool(digests) and not still_missing(digests)
-
-
-def other_bits(tags: Mapping[str, str], params: Mapping[str, str]) -> str:
-    """Return why weights that are made again here would have other bits than those of a run, "" if they would not."""
-    level, device = params.get("train.determinism", instructions.PORTABLE), tags.get("env.device", "cpu")
-    threads = params.get("train.threads", AUTO)
-    if level == "off":
-        return "that would come back with other bits: train.determinism is off"
-    if device != "cpu" and device not in gpus():
-        return f"that would come back with other bits: made on {device}"
-    if level != instructions.PORTABLE and tags.get("env.cpu") != instructions.cpu_model():
-        return f"that would come back with other bits: made on {tags.get('env.cpu')}"
-    if threads == AUTO and tags.get("env.threads") != str(thread_count(AUTO)):
-        return f"that would come back with other bits: made with {tags.get('env.threads')} threads"
-    return ""
-
-
-def gpus() -> list[str]:
-    """Return the names of the GPUs here."""
-    import torch
-
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -1,22 +1,48 @@
-"""What can be removed, one piece each, and how a list of pieces is shown."""
+"""What can be removed, one piece each, how it is removed, and how a list of pieces is shown."""
 
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from stages.base.text import one_line
 
 MOST = 8  # pieces of a kind that are listed one by one
+GOING = ".tidied"  # what is called so was to go when its removal was killed
 
 
 @dataclass(frozen=True)
 class Piece:
     """Something that nothing needs."""
 
-    kind: str  # model, cache, journal, checkpoint, rebuild, copy
+    kind: str  # model, cache, journal, checkpoint, rebuild
     what: str
     why: str  # it is not needed
     size: int  # bytes
     remove: Callable[[], None]
+
+
+def of_files(kind: str, what: str, why: str, files: Collection[Path]) -> Piece:
+    """Return a piece that is these files and folders."""
+    return Piece(kind, what, why, sum(map(freed, files)), lambda: remove(files))
+
+
+def freed(path: Path) -> int:
+    """Return the bytes that are free when a file or folder has gone: not those that are there by another name, too."""
+    if path.is_dir() and not path.is_symlink():
+        return sum(map(freed, path.iterdir()))
+    status = path.lstat()
+    return status.st_size if status.st_nlink == 1 else 0
+
+
+def remove(paths: Collection[Path]) -> None:
+    """Remove files, and folders in one step each, so that no half of one is taken for a whole. Raises OSError."""
+    for path in paths:
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            continue
+        going = path if path.suffix == GOING else path.rename(path.with_name(path.name + GOING))
+        shutil.rmtree(going)
 
 
 def table(pieces: Sequence[Piece]) -> Iterator[str]:
