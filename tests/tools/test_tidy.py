@@ -1,5 +1,6 @@
 """The house is tidied: with a real DVC, a real store of MLflow, and what killed processes leave."""
 
+import ast
 import json
 import os
 import re
@@ -8,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from hashlib import sha256
+from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,31 @@ import pytest
 
 from stages.base.errors import InputError
 from stages.base.locks import locked
-from stages.tracking.artifacts import lacking
 from stages.tracking.journal import Journal
 from stages.tracking.result import TIDIED_TAG
-from tests.conftest import Project, clean_environment
-from tests.servers import Server
+from stages.tracking.store import Store
+from tests.conftest import ROOT, Project, clean_environment
 from tests.tools.test_rebuild import BACK, EQUAL, OWN, experiment, with_a_result
-from tools.runs import Runs
+from tools import recorded, sync
+from tools.dvclock import as_yaml, digests_in, digests_of, weights_digest
 from tools.tidy import __main__ as command
-from tools.tidy import cache, models
-from tools.tidy.busy import AT_WORK, check_idle
-from tools.tidy.leftovers import Leftovers
-from tools.tidy.needed import Needed, other_bits
-from tools.tidy.piece import Piece, table
+from tools.tidy import busy, leftovers, piece
+from tools.tidy.again import COMPUTE, other_bits
+from tools.tidy.house import House
+from tools.tidy.piece import Piece, freed, of_files, table
 
 TIDY = ("python", "-m", "tools.tidy")
-
-
-def nothing() -> None:
-    pass
+PINS = "refs/repronet/tidied"
+# Packages of the stages that no output depends on.
+NO_PART = {
+    *("alembic", "filelock", "mlflow", "mlflow-skinny", "mlflow-tracing", "psutil", "pydantic", "pydantic_core"),
+    *("repronet", "ruamel.yaml", "SQLAlchemy", "tqdm"),
+}
 
 
 def test_a_long_list_is_a_short_table() -> None:
-    pieces = [Piece("model", f"run-{i}", "not needed", 1000 * i, nothing) for i in range(12)]
-    lines = list(table([*pieces, Piece("cache", "3 files", "nobody's", 2_500_000_000, nothing)]))
+    pieces = [Piece("model", f"run-{i}", "not needed", 1000 * i, lambda: None) for i in range(12)]
+    lines = list(table([*pieces, Piece("cache", "3 files", "nobody's", 2_500_000_000, lambda: None)]))
     assert lines[0].split() == ["kind", "what", "why", "it", "is", "not", "needed", "size"]
     assert [line.split()[1] for line in lines[1:9]] == [f"run-{i}" for i in range(11, 3, -1)], "the largest first"
     assert lines[9].split() == ["model", "and", "4", "more", "6.0", "kB"]
@@ -49,362 +51,179 @@ def test_a_long_list_is_a_short_table() -> None:
     assert len({len(line) for line in lines[:-1]}) == 1
 
 
+def test_bytes_that_stay_by_another_name_are_not_freed(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner/file").write_bytes(b"1" * 1000)
+    (folder / "linked").write_bytes(b"2" * 100)
+    os.link(folder / "linked", tmp_path / "other")
+    (folder / "link").symlink_to(tmp_path / "other")
+    link = len(str(tmp_path / "other"))
+    assert freed(folder) == 1000 + link
+    of_files("model", "", "", [folder]).remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
 @pytest.mark.parametrize(
     ("words", "is_at_work"),
     [
-        ("dvc repro", True),
-        ("/venv/bin/python /venv/bin/dvc exp run --temp", True),
-        ("/venv/bin/python3.11 -P -m dvc exp run", True),
-        ("python -m stages train data/prepared", True),
-        ("python -m stages.evaluate a b", True),
-        ("python -m tools.sweep -S train.seed=1,2", True),
-        ("python -m tools.compare a b", False),
-        ("vim dvc.yaml", False),
-        ("git add stages", False),
-        ("python -m tools.ui", False),
+        (["dvc", "repro"], True),
+        (["/a folder/bin/python3.11", "/a folder/bin/dvc", "exp", "run"], True),
+        (["/venv/bin/python", "-P", "-m", "dvc", "exp", "run"], True),
+        (["python", "-m", "stages", "train", "data/prepared"], True),
+        (["python", "-m", "stages.evaluate", "a", "b"], True),
+        (["python", "-m", "tools.sweep", "-S", "train.seed=1,2"], True),
+        (["python", "-m", "tools.compare", "a", "b"], False),
+        (["vim", "dvc.yaml"], False),
+        (["vim", "dvc"], False),
+        (["git", "add", "stages"], False),
+        (["python", "-m"], False),
+        ([], False),
     ],
 )
-def test_who_is_at_work(words: str, is_at_work: bool) -> None:
-    assert (AT_WORK.fullmatch(words) is not None) == is_at_work
+def test_who_is_at_work(words: list[str], is_at_work: bool) -> None:
+    assert busy.is_at_work(words) == is_at_work
 
 
-def test_nothing_goes_while_an_output_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("from stages.base.locks import locked\nwith locked(Path('{0}/net')):", r"process \d+ "),
+        (
+            "from stages.tracking.journal import Journal\njournal = Journal(os.environ)\nwith nullcontext():",
+            "the stage",
+        ),
+        ("from filelock import FileLock\nwith FileLock('{0}/sweeps/lr/lock'):", "the sweep lr"),
+    ],
+)
+def test_nothing_goes_while_somebody_writes(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    check_idle()
-    code = "import sys\nfrom pathlib import Path\nfrom stages.base.locks import locked\n"
-    code += f"with locked(Path({str(tmp_path / 'net')!r})):\n    print('locked', flush=True)\n    sys.stdin.read()"
-    root = Path(__file__).parents[2]
+    (tmp_path / "sweeps/lr").mkdir(parents=True)
+    busy.check_idle()
+    code = "import os, sys\nfrom contextlib import nullcontext\nfrom pathlib import Path\n" + code.format(tmp_path)
     writer = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=clean_environment() | {"DVC_ROOT": str(tmp_path), "PYTHONPATH": str(root)},
+        [sys.executable, "-c", f"{code}\n    print('locked', flush=True)\n    sys.stdin.read()"],
+        cwd=ROOT,
+        env=clean_environment() | {"DVC_ROOT": str(tmp_path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert writer.stdout is not None
     assert writer.stdout.readline() == "locked\n"
-    with pytest.raises(InputError, match=rf"^process {writer.pid} \(.*is at work in this repository"):
-        check_idle()
+    with pytest.raises(InputError, match=f"^{said}.*is at work in this repository"):
+        busy.check_idle()
     writer.communicate()
-    check_idle()
+    busy.check_idle()
 
 
-def stage(project: Project, content: str) -> None:
-    """Let the one stage of a small project write `content`, which DVC keeps."""
-    (project.root / "params.yaml").write_text(f"content: {content}\n")
+def test_digests_are_read_as_yaml_has_them() -> None:
+    text = (ROOT / "dvc.lock").read_text()
+    for kind in ("deps", "outs"):
+        found = digests_in(text, kind)
+        assert list(found) == ["prepare", "train", "evaluate"]
+        assert {path: digest for stage in found.values() for path, digest in stage.items()} == digests_of(
+            as_yaml(text.encode()), kind
+        )
+    assert weights_digest(text) == digests_of(as_yaml(text.encode()), "outs")["models/net.safetensors"]
+    assert weights_digest(text.replace("      hash: md5\n", "")) == "", "DVC 2 computed another"
+    assert digests_in("<<<<<<< HEAD", "outs") == {}
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project of DVC in a folder of a git repository: data, one stage, two commits and two experiments."""
-    repository = tmp_path_factory.mktemp("small")
-    project = Project.at(repository / "a project")
-    project.root.mkdir()
-    project("git", "init", "-q", "..")
-    project("git", "config", "user.name", "test")
-    project("git", "config", "user.email", "test@localhost")
-    project("dvc", "init", "-q", "--subdir")
-    (project.root / ".dvc/config").write_text("[core]\n    analytics = false\n    check_update = false\n")
-    (project.root / "dvc.yaml").write_text(
-        "stages:\n  write:\n    cmd: mkdir out && grep content params.yaml > out/file\n"
-        "    params: [content]\n    outs: [out]\n"
-    )
-    for content in ("first", "second"):
-        (project.root / "own").write_text(f"data of the {content}\n")
-        project("dvc", "add", "-q", "own")
-        stage(project, content)
-        project("dvc", "repro", "-q")
-        project("git", "add", "-A")
-        project("git", "commit", "-qm", content)
-    for name in ("kept", "gone"):
-        if name == "gone":
-            (project.root / "own").write_text("data of gone\n")
-            project("dvc", "add", "-q", "own")
-        project("dvc", "exp", "run", "-q", "--name", name, "-S", f"content={name}")
-    project("git", "checkout", "-q", "HEAD", "--", ".")
-    project("dvc", "checkout", "-q")
-    return project
+def test_every_package_of_the_stages_is_compared() -> None:
+    names, found = packages_distributions(), set()
+    for path in (ROOT / "stages").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found |= {name for module in modules for name in names.get(module.split(".")[0], [])}
+    compared = {name.lower().replace("-", "_") for name in found - NO_PART}
+    assert compared <= set(COMPUTE)
+    assert {"torch", "numpy", "pillow"} <= compared
 
 
-def held(project: Project) -> set[str]:
-    """What the files in DVC's cache hold, but for lists of files."""
-    files = (project.root / ".dvc/cache/files").rglob("*")
-    return {path.read_text().strip() for path in files if path.is_file() and path.suffix != ".dir"}
+def test_which_bits_would_be_others(tmp_path: Path) -> None:
+    import platform
 
+    import torch
 
-def test_of_dvc_s_cache_outputs_go_and_data_stay(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(small.root)
-    cache.check_own()
-    before = held(small)
-    refs = small("git", "for-each-ref")
-    assert {"content: gone", "content: kept", "content: first"} <= before
-    dropped = small("git", "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/gone").split()
-    assert [*cache.unneeded([], [], [])] == []
-    [piece] = cache.unneeded(dropped, ["0" * 40], [])
-    # The output is a file, and the list of its folder's files.
-    assert (piece.kind, piece.what, piece.size > len("content: gone\n")) == ("cache", "2 files", True)
-    assert held(small) == before, "nothing has gone yet"
-    piece.remove()
-    assert before - held(small) == {"content: gone"}
-    assert {f"data of {name}" for name in ("gone", "the first", "the second")} <= held(small)
-    assert [*cache.unneeded(dropped, ["0" * 40], [])] == []
-    assert small("git", "for-each-ref") == refs, "no tag is left"
-    assert small("dvc", "status", "-q") == ""
-    small("dvc", "exp", "apply", "kept")
-    assert (small.root / "out/file").read_text() == "content: kept\n"
-    small("git", "checkout", "-q", "HEAD", "--", ".")
-    small("dvc", "checkout", "-q")
+    from stages.tracking.environment import packages
 
+    recorded: dict[str, Any] = {"packages": packages(), "gpu": {}}
+    own = {"python": platform.python_version(), "torch": torch.__version__, "numpy": "2", "cpu": "another"}
+    own |= {"cpu_capability": "AVX2", "device": "cpu", "threads": "1000"}
+    params = {"prepare.source": "digits", "train.determinism": "portable", "train.threads": "2"}
 
-def test_data_that_only_a_patch_names_stay(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(small.root)
-    (small.root / "own").write_text("data of a run\n")
-    small("dvc", "add", "-q", "own")
-    patch = small("git", "diff", "HEAD")
-    small("git", "checkout", "-q", "HEAD", "--", ".")
-    small("dvc", "checkout", "-q")
-    [piece] = cache.unneeded([], [], [])
-    assert (piece.what, piece.size) == ("1 file", len("data of a run\n"))
-    assert [*cache.unneeded([], [], [patch])] == []
+    def said(params: dict[str, str], **changes: str | None) -> str:
+        (tmp_path / "environment.json").write_text(json.dumps(recorded))
+        tags = {f"env.{name}": value for name, value in (own | changes).items() if value is not None}
+        return other_bits(tags, params, tmp_path)
 
-
-def test_a_cache_that_others_may_share_is_left_alone(
-    small: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(small.root)
-    small("dvc", "cache", "dir", "--local", str(tmp_path))
-    with pytest.raises(InputError, match=f"^{tmp_path} is outside of this repository.*--shared-cache"):
-        cache.check_own()
-    small("dvc", "config", "--local", "--unset", "cache.dir")
-    cache.check_own()
-
-
-@pytest.fixture
-def house(compared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
-    """The store of four evaluated runs, with its artifacts, in a git repository whose one commit is theirs."""
-    shutil.copy(compared.root / "mlflow.db", tmp_path)
-    shutil.copytree(compared.root / "mlartifacts", tmp_path / "mlartifacts")
-    project = Project.at(tmp_path)
-    project("git", "init", "-q")
-    project("git", "-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "first")
-    monkeypatch.chdir(tmp_path)
-    store = Runs()
-    commit = project("git", "rev-parse", "HEAD").strip()
-    for run in store.evaluated():
-        # They were made by hand, so that what DVC and git say of a run is missing.
-        store.client.set_tag(run.info.run_id, "mlflow.source.git.commit", commit)
-        store.client.set_tag(run.info.run_id, "git.dirty", "true")
-        store.client.set_tag(run.info.run_id, "git.untracked", "")
-        train = {"outs": [{"path": "models/net.safetensors", "md5": run.info.run_name}]}
-        store.client.log_text(run.info.run_id, json.dumps({"stages": {"train": train}}), "dvc.lock")
-    yield store
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-
-
-def why(store: Runs, keep: int = 1, unequal: bool = False) -> dict[str, str]:
-    needed = Needed(store, keep, unequal)
-    return {run.info.run_name: needed.why(run) for run in needed.runs}
-
-
-def ids(store: Runs) -> dict[str, str]:
-    return {run.info.run_name: run.info.run_id for run in store.evaluated()}
-
-
-def test_what_a_run_is_needed_for(house: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.tidy.needed.is_kept", lambda *_: True)
-    runs = {run.info.run_name: run for run in house.evaluated()}
-    found = why(house)
-    # The images of `others` differ in the test split alone.
-    [(best, reason)] = [(name, reason) for name, reason in found.items() if reason]
-    assert reason.startswith("of the 1 best by validation on ")
-    accuracies = {name: run.data.metrics["best/valid_accuracy"] for name, run in runs.items()}
-    assert accuracies[best] == max(accuracies.values())
-    assert all(why(house, keep=4).values())
-
-    name, other, third = sorted(name for name in found if name != best)
-    house.client.create_registered_model("digits")
-    version = house.client.create_model_version("digits", house.read(runs[name]).model, runs[name].info.run_id)
-    assert why(house)[name] == "", "a version without an alias needs nothing"
-    house.client.set_registered_model_alias("digits", "champion", version.version)
-    assert why(house)[name] == "registered as digits@champion"
-
-    house.client.set_tag(runs[other].info.run_id, "sweep", "lr")
-    house.client.set_tag(runs[other].info.run_id, "dvc.baseline_rev", "0" * 40)
-    assert why(house)[other] == ""
-    Path("sweeps/lr").mkdir(parents=True)
-    Path("sweeps/lr/plan.json").write_text(json.dumps({"baseline": "0" * 40}))
-    assert why(house)[other] == "of sweep lr, as long as sweeps/lr is there"
-
-    Path("dvc.lock").write_text(json.dumps({"stages": {"train": {"outs": [{"path": "n.safetensors", "md5": third}]}}}))
-    assert why(house)[third] == "whose weights are a commit's of a branch or tag, or the workspace's"
-    Path("dvc.lock").unlink()
-    house.client.set_tag(runs[third].info.run_id, "git.dirty", "false")
-    assert why(house)[third] == "of a commit of a branch or tag"
-
-
-def test_what_cannot_be_made_again_stays(house: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = why(house)
-    worst = next(name for name, reason in found.items() if not reason.startswith("of the 1 best"))
-    run_id = ids(house)[worst]
-
-    def said(tag: str, value: str) -> str:
-        before = house.client.get_run(run_id).data.tags[tag]
-        house.client.set_tag(run_id, tag, value)
-        reason = why(house)[worst]
-        house.client.set_tag(run_id, tag, before)
-        return reason
-
-    assert found[worst] == "that cannot be rebuilt: neither git nor DVC has data/excluded.csv", "in this repository"
-    monkeypatch.setattr("tools.tidy.needed.is_kept", lambda *_: True)
-    assert why(house)[worst] == ""
-    assert (
-        said("mlflow.source.git.commit", "0" * 40) == "that cannot be rebuilt: their commit is not in this repository"
-    )
-    assert said("mlflow.source.git.commit", "") == "that cannot be rebuilt: logged without a commit"
-    assert said("git.untracked", "large.bin").startswith("that cannot be rebuilt: they had new files")
-    (Path("mlartifacts") / run_id / "artifacts/plots/predictions.csv").unlink()
-    assert why(house)[worst] == "that cannot be rebuilt: without plots/predictions.csv"
-
-
-def test_which_bits_would_be_others() -> None:
-    tags = {"env.device": "cpu", "env.cpu": "another", "env.threads": "1000"}
-    assert other_bits(tags, {"train.determinism": "portable", "train.threads": "2"}) == ""
-    assert other_bits(tags, {"train.determinism": "machine", "train.threads": "2"}).endswith("made on another")
-    assert other_bits(tags, {"train.determinism": "portable", "train.threads": "auto"}).endswith("with 1000 threads")
-    assert other_bits(tags, {"train.determinism": "off"}).endswith("train.determinism is off")
-    assert other_bits({"env.device": "H0"}, {"train.threads": "2"}).endswith("made on H0")
-
-
-def test_a_model_goes_and_its_run_stays(house: Runs) -> None:
-    [run] = [run for run in house.evaluated() if run.info.run_name == "closed"]
-    before = house.read(run)
-    [piece] = models.unneeded(house, run, "abc", 1)
-    files = [path for path in Path("mlartifacts").rglob("*") if path.is_file()]
-    piece.remove()
-    gone = {path for path in files if not path.exists()}
-    assert {path.name for path in gone} >= {"MLmodel", "model.pt2", "net"}, "of the model and of the weights"
-    assert all("weights" in path.parts or "models" in path.parts for path in gone)
-    run = house.client.get_run(run.info.run_id)
-    assert run.data.tags[TIDIED_TAG] == time.strftime("%Y-%m-%d")
-    after = house.read(run)
-    assert (after.metrics, after.params, after.model) == (before.metrics, before.params, before.model)
-    assert after.predictions.equals(before.predictions)
-    with pytest.raises(
-        InputError, match=f"went with tools.tidy on .*; python -m tools.rebuild {run.info.run_id} brings"
-    ):
-        house.weights(after, Path())
-    assert [*models.unneeded(house, run, "abc", 1)] == []
-    assert lacking(house.client, run, ["params.yaml"]) == [], "tools.sync is to bring nothing back"
-    assert lacking(house.client, run, ["a.txt"]) == ["a.txt"]
+    assert said(params) == ""
+    for name in ("python", "torch", "numpy", "cpu", "device", "threads"):
+        assert said(params, **{name: None}) == "that do not say what they were made with"
+    assert said(params, torch="2.0").startswith("made with other versions than here: torch 2.0")
+    assert said(params, cpu_capability="DEFAULT") == "made on another CPU: another", "made without AVX2, or on ARM"
+    assert said(params, cpu_capability=None) == "made on another CPU: another"
+    assert said(params | {"train.determinism": "machine"}) == "made on another CPU: another"
+    assert said(params | {"train.determinism": "off"}).endswith("train.determinism is off")
+    assert said({"prepare.source": "digits"}).endswith("train.determinism is off"), "made before there were levels"
+    assert said(params | {"train.threads": "auto"}).startswith("made with 1000 threads")
+    assert said(params | {"train.processes": "2"}).startswith("of several processes")
+    assert said(params | {"prepare.source": "mine"}).startswith("of a source of your own")
+    assert said(params, device="H0").startswith("made on H0")
+    recorded["packages"] |= {"pillow": "1.0"}
+    assert said(params) == "made with other versions than here: pillow 1.0"
+    recorded["packages"] |= {"pillow": packages()["pillow"], "ruff": "0"}
+    assert said(params) == "", "it computes nothing"
+    del recorded["packages"]
+    assert said(params) == "that do not say what they were made with"
 
 
 def test_leftovers_of_killed_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Project.at(tmp_path)("git", "init", "-q")
-    environment = {"DVC_ROOT": str(tmp_path)}
     names = {}
-    for name, digest in (("waits", "1"), ("arrived", "1"), ("lost", "2"), ("damaged", "1"), ("empty", "")):
-        journal = Journal(environment, store="x", experiment="y")
-        if digest:
-            journal.write("tags", tags={"weights.sha256": digest})
+    for name in ("waits", "arrived", "damaged"):
+        journal = Journal({"DVC_ROOT": str(tmp_path)}, store="x", experiment="y")
         journal.close()
         names[name] = journal.folder
     names["arrived"].rename(names["arrived"].with_suffix(".done"))
-    names["lost"].rename(names["lost"].with_suffix(".damaged"))
     names["damaged"].rename(names["damaged"].with_suffix(".damaged"))
-    (names["empty"] / "events.jsonl").write_bytes(b"\0" * 100)
-    os.utime(names["empty"], (0, 0))
-
     checkpoints = tmp_path / ".repronet/checkpoints"
     checkpoints.mkdir()
-    for name, training in (("ended", "a"), ("killed", "b"), ("old", "c")):
+    for name, attempts in (("ended", '{"training": "a"}'), ("killed", '{"training": "b"}'), ("old", ""), ("cut", "{")):
         (checkpoints / f"{name}.safetensors").write_bytes(b"1" * 100)
-        (checkpoints / f"{name}.attempts").write_text(json.dumps({"training": training, "number": 1}))
+        (checkpoints / f"{name}.attempts").write_text(attempts)
     for path in checkpoints.glob("old.*"):
         os.utime(path, (0, 0))
-    for name in (".repronet/rebuild/killed", ".repronet/rebuild/works", ".dvc/tmp/sweeps/lr", ".dvc/tmp/exps/tmp1"):
+    for name in (".repronet/rebuild/killed", ".repronet/rebuild/works"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "file").write_bytes(b"1" * 10)
 
-    leftovers = Leftovers(weights=["1"], trainings=["a"])
     with locked(tmp_path / ".repronet/rebuild/works"):
-        pieces = [*leftovers.pieces()]
-    found = {(piece.kind, piece.what.removesuffix(".done").removesuffix(".damaged")): piece.why for piece in pieces}
+        pieces = [*leftovers.pieces(["a"])]
+    found = {(piece.kind, piece.what): piece.why for piece in pieces}
     assert found == {
-        ("journal", names["arrived"].name): "MLflow has all of it",
-        ("journal", names["damaged"].name): "damaged, and its result has a run in MLflow",
-        ("journal", names["empty"].name): "its process was killed at its start",
+        ("journal", f"{names['arrived'].name}.done"): "MLflow has all of it",
         ("checkpoint", "ended"): "its training has ended",
         ("checkpoint", "old"): found["checkpoint", "old"],
         ("rebuild", "killed"): "its rebuild was killed",
-        ("copy", "lr"): "its sweep was killed",
-        ("copy", "tmp1"): "its dvc exp run was killed",
     }
-    assert found["checkpoint", "old"].startswith("nobody came back to it for ")
-    assert [line.split(":")[0] for line in leftovers.waiting] == [
-        f"journal {name}" for name in sorted([names["waits"].name, f"{names['lost'].name}.damaged"])
-    ]
-    for piece in pieces:
-        assert piece.size > 0
-        piece.remove()
-    assert {path.name for path in checkpoints.iterdir()} == {"killed.safetensors", "killed.attempts"}
-    assert [piece.what for piece in Leftovers(["1"], ["a"]).pieces()] == ["works"], "its process has ended by now"
-    assert (tmp_path / ".repronet/rebuild/works/file").exists()
-
-
-@pytest.mark.parametrize(("answer", "goes"), [("y", True), ("", False), ("no", False)])
-def test_it_asks_first(
-    answer: str, goes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    removed: list[str] = []
-
-    class Small:
-        def __init__(self, *_: Any) -> None:
-            pass
-
-        def pieces(self) -> list[Piece]:
-            return [Piece("model", "seed-1", "no use", 5, lambda: removed.append("seed-1"))]
-
-        def remarks(self) -> list[str]:
-            return []
-
-    def asked(question: str) -> str:
-        assert removed == []
-        assert "seed-1" in capsys.readouterr().out, "the list comes before the question"
-        assert question == "delete these? [y/N] "
-        return answer
-
-    monkeypatch.setattr(command, "House", Small)
-    monkeypatch.setattr("builtins.input", asked)
-    monkeypatch.setattr("sys.argv", ["tidy"])
-    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
-    with pytest.raises(InputError, match="there is no terminal to ask on: --yes"):
-        command.main()
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-    monkeypatch.setattr(command, "check_idle", nothing)
-    command.main()
-    assert removed == ["seed-1"] * goes
-    assert ("nothing was deleted" in capsys.readouterr().out) != goes
-
-
-def test_what_cannot_be_deleted_is_said_at_the_end(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def fails() -> None:
-        raise InputError("it is read-only")
-
-    removed: list[str] = []
-    pieces = [Piece("model", "a", "", 1, fails), Piece("model", "b", "", 2, lambda: removed.append("b"))]
-    with pytest.raises(InputError, match=r"^1 of 2 could not be deleted, see above$"):
-        command.remove(pieces)
-    assert removed == ["b"]
-    assert capsys.readouterr().err == "model a: it is read-only\n"
+    assert re.fullmatch(r"left \d+ days ago", found["checkpoint", "old"])
+    assert leftovers.waiting() == 2
+    for each in pieces:
+        assert each.size > 0
+        each.remove()
+    assert {path.stem for path in checkpoints.iterdir()} == {"killed", "cut"}
+    assert [piece.what for piece in leftovers.pieces(["a"])] == ["works"], "its process has ended by now"
+    monkeypatch.setenv("REPRONET_HOME", "/")
+    assert [*leftovers.pieces(["a"])] == [], "others may have it, too"
 
 
 @pytest.fixture(scope="module")
-def lived_in(make_project: Callable[[], Project]) -> Project:
+def original(make_project: Callable[[], Project]) -> Project:
     """A project with a run of its commit, and three experiments, one of own images that DVC keeps."""
     project = with_a_result(make_project())
     for name, changes in (("own", OWN), ("seed-1", ["train.seed=1"]), ("seed-2", ["train.seed=2"])):
@@ -412,100 +231,356 @@ def lived_in(make_project: Callable[[], Project]) -> Project:
     return project
 
 
-def weights_of(project: Project) -> dict[str, bool]:
-    """Which runs have the weights of their digest in the store."""
-    found = {}
-    for run in project.runs():
-        file = project.root / "mlartifacts" / run.info.run_id / "artifacts/weights/net.safetensors"
-        found[run.info.run_name] = file.exists()
-        assert not file.exists() or sha256(file.read_bytes()).hexdigest() == run.data.tags["weights.sha256"]
-    return found
+@pytest.fixture
+def house(original: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of it, in which this process is; of its runs one goes with `--keep 1`."""
+    project = Project.at(Path(shutil.copytree(original.root, tmp_path / "a project", symlinks=True)))
+    monkeypatch.chdir(project.root)
+    return project
+
+
+class Seen:
+    """What tidy would do."""
+
+    def __init__(self, keep: int = 1) -> None:
+        self.house = House(keep)
+        self.kinds = [piece.kind for piece in self.house.pieces]
+        self.models = {piece.what.split()[0] for piece in self.house.pieces if piece.kind == "model"}
+        self.remarks = self.house.remarks
+
+    def says(self, words: str) -> bool:
+        return any(words in remark for remark in self.remarks)
+
+
+def going(project: Project) -> Any:
+    """The run that goes: the worse of two experiments on digits."""
+    [name] = Seen().models
+    [run] = [run for run in project.runs() if run.info.run_name == name]
+    return run
+
+
+def client_of(project: Project) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+
+
+def files(project: Project) -> dict[str, int]:
+    """The sizes of the files in the store and in DVC's cache, by their paths."""
+    places = [project.root / "mlartifacts", project.root / ".dvc/cache/files"]
+    found = [path for place in places for path in place.rglob("*") if path.is_file()]
+    return {str(path.relative_to(project.root)): path.stat().st_size for path in found}
+
+
+def artifacts(project: Project, run: Any) -> Path:
+    return Path(project.root, "mlartifacts", run.info.run_id, "artifacts")
+
+
+def lock_of(project: Project, name: str) -> str:
+    """The dvc.lock of an experiment."""
+    commit = project("git", "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}").strip()
+    return project("git", "show", f"{commit}:dvc.lock")
 
 
 @pytest.mark.slow
-def test_what_was_tidied_is_rebuilt(lived_in: Project) -> None:
-    project = lived_in
+def test_what_was_tidied_is_rebuilt(house: Project) -> None:
+    project, before = house, files(house)
+    lost = going(project)
+    name = lost.info.run_name
+    kept = {"seed-1": "seed-2", "seed-2": "seed-1"}[name]
     assert "no terminal" in project(*TIDY, fails=True)
-    files = sorted(path for path in project.root.rglob("*") if path.is_file() and ".git/" not in str(path))
     shown = project(*TIDY, "--keep", "1", "--dry-run")
-    lost = next(name for name in ("seed-1", "seed-2") if f"model       {name} (" in shown)
-    kept = {"seed-1": "seed-2", "seed-2": "seed-1"}[lost]
-    assert "1 whose weights are a commit's of a branch or tag" in shown
-    assert shown.count("of the 1 best by validation on") == 2, "own images are others"
-    after = sorted(path for path in project.root.rglob("*") if path.is_file() and ".git/" not in str(path))
-    ours = [path for path in after if path.suffix not in (".pyc", ".lock")]
-    assert ours == [path for path in files if path.suffix not in (".pyc", ".lock")], "nothing goes in a dry run"
+    assert f"model       {name} (" in shown
+    assert shown.count("kept: 1 of the 1 best by validation on") == 2, "own images are others"
+    assert files(project) == before
 
     assert "deleted: " in project(*TIDY, "--keep", "1", "--yes")
-    assert "there is nothing to delete" in project(*TIDY, "--keep", "1", "--yes")
-    head = project("git", "rev-parse", "HEAD~1").strip()[:9]
-    assert weights_of(project) == {lost: False, kept: True, "own": True, head: True}
-    assert "missing" in project("dvc", "exp", "apply", lost, fails=True)
+    after = files(project)
+    gone = sum(size for path, size in before.items() if path not in after)
+    assert f"in all {piece.shown(gone)}: " in shown
+    assert after.items() <= before.items()
+    assert {path.split("/")[0] for path in before.keys() - after.keys()} == {"mlartifacts", ".dvc"}
+    for _ in range(2):
+        assert "there is nothing to delete" in project(*TIDY, "--keep", "1", "--yes")
+    [run] = [run for run in project.runs() if run.info.run_id == lost.info.run_id]
+    assert run.data.tags[TIDIED_TAG] == time.strftime("%Y-%m-%d")
+    assert (run.data.metrics, run.data.params) == (lost.data.metrics, lost.data.params)
+    assert run.data.tags["mlflow.source.git.commit"] in project("git", "for-each-ref", PINS)
+    assert name in project("dvc", "exp", "show", "--csv")
+    assert "up to date" in project("dvc", "status")
+    assert "missing" in project("dvc", "exp", "apply", name, fails=True)
     project(*BACK)
     project("dvc", "checkout", "-q")
-    assert "up to date" in project("dvc", "status")
     project("dvc", "exp", "apply", kept)
-    project(*BACK)
-    project("dvc", "checkout", "-q")
-
-    [run] = [run for run in project.runs() if run.info.run_name == lost]
-    hint = f"python -m tools.rebuild {run.info.run_id} brings them back"
-    assert hint in project("python", "-m", "tools.predict", lost, "data/raw/own/a", "--out", "scores/a.csv", fails=True)
-    assert hint in project("python", "-m", "tools.serve", lost, fails=True)
-    assert kept in project("python", "-m", "tools.compare", lost, kept)
-    first = project("git", "rev-list", "--max-parents=0", "HEAD").strip()[:9]
-    for _ in range(2):  # with what was read of the commits, and without
-        said = project("python", "-m", "tools.sync")
-        assert f"{lost}: in place\n" in said
-        assert re.findall(r"^(\S+): skipped", said, re.MULTILINE) == [first], "its results are of elsewhere"
-        shutil.rmtree(project.root / ".dvc/tmp/commits")
-    assert weights_of(project)[lost] is False
-
-    said = project("python", "-m", "tools.rebuild", lost)
-    assert EQUAL in said
-    assert "weights and model are in MLflow again" in said
-    assert all(weights_of(project).values())
-    [run] = [run for run in project.runs() if run.info.run_name == lost]
-    assert not [tag for tag in run.data.tags if tag.startswith(TIDIED_TAG)]
-    project("python", "-m", "tools.predict", lost, "data/raw/own/a", "--out", "scores/a.csv")
-    project("dvc", "exp", "apply", lost)
     assert "up to date" in project("dvc", "status")
     project(*BACK)
     project("dvc", "checkout", "-q")
 
-    client = mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+    hint = f"python -m tools.rebuild {run.info.run_id} brings them back"
+    assert hint in project("python", "-m", "tools.predict", name, "data/raw/own/a", "--out", "scores/a.csv", fails=True)
+    said = project("python", "-m", "tools.sync")
+    assert f"{name}: in place\n" in said
+    assert files(project) == after, "it stays tidied"
+
+    said = project("python", "-m", "tools.rebuild", name)
+    assert EQUAL in said
+    assert "there again: its weights and model in MLflow" in said
+    assert "models/net.safetensors" in said.split("there again: ")[2]
+    back = files(project)
+    assert back.keys() == before.keys()
+    assert {path: size for path, size in back.items() if "/models/" not in path}.items() <= before.items()
+    [run] = [run for run in project.runs() if run.info.run_id == lost.info.run_id]
+    assert not [tag for tag in run.data.tags if tag.startswith(TIDIED_TAG)]
+    project("dvc", "exp", "apply", name)
+    assert "up to date" in project("dvc", "status")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"env.device": ""}, "that do not say what they were made with"),
+        ({"env.torch": "2.0.0"}, "made with other versions than here: torch 2.0.0"),
+        ({"mlflow.user": "another"}, "of another user, another"),
+        ({"mlflow.source.git.commit": "0" * 40}, "whose commit is not in this repository"),
+        ({"mlflow.source.git.commit": ""}, "logged without a commit"),
+        ({"git.untracked": "large.bin"}, "with new files that were too large for their record"),
+        ({"record.version": "99"}, "of later code"),
+    ],
+)
+def test_what_a_run_says_of_itself(change: dict[str, str], reason: str, house: Project) -> None:
+    run = going(house)
+    for tag, value in change.items():
+        client_of(house).set_tag(run.info.run_id, tag, value)
+    seen = Seen()
+    assert seen.house.pieces == []
+    assert f"kept: 1 {reason}" in seen.remarks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        ("git.patch", "", None, "of other files than their commit's, without a patch"),
+        ("git.patch", "-  seed: 0", "-  seed: 7", "whose patch does not fit their commit"),
+        ("git.patch", "+  seed: ", "+  seed: 3", "whose params.yaml is not the one of their commit and patch"),
+        ("params.yaml", "", None, "without params.yaml"),
+        ("dvc.lock", "path: stages/base\n", "path: stages/nowhere\n", "neither git nor DVC's cache has stages/nowhere"),
+        ("dvc.lock", "  prepare:\n", "  another:\n", "whose dvc.lock has other stages than today's"),
+        ("plots/predictions.csv", "", None, "without plots/predictions.csv"),
+        ("weights/net.safetensors", '"version": 3', '"version": 9', "whose weights or data today's code does not read"),
+    ],
+)
+def test_what_a_run_was_made_of(file: str, old: str, new: str | None, reason: str, house: Project) -> None:
+    path = artifacts(house, going(house)) / file
+    if new is None:
+        path.unlink()
+    else:
+        before = path.read_bytes()
+        quoted = (
+            (old, new) if file.endswith((".patch", ".lock")) else (old.replace('"', '\\"'), new.replace('"', '\\"'))
+        )
+        assert quoted[0].encode() in before
+        path.write_bytes(before.replace(quoted[0].encode(), quoted[1].encode(), 1))
+    seen = Seen()
+    assert seen.house.pieces == []
+    assert seen.says(reason), seen.remarks
+
+
+@pytest.mark.slow
+def test_what_needs_a_run(house: Project) -> None:
+    run, client = going(house), client_of(house)
+    name = run.info.run_name
+    Path("sweeps/lr").mkdir(parents=True)
+    client.set_tag(run.info.run_id, "sweep", "lr")
+    assert Seen().says("kept: 1 of sweep lr, as long as sweeps/lr is there")
+    client.delete_tag(run.info.run_id, "sweep")
+    client.create_registered_model("digits")
+    version = client.create_model_version("digits", f"models:/{run.outputs.model_outputs[0].model_id}")
+    assert Seen().says("kept: 1 registered in MLflow"), "without alias and run"
+    client.delete_model_version("digits", version.version)
+    client.set_terminated(run.info.run_id, "KILLED")
+    assert Seen().says("kept: 1 that have not ended well")
+    client.set_terminated(run.info.run_id, "FINISHED")
+    assert Seen(keep=3).models == set()
+    assert Seen().models == {name}
     client.delete_run(run.info.run_id)
-    shown = project(*TIDY, "--keep", "10", "--dry-run")
-    assert f"kept: 1 that were deleted in MLflow, whose files mlflow gc deletes for good: {lost} (" in shown
-    assert re.search(r"^cache +\d+ files", shown, re.MULTILINE), "of its experiment"
-    assert not re.search("^model", shown, re.MULTILINE)
+    seen = Seen()
+    assert seen.house.pieces == [], "of deleted runs nothing goes"
+    assert seen.says("the outputs of 1 experiments whose result has no run in MLflow")
     client.restore_run(run.info.run_id)
-    assert "there is nothing to delete" in project(*TIDY, "--keep", "10", "--dry-run")
+
+    text = lock_of(house, name)
+    Path("another project").mkdir()
+    Path("another project/dvc.lock").write_text(text)
+    house("git", "add", "another project")
+    assert Seen().says("whose weights a commit of a branch or tag names, or the workspace"), "in a nested dvc.lock"
 
 
 @pytest.mark.slow
-def test_a_tidied_run_that_comes_out_otherwise_stays_without_model(lived_in: Project) -> None:
-    project = lived_in
-    project(*TIDY, "--keep", "1", "--yes")
-    [name] = [name for name, is_there in weights_of(project).items() if not is_there]
-    client = mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db")
-    [run] = [run for run in project.runs() if run.info.run_name == name]
-    digest = run.data.tags["weights.sha256"]
-    client.set_tag(run.info.run_id, "weights.sha256", "0" * 64)
-    assert "weights: of another digest" in project("python", "-m", "tools.rebuild", name, fails=True)
-    assert weights_of(project)[name] is False
-    client.set_tag(run.info.run_id, "weights.sha256", digest)
+@pytest.mark.parametrize("where", ["stash", "queue", "reflog", "merge", "run"])
+def test_outputs_that_something_else_names_stay(where: str, house: Project) -> None:
+    run = going(house)
+    lock = Path("dvc.lock")
+    before, text = lock.read_text(), lock_of(house, run.info.run_name)
+    assert Seen().kinds == ["model", "cache"]
+    if where == "run":  # the champion, say, by a dvc repro of which git knows nothing
+        [best] = [
+            each
+            for each in house.runs()
+            if each.info.run_name.startswith("seed") and each.info.run_id != run.info.run_id
+        ]
+        (artifacts(house, best) / "dvc.lock").write_text(text)
+    else:
+        lock.write_text("<<<<<<< HEAD\n" * (where == "merge") + text)
+    if where == "stash":
+        house("git", "stash", "-q")
+    if where == "queue":
+        house("dvc", "exp", "run", "--queue", "-S", "train.seed=5")
+        lock.write_text(before)
+    if where == "reflog":
+        house("git", "commit", "-qam", "of no branch soon")
+        house("git", "reset", "-q", "--hard", "HEAD~1")
+    assert Seen().kinds == ["model"]
 
 
 @pytest.mark.slow
-def test_nothing_goes_while_dvc_works(lived_in: Project) -> None:
-    process = lived_in.start("dvc", "exp", "run", "--temp", "-S", "train.epochs=2000", "-S", "train.seed=9")
+def test_data_are_compared_with_what_dvc_keeps(house: Project) -> None:
+    """The run of own images goes where another is better; its images are in DVC's cache alone."""
+    [own] = [run for run in house.runs() if run.info.run_name == "own"]
+    assert own.info.run_name not in Seen().models
+    client = client_of(house)
+    client.set_tag(own.info.run_id, "sweep", "")
+    digits = next(run for run in house.runs() if run.info.run_name == "seed-1")
+    # As if a run of the same images were better.
+    tags = {tag: value for tag, value in digits.data.tags.items() if tag.startswith(("evaluation", "weights"))}
+    better = client.create_run(own.info.experiment_id, tags=tags)
+    for dataset in own.inputs.dataset_inputs:
+        client.log_inputs(better.info.run_id, [dataset])
+    for metric in ("best/valid_accuracy", "best/valid_loss"):
+        client.log_metric(better.info.run_id, metric, 1.0)
+    client.set_terminated(better.info.run_id)
+    assert "own" in Seen().models
+    digest = re.findall("md5: ([0-9a-f]{32}.dir)", Path("data/raw/own.dvc").read_text())[0]
+    entries = json.loads(Path(f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}").read_text())
+    kept = Path(f".dvc/cache/files/md5/{entries[0]['md5'][:2]}/{entries[0]['md5'][2:]}")
+    kept.rename("aside")
+    seen = Seen()
+    assert "own" not in seen.models
+    assert seen.says("kept: 1 for which neither git nor DVC's cache has data/raw/own as it was")
+    Path("aside").rename(kept)
+    Path(f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}").unlink()
+    assert Seen().says("DVC's cache is left alone: of data that .dvc files name it lacks the lists of 1 folders")
+
+
+@pytest.mark.slow
+def test_unusual_places_are_left_alone(house: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house("git", "worktree", "add", "-q", str(tmp_path / "other"))
+    seen = Seen()
+    assert (seen.kinds, seen.says("are left alone: there are several worktrees")) == ([], True)
+    house("git", "worktree", "remove", str(tmp_path / "other"))
+    house("dvc", "cache", "dir", "--local", str(tmp_path / "shared"))
+    shutil.copytree(".dvc/cache", tmp_path / "shared")
+    from tools import commits
+
+    commits._cache.cache_clear()
+    seen = Seen()
+    assert (seen.kinds, seen.says("DVC's cache is left alone: it is outside of this project")) == (["model"], True)
+    house("dvc", "config", "--local", "--unset", "cache.dir")
+    commits._cache.cache_clear()
+    Path(".git/objects/info/alternates").write_text(str(tmp_path))
+    assert Seen().says("are left alone: this clone has its commits from another one")
+    Path(".git/objects/info/alternates").unlink()
+    shutil.copy("mlflow.db", tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert Seen().says("is not in this project, so others may need what it has")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert Seen().kinds == []
+
+
+@pytest.mark.slow
+def test_a_commit_of_no_branch_is_pinned(house: Project) -> None:
+    run = going(house)
+    commit = run.data.tags["mlflow.source.git.commit"]
+    command.remove(Seen().house)
+    house("git", "checkout", "-q", "--orphan", "anew")
+    house("git", "commit", "-qm", "all in one")
+    house("git", "branch", "-qD", "master")
+    for ref in house("git", "for-each-ref", "--format=%(refname)", "refs/exps").split():
+        house("git", "update-ref", "-d", ref)
+    house("git", "reflog", "expire", "--expire=now", "--all")
+    house("git", "gc", "-q", "--prune=now")
+    assert house("git", "cat-file", "-t", commit).strip() == "commit"
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_loses_nothing(house: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = going(house)
+    before = files(house)
+    end = Project.at(Path(shutil.copytree(house.root, tmp_path / "not killed", symlinks=True)))
+    with monkeypatch.context() as patch:
+        patch.chdir(end.root)
+        command.remove(Seen().house)
+    expected = files(end)
+    n_removed = len(before) - len(expected)
+    unlink, rmtree, log_batch = os.unlink, shutil.rmtree, mlflow.MlflowClient.log_batch
+    left = 0
+
+    def counted(do: Any) -> Any:
+        def done(*arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            return do(*arguments, **named)
+
+        return done
+
+    for number, moment in enumerate((0, 1, 2, 3, 5, 10, n_removed - 1)):
+        copy = Project.at(Path(shutil.copytree(house.root, tmp_path / str(number), symlinks=True)))
+        with monkeypatch.context() as patch:
+            patch.chdir(copy.root)
+            seen, left = Seen().house, moment
+            patch.setattr("os.unlink", counted(unlink))
+            patch.setattr("os.rename", counted(os.rename))
+            patch.setattr(mlflow.MlflowClient, "log_batch", counted(log_batch))
+            with pytest.raises(KeyboardInterrupt):
+                command.remove(seen)
+        with monkeypatch.context() as patch:
+            patch.chdir(copy.root)
+            there = files(copy)
+            assert expected.keys() <= {path.replace(".tidied/", "/") for path in there}
+            tags = client_of(copy).get_run(run.info.run_id).data.tags
+            assert TIDIED_TAG in tags or there == before, "what has lost a file says so"
+            assert copy("git", "for-each-ref", PINS) or there == before
+            outcome, _ = sync.Sync(Store.from_environment(), dry_run=False).outcome(
+                next(each for each in recorded.experiments() if each.name == run.info.run_name)
+            )
+            assert outcome == sync.Outcome.PRESENT
+            command.remove(Seen().house)
+            assert files(copy) == expected, moment
+            assert Seen().house.pieces == []
+    assert shutil.rmtree is rmtree
+
+
+@pytest.mark.slow
+def test_others_wait_or_are_refused_while_it_removes(house: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "WAIT_SECONDS", 0.1)
+    with busy.alone():
+        assert "lock" in house("dvc", "repro", fails=True)
+        with pytest.raises(InputError, match=r"tools\.tidy is at work in this repository"), busy.entering():
+            pass
+    with busy.entering():
+        assert "up to date" in house("dvc", "repro")
+
+
+@pytest.mark.slow
+def test_nothing_goes_while_dvc_works(house: Project) -> None:
+    process = house.start("dvc", "exp", "run", "--temp", "-S", "train.epochs=2000", "-S", "train.seed=9")
     deadline = time.monotonic() + 60
-    while not list((lived_in.root / ".repronet/locks").glob("*.lock")) and time.monotonic() < deadline:
+    while not list(Path(".repronet/locks").glob("*.lock")) and time.monotonic() < deadline:
         time.sleep(0.2)
     try:
-        said = lived_in(*TIDY, "--dry-run", fails=True)
-        assert "is at work in this repository. Let it end, or end it, and run this again." in said
+        said = house(*TIDY, "--yes", fails=True)
+        assert "is at work in this repository. Let it end" in said
         assert len(said.splitlines()) == 1
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -513,28 +588,59 @@ def test_nothing_goes_while_dvc_works(lived_in: Project) -> None:
 
 
 @pytest.mark.slow
-def test_models_on_a_server_go_too(make_project: Callable[[], Project]) -> None:
-    project = with_a_result(make_project())
-    server = Server(project)
-    server.start()
-    try:
-        for seed in (1, 2):
-            project(
-                "dvc",
-                "exp",
-                "run",
-                "--temp",
-                "--name",
-                f"s-{seed}",
-                "-S",
-                f"train.seed={seed}",
-                MLFLOW_TRACKING_URI=server.uri,
-            )
-        said = project(*TIDY, "--keep", "1", "--yes", MLFLOW_TRACKING_URI=server.uri)
-        left = list((project.root / "served").rglob("net.safetensors"))
-        assert len(left) == 1, said
-        assert len(list((project.root / "served").rglob("model.pt2"))) == 1
-        again = project(*TIDY, "--keep", "1", "--yes", MLFLOW_TRACKING_URI=server.uri)
-        assert "there is nothing to delete" in again
-    finally:
-        server.kill()
+@pytest.mark.parametrize(("answer", "goes"), [("y", True), ("", False), ("changed", False)])
+def test_it_asks_first(
+    answer: str, goes: bool, house: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, run = files(house), going(house)
+
+    def asked(question: str) -> str:
+        assert files(house) == before
+        assert run.info.run_name in capsys.readouterr().out, "the list comes before the question"
+        assert question == "delete these? [y/N] "
+        if answer == "changed":
+            client_of(house).set_tag(run.info.run_id, "mlflow.user", "another")
+        return answer.replace("changed", "y")
+
+    monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.setattr("sys.argv", ["tidy", "--keep", "1"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    if answer == "changed":
+        with pytest.raises(InputError, match="something has changed since the list was made"):
+            command.main()
+    else:
+        command.main()
+    assert (files(house) != before) == goes
+    assert ("nothing was deleted" in capsys.readouterr().out) == (answer == "")
+
+
+@pytest.mark.slow
+def test_a_run_that_comes_out_otherwise_stays_without_model(house: Project) -> None:
+    run = going(house)
+    command.remove(Seen().house)
+    after = files(house)
+    client_of(house).set_tag(run.info.run_id, "weights.sha256", "0" * 64)
+    said = house("python", "-m", "tools.rebuild", run.info.run_name, fails=True)
+    assert "weights: of another digest" in said
+    assert "there again" not in said
+    assert files(house) == after
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("house")
+def test_what_cannot_be_deleted_is_said_at_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen()
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.name == "weights":
+            raise PermissionError(13, "Permission denied", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(InputError, match=r"^1 of 2 could not be deleted, see above$"):
+        command.remove(seen.house)
+    assert "Permission denied" in capsys.readouterr().err
+    monkeypatch.undo()

@@ -16,6 +16,7 @@ from stages.base.text import one_line
 from stages.tracking import journal
 from tools.sweep.plan import FOLDER
 
+WAIT_SECONDS = 60.0  # for a tidy that removes
 TOOLS = ("tools.rebuild", "tools.sweep", "tools.sync", "tools.tidy")  # that write what tidy looks at
 
 
@@ -23,12 +24,12 @@ TOOLS = ("tools.rebuild", "tools.sweep", "tools.sync", "tools.tidy")  # that wri
 def entering() -> Iterator[None]:
     """Hold what a tool takes to begin, and tidy has while it removes: until the tool has locks of its own.
 
-    Raises InputError if tidy does not end within a minute.
+    Raises InputError if tidy does not end soon.
     """
     place = home(os.environ)
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        with FileLock(place / "tidy.lock", timeout=60, mode=0o600):
+        with FileLock(place / "tidy.lock", timeout=WAIT_SECONDS, mode=0o600):
             yield
     except Timeout as error:
         raise InputError(
