@@ -131,6 +131,25 @@ def cached(digest: str) -> Path:
     return Path(_cache(Path.cwd()).oid_to_path(digest))
 
 
+def is_whole(digest: str) -> bool:
+    """Return whether DVC's cache has a file, or a folder with all of its files."""
+    return cached(digest).exists() and all(cached(file).exists() for file in list_of(digest).values())
+
+
+def list_of(digest: str) -> dict[str, str]:
+    """Return the digests of a folder's files by their paths in it; {} for a file, or where DVC's cache has no list."""
+    file = cached(digest)
+    return _listed(file) if digest.endswith(".dir") and file.exists() else {}
+
+
+@cache
+def _listed(file: Path) -> dict[str, str]:
+    try:
+        return {entry["relpath"]: entry["md5"] for entry in json.loads(file.read_bytes())}
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"DVC's cache is damaged: {file} is no list of files") from error
+
+
 @cache
 def _cache(_folder: Path) -> "HashFileDB":
     from dvc.repo import Repo

@@ -41,8 +41,8 @@ from stages.tracking.result import EVALUATION_TAG, TIDIED_WEIGHTS_TAG, WEIGHTS_T
 from stages.tracking.run import close, found, has_evaluation, lacks_evaluation, left_running, of_params
 from stages.tracking.store import Store
 from tools import facts, recorded
-from tools.commits import cached, contents
-from tools.dvclock import read_params, weights_digest
+from tools.commits import contents, is_whole
+from tools.dvclock import digests_in, read_params, weights_digest
 from tools.facts import Held
 from tools.recorded import RecordedResult
 
@@ -199,11 +199,13 @@ class Sync:
         return tidied
 
     def _is_tidied(self, result: RecordedResult) -> bool:
-        """Return whether a run of a result was tidied, and DVC's cache has lost the weights, too."""
+        """Return whether a run of a result was tidied, and DVC's cache has lost outputs of it, too."""
         lock = contents([f"{result.commit}:./dvc.lock"])
-        digest = weights_digest(next(iter(lock.values()), b"").decode(errors="replace"))
-        runs = self._tidied.get(digest, [])
-        return any(is_of(result, run) for run in runs) and not cached(digest).exists()
+        text = next(iter(lock.values()), b"").decode(errors="replace")
+        if not any(is_of(result, run) for run in self._tidied.get(weights_digest(text), [])):
+            return False
+        made = digests_in(text, "outs").values()
+        return not all(is_whole(digest) for outs in made for digest in outs.values() if digest)
 
     def _give(self, result: RecordedResult) -> tuple[Outcome, str]:
         with result.files() as files:

@@ -18,7 +18,7 @@ from stages.base.processes import AUTO, thread_count
 from stages.tracking.git import GitError, git, git_bytes, prefix
 from stages.tracking.params import given
 from stages.tracking.result import PATCH, RECORD, RECORD_TAG, WEIGHTS
-from tools.commits import cached, contents
+from tools.commits import cached, contents, is_whole, list_of
 from tools.dvclock import digests_in
 from tools.runs import PREDICTIONS
 
@@ -214,22 +214,6 @@ def _has_fashion() -> bool:
 
     folders = DEBIAN, DOWNLOADS.expanduser() / "FashionMNIST" / "raw"
     return any(all(list(folder.glob(f"{name}*")) for name in FASHION_MNIST) for folder in folders)
-
-
-def is_whole(digest: str) -> bool:
-    """Return whether DVC's cache has a file, or a folder with all of its files."""
-    return cached(digest).exists() and all(cached(file).exists() for file in list_of(digest).values())
-
-
-@cache
-def list_of(digest: str) -> dict[str, str]:
-    """Return the digests of a folder's files by their paths in it; {} for a file, or where DVC's cache has no list."""
-    if not digest.endswith(".dir") or not cached(digest).exists():
-        return {}
-    try:
-        return {entry["relpath"]: entry["md5"] for entry in json.loads(cached(digest).read_bytes())}
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"DVC's cache is damaged: {cached(digest)} is no list of files") from error
 
 
 def _of_list(files: Mapping[str, str]) -> str:

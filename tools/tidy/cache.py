@@ -10,8 +10,8 @@ from pathlib import Path
 
 from stages.base.errors import InputError
 from stages.tracking.git import git, git_bytes
-from tools.commits import cached, contents
-from tools.tidy.again import DIGEST, list_of
+from tools.commits import cached, contents, list_of
+from tools.tidy.again import DIGEST
 from tools.tidy.piece import Piece, of_files
 
 BRANCHES = ("--ignore-missing", "HEAD", "--branches", "--tags", "--remotes")  # there is no HEAD before the first commit
