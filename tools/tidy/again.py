@@ -41,6 +41,7 @@ class Origins:
     def __init__(self) -> None:
         self._folder = TemporaryDirectory()  # of a repository with an index of its own, where patches are applied
         self._clone = Path(self._folder.name, "clone")
+        self._above = "" if prefix() == Path() else f"{prefix()}/"  # of the project in the repository
         self._md5: dict[str, str] = {}  # by blobs
 
     def why_lost(self, run: "Run", record: Path) -> str:
@@ -92,11 +93,11 @@ class Origins:
                 git_bytes("apply", "--cached", folder=self._clone, stdin=patch)
         except GitError:
             return "whose patch does not fit their commit"
-        files, above = {}, "" if prefix() == Path() else f"{prefix()}/"
+        files = {}
         for line in git("ls-files", "-z", "--stage", folder=self._clone).split("\0")[:-1]:
             about, path = line.split("\t", 1)
-            if path.startswith(above):
-                files[path.removeprefix(above)] = about.split()[0], about.split()[1]
+            if path.startswith(self._above):
+                files[path.removeprefix(self._above)] = about.split()[0], about.split()[1]
         return files
 
     def _digest(self, files: Files, path: str) -> str:

@@ -83,7 +83,8 @@ class Store:
     def heavy(self, run: "Run") -> list[Path]:
         """Return the folders of a run's weights and models that are there."""
         folders = [self.record(run) / WEIGHTS]
-        folders += [self._inside(self._models[name]) for name in models_of(run) if name in self._models]
+        places = {name: self._inside(self._models[name]) for name in models_of(run) if name in self._models}
+        folders += [place for name, place in places.items() if name in place.parts]  # of this model alone
         there = [path for folder in folders for path in (folder, folder.with_name(folder.name + GOING))]
         return [path for path in there if path.is_dir()]
 
