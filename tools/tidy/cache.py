@@ -20,15 +20,13 @@ RAW = ("--full-history", "-m", "--root", "--raw", "--no-abbrev", "--no-renames",
 NO_BLOB = "0" * 40
 
 
-def check_own() -> None:
-    """Raise InputError if others may have files in DVC's cache, too, or it cannot be told what they need."""
+def why_shared() -> str:
+    """Return why others may have files in DVC's cache, too, "" if it is this project's own."""
     cache = cached("0" * 32)
     if not cache.resolve().is_relative_to(Path.cwd() / ".dvc" / "cache"):
-        raise InputError(f"it is outside of this project: {cache.parents[3]}")
-    if others := [
-        name for name in git("ls-files", ":(top,glob)**/.dvc/config").split("\n")[:-1] if name != ".dvc/config"
-    ]:
-        raise InputError(f"this repository has other projects of DVC: {others[0]}")
+        return f"it is outside of this project: {cache.parents[3]}"
+    others = {*git("ls-files", ":(top,glob)**/.dvc/config").split("\n")[:-1]} - {".dvc/config"}
+    return f"this repository has other projects of DVC: {min(others)}" if others else ""
 
 
 def committed() -> list[str]:
@@ -41,15 +39,15 @@ def unneeded(
 ) -> Iterator[Piece]:
     """Yield the outputs with the digests `made` that are in DVC's cache, and that nothing needs.
 
-    Those `last` go last: by them it is known that there is more to remove. Needed is what any dvc.lock or .dvc file
-    names of what git holds, but for the commits `dropped` of experiments, what those of the working tree name, and what
-    `texts` do. Raises InputError if it cannot be told.
+    Those `last` go last: by them it is known that there is more to remove. Needed is what any .dvc file or dvc.lock
+    names of what git holds, but for the locks of the commits `dropped` of experiments, what those of the working tree
+    name, and what `texts` do. Raises InputError if it cannot be told.
     """
     log = ("log", "--stdin", *RAW)
-    tips = "\n".join({*_tips()} - {*dropped})
+    tips = {*_tips()}
     locks, data = (
-        [*_texts(git_bytes(*log, stdin=f"{tips}\n--\n{path}\n".encode()).decode()).values(), *_of_tree(path)]
-        for path in (LOCKS, DATA)
+        [*_texts(git_bytes(*log, stdin="\n".join([*of, "--", path, ""]).encode()).decode()).values(), *_of_tree(path)]
+        for path, of in ((LOCKS, tips - {*dropped}), (DATA, tips))
     )
     kept = {digest for text in [*locks, *data, *texts] for digest in DIGEST.findall(text)}
     lists = {digest for text in data for digest in DIGEST.findall(text) if digest.endswith(".dir")}

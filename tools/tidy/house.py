@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from stages.base.errors import InputError
 from stages.tracking.git import git, git_bytes
-from stages.tracking.result import PATCH, TIDIED_TAG, TIDIED_WEIGHTS_TAG, TRAINING_TAG
+from stages.tracking.result import TIDIED_TAG, TIDIED_WEIGHTS_TAG, TRAINING_TAG
 from tools import recorded
 from tools.commits import cached, contents
 from tools.dvclock import digests_in, weights_digest
@@ -59,36 +59,35 @@ class House:
                 self._store.tag(run, {TIDIED_WEIGHTS_TAG: digest, TIDIED_TAG: strftime("%Y-%m-%d")})
 
     def _look_at_runs(self) -> None:
-        store, origins, reasons = self._store, Origins(), Counter[str]()
-        kept: list[Run] = []
+        store, origins, reasons, kept = self._store, Origins(), Counter[str](), list[Run]()
+        cache_stays = cache.why_shared()
+        light = list[Run]()  # of those that go, these have nothing but outputs in DVC's cache
         for run in store.runs:
-            why = store.needed(run)
-            heavy = store.heavy(run)
+            why, heavy = store.needed(run), store.heavy(run)
             # Else there is nothing to remove, and nothing to find out.
-            if not why and (heavy or self._has_weights(run)):
+            if not why and (heavy or (not cache_stays and self._has_weights(run))):
                 why = origins.why_lost(run, store.record(run))
                 self._going += [] if why else [run]
+                light += [] if why or heavy else [run]
             if why:
                 reasons[why] += 1
                 kept.append(run)
                 heavy = [path for path in heavy if path.suffix == GOING]
             if heavy:
-                accuracy = run.data.metrics.get(BEST[0], 0)
-                told = (
-                    "its removal was killed"
-                    if why
-                    else f"validation accuracy {accuracy:.4f}, not of the {self._keep} best"
-                )
+                accuracy = f"validation accuracy {run.data.metrics.get(BEST[0], 0):.4f}"
+                told = "its removal was killed" if why else f"{accuracy}, not of the {self._keep} best"
                 self.pieces.append(of_files("model", named(run), told, heavy))
         self.remarks += [f"kept: {number:,} {why}" for why, number in reasons.most_common()]
         try:
-            cache.check_own()
-            self.pieces = [*self.pieces, *self._cache(kept)]
+            if cache_stays:
+                raise InputError(cache_stays)
+            self.pieces += [*self._cache(kept)]
         except InputError as error:
             self.remarks.append(f"DVC's cache is left alone: {error}")
+            self._going = [run for run in self._going if run not in light]
 
     def _cache(self, kept: "list[Run]") -> Iterator[Piece]:
-        store, needed, runs = self._store, {run.info.run_id for run in kept}, defaultdict(list)
+        store, stay, runs = self._store, {run.info.run_id for run in kept}, defaultdict(list)
         for run in store.runs:
             tags = run.data.tags
             runs[tags.get("dvc.exp_name"), tags.get("dvc.baseline_rev"), store.digest(run)].append(run.info.run_id)
@@ -97,19 +96,20 @@ class House:
         for each, lock in self._experiments.items():
             own = runs[each.name, each.baseline, digest] if (digest := weights_digest(lock)) else []
             without += not own
-            if own and digest not in digests and not needed.intersection(own):
+            if own and digest not in digests and not stay.intersection(own):
                 dropped.append(each.commit)
                 locks += [lock] * bool(going.intersection(own))
         if without:
             told = "experiments whose result has no run in MLflow; python -m tools.sync makes it"
             self.remarks.append(f"kept: the outputs of {without:,} {told}")
-        made = [
-            digest for lock in locks for name in STAGES for digest in digests_in(lock, "outs").get(name, {}).values()
+        outs = [digests_in(lock, "outs").get(name, {}) for lock in locks for name in STAGES]
+        made = [digest for each in outs for digest in each.values() if digest]
+        # What the others read stays: they are made again of it. Of runs that were deleted all stays.
+        texts = [store.lock(run) for run in [*kept, *store.deleted]]
+        texts += [
+            text for run in [*store.runs, *store.deleted] for text in (store.patch(run), *data_of(store.lock(run)))
         ]
-        texts = [store.lock(run) for run in kept]
-        texts += [path.read_text(errors="replace") for run in kept if (path := store.record(run) / PATCH).exists()]
-        last = [*map(store.digest, self._going)]
-        yield from cache.unneeded([digest for digest in made if digest], last, dropped, texts)
+        yield from cache.unneeded(made, [*map(store.digest, self._going)], dropped, texts)
 
     @cached_property
     def _experiments(self) -> dict[recorded.RecordedResult, str]:
@@ -121,6 +121,12 @@ class House:
     def _has_weights(self, run: "Run") -> bool:
         digest = self._store.digest(run)
         return bool(digest) and cached(digest).exists()
+
+
+def data_of(lock: str) -> list[str]:
+    """Return the digests of what the stages in a dvc.lock read, and did not make."""
+    outs = {path for stage in digests_in(lock, "outs").values() for path in stage}
+    return [digest for stage in digests_in(lock, "deps").values() for path, digest in stage.items() if path not in outs]
 
 
 def check_alone() -> None:

@@ -11,7 +11,7 @@ from stages.tracking import sqlite
 from stages.tracking.artifacts import models_of
 from stages.tracking.git import git
 from stages.tracking.provenance import user
-from stages.tracking.result import WEIGHTS
+from stages.tracking.result import EVALUATION_TAG, PATCH, WEIGHTS
 from tools.dvclock import weights_digest
 from tools.runs import Runs, datasets_of, rank_of
 from tools.sweep.plan import FOLDER
@@ -36,6 +36,8 @@ class Store:
             raise InputError(f"MLflow at {self.reader.name} is not in this project, so others may need what it has")
         self._artifacts = sqlite.artifacts_of(database).resolve()
         self.runs = self.reader.evaluated()
+        with self.reader.reading():
+            self.deleted = self.reader.store.search(having=[EVALUATION_TAG], deleted=True)
         self._best, self._user = best(self.runs, keep), user()
         self._sweeps = {folder.name for folder in FOLDER.iterdir() if folder.is_dir()} if FOLDER.is_dir() else set()
 
@@ -72,6 +74,11 @@ class Store:
         """Return a run's dvc.lock, which has what its evaluation read; "" if it has none."""
         path = self.record(run) / "dvc.lock"
         return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def patch(self, run: "Run") -> str:
+        """Return what differed from a run's commit, "" if nothing did."""
+        path = self.record(run) / PATCH
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def tag(self, run: "Run", tags: dict[str, str]) -> None:
         """Set tags of a run. Raises InputError."""
