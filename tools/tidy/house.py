@@ -59,16 +59,16 @@ class House:
                 self._store.tag(run, {TIDIED_WEIGHTS_TAG: digest, TIDIED_TAG: strftime("%Y-%m-%d")})
 
     def _look_at_runs(self) -> None:
-        store, origins, reasons, kept = self._store, Origins(), Counter[str](), list[Run]()
-        cache_stays = cache.why_shared()
-        light = list[Run]()  # of those that go, these have nothing but outputs in DVC's cache
+        store, origins, reasons, cache_stays = self._store, Origins(), Counter[str](), cache.why_shared()
+        kept: list[Run] = []
+        light = set[str]()  # the ids of those that go and have nothing but outputs in DVC's cache
         for run in store.runs:
             why, heavy = store.needed(run), store.heavy(run)
             # Else there is nothing to remove, and nothing to find out.
             if not why and (heavy or (not cache_stays and self._has_weights(run))):
                 why = origins.why_lost(run, store.record(run))
                 self._going += [] if why else [run]
-                light += [] if why or heavy else [run]
+                light |= set() if why or heavy else {run.info.run_id}
             if why:
                 reasons[why] += 1
                 kept.append(run)
@@ -84,7 +84,7 @@ class House:
             self.pieces += [*self._cache(kept)]
         except InputError as error:
             self.remarks.append(f"DVC's cache is left alone: {error}")
-            self._going = [run for run in self._going if run not in light]
+            self._going = [run for run in self._going if run.info.run_id not in light]
 
     def _cache(self, kept: "list[Run]") -> Iterator[Piece]:
         store, stay, runs = self._store, {run.info.run_id for run in kept}, defaultdict(list)
