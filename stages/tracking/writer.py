@@ -22,6 +22,7 @@ from stages.tracking.result import (
     PATCH,
     RECORD,
     RECORD_TAG,
+    TAKEN_UP_TAG,
     TIDIED_TAG,
     TIDIED_WEIGHTS_TAG,
     WEIGHTS,
@@ -118,6 +119,7 @@ class RunWriter:
             has_training = begun.info.status == "FINISHED"
             if run_id and not has_training:
                 run.describe(start)
+                run.tag({TAKEN_UP_TAG: "its end is another's, maybe on another machine"})
         if JOURNAL_TAG in self.provenance.tags:
             run.tag(provenance.of_writer() | {EVALUATED_BY_TAG: self.provenance.tags[JOURNAL_TAG]})
         run.logged |= {(name, 0) for name in metrics if name in begun.data.metrics}
