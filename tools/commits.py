@@ -6,6 +6,7 @@ configuration, what is in its cache, and the error for a directory whose list of
 
 import hashlib
 import json
+import os
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -123,7 +124,8 @@ def still_missing(digests: dict[str, str]) -> list[str]:
 
     if not digests or Config.from_cwd(validate=False)["remote"]:
         return []
-    return [path for path, digest in digests.items() if not cached(digest).exists()]
+    # Of a remote that keeps versions a digest may be longer than a file's name.
+    return [path for path, digest in digests.items() if not os.path.exists(cached(digest))]  # noqa: PTH110
 
 
 def cached(digest: str) -> Path:
@@ -152,7 +154,11 @@ def _listed(file: Path) -> dict[str, str]:
 
 @cache
 def _cache(_folder: Path) -> "HashFileDB":
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    cache: HashFileDB = Repo().cache.local
+    try:
+        cache: HashFileDB = Repo().cache.local
+    except DvcException as error:
+        raise InputError(f"DVC's cache cannot be used: {error}") from error
     return cache

@@ -24,7 +24,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,6 +109,7 @@ class Sync:
         # What a dry run would have made, and what it would have completed.
         self._planned: list[tuple[dict[str, str], dict[str, str]]] = []
         self._filled: set[str] = set()
+        self._whole: dict[str, bool] = {}  # outputs by their digests: whether DVC's cache has all of them
         with reaching(store):
             if not dry_run:
                 store.client()
@@ -191,11 +191,10 @@ class Sync:
 
     @cached_property
     def _tidied(self) -> "dict[str, list[Run]]":
-        """Those of them whose weights tools.tidy has removed, by the digests that dvc.lock has of these."""
+        """The runs whose weights tools.tidy has removed, by the digests that dvc.lock has of these."""
         tidied = defaultdict(list)
-        for run in chain(*self._runs.values()):
-            if digest := run.data.tags.get(TIDIED_WEIGHTS_TAG):
-                tidied[digest].append(run)
+        for run in self._store.search(having=[TIDIED_WEIGHTS_TAG]):
+            tidied[run.data.tags[TIDIED_WEIGHTS_TAG]].append(run)
         return tidied
 
     def _is_tidied(self, result: RecordedResult) -> bool:
@@ -204,8 +203,9 @@ class Sync:
         text = next(iter(lock.values()), b"").decode(errors="replace")
         if not any(is_of(result, run) for run in self._tidied.get(weights_digest(text), [])):
             return False
-        made = digests_in(text, "outs").values()
-        return not all(is_whole(digest) for outs in made for digest in outs.values() if digest)
+        made = {digest for outs in digests_in(text, "outs").values() for digest in outs.values() if digest}
+        self._whole |= {digest: is_whole(digest) for digest in made - self._whole.keys()}
+        return not all(self._whole[digest] for digest in made)
 
     def _give(self, result: RecordedResult) -> tuple[Outcome, str]:
         with result.files() as files:
