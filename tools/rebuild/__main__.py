@@ -10,8 +10,8 @@ history, metrics and predictions each is equal, bit for bit, or it is said by ho
 The exit status is 0 only where all is equal. With --venv the stages run with the packages that the run was made with,
 installed for it; without, those that are installed now.
 
-What tools.tidy has removed of a run that is named comes back, if all is equal: weights and model into MLflow, the
-outputs of its stages into DVC's cache. --all compares alone.
+What tools.tidy has removed of a run that is named comes back, if prepared data and weights are equal: weights and model
+into MLflow, the outputs of prepare and train into DVC's cache. --all compares alone.
 """
 
 import os
@@ -25,8 +25,9 @@ from stages.base import cli
 from stages.base.errors import InputError, listed
 from stages.base.locks import locked
 from stages.base.text import say
-from tools.rebuild.again import bring, bring_back, folder_of, restored, run_stages
-from tools.rebuild.parts import Part, compared, reasons
+from stages.tracking.result import WEIGHTS
+from tools.rebuild.again import bring, bring_back, folder_of, remove_left, restored, run_stages
+from tools.rebuild.parts import PREPARED, Part, compared, reasons
 from tools.rebuild.record import Record
 from tools.runs import EvaluatedRun, Runs, named
 from tools.tidy.busy import entering
@@ -80,13 +81,15 @@ def rebuild(
 ) -> tuple[list[Part], str, list[str]]:
     """Run a run's stages again; return what they made beside what it has, and what may be why it is another.
 
-    What tools.tidy has removed of the run comes back if that is wanted, and all is equal; last is returned what has.
+    What tools.tidy has removed of the run comes back if that is wanted, and data and weights are equal; last is
+    returned what has.
     Raises InputError if something that it needs is missing, or a stage fails.
     """
     place = folder_of(os.environ)
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ExitStack() as stack:
-        with entering():  # tools.tidy removes what a killed process has left here, and looks for locks
+        with entering():  # tools.tidy looks for locks
+            remove_left(place)
             folder = Path(stack.enter_context(TemporaryDirectory(dir=place)))
             stack.enter_context(locked(folder))
         record = Record(store, run, folder / "record")
@@ -98,7 +101,7 @@ def rebuild(
             say(f"  packages that are others than the run's: {others}")
         run_stages(record, project, python)
         parts = list(compared(record, project))
-        is_equal = not any(part.difference for part in parts)
+        is_equal = not any(part.difference for part in parts if part.name in (PREPARED, WEIGHTS))
         back = bring_back(store, record, project) if brings_back and record.is_tidied and is_equal else []
         return parts, reasons(record), back
 

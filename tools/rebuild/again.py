@@ -9,9 +9,10 @@ from pathlib import Path
 
 from stages.base.errors import InputError, listed
 from stages.base.experiment import home
+from stages.base.locks import locked_if_free
 from stages.tracking.git import GitError, git
 from tools.commits import cached
-from tools.dvclock import as_yaml, digests_in, files_of, stages_of
+from tools.dvclock import as_yaml, digests_in, files_of
 from tools.rebuild.record import Record
 from tools.runs import Runs
 from tools.sweep.copies import check_out, dvc
@@ -24,6 +25,14 @@ OWN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "PYTHON")
 def folder_of(environment: Mapping[str, str]) -> Path:
     """Return the folder in which runs are rebuilt, each in one of its own."""
     return home(environment) / "rebuild"
+
+
+def remove_left(place: Path) -> None:
+    """Remove what rebuilds that were killed have left in their common folder."""
+    for folder in place.iterdir():
+        with locked_if_free(folder) as is_free:
+            if is_free:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def restored(record: Record, folder: Path) -> Path:
@@ -90,7 +99,7 @@ def run_stages(record: Record, project: Path, python: Path) -> None:
 
 
 def bring_back(store: Runs, record: Record, project: Path) -> list[str]:
-    """Bring a run's weights and model to MLflow, and the outputs of its stages that are equal to DVC's cache.
+    """Bring a run's weights and model to MLflow, and the outputs of prepare and train to DVC's cache.
 
     Return what is there again. Raises InputError, and has brought nothing to MLflow, if today's code cannot read the
     weights or the data, or DVC fails.
@@ -103,10 +112,11 @@ def bring_back(store: Runs, record: Record, project: Path) -> list[str]:
     files = files_of(as_yaml(text.encode()), project)
     DatasetInfo(files.prepared)
     load_weights(files.weights)
-    made = {path: digest for outs in digests_in(text, "outs").values() for path, digest in outs.items()}
+    outs = digests_in(text, "outs")
+    made = {**outs["prepare"], **outs["train"]}
     cache = Path(dvc("cache", "dir")).resolve()
     dvc("cache", "dir", "--local", str(cache), folder=project)
-    dvc("commit", "--force", "--quiet", *stages_of(as_yaml(text.encode())), folder=project)  # not the user's data
+    dvc("commit", "--force", "--quiet", "prepare", "train", folder=project)
     with store.reading():
         put_model_back(store.store, record.run.id, files)
     back = [path for path in made if made[path] and cached(made[path]).exists()]
