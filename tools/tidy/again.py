@@ -17,19 +17,16 @@ from stages.base.params import NOTHING
 from stages.base.processes import AUTO, thread_count
 from stages.tracking.git import GitError, git, git_bytes, prefix
 from stages.tracking.params import given
-from stages.tracking.result import PATCH, RECORD, RECORD_TAG, WEIGHTS
-from tools.commits import cached, contents, is_whole, list_of
-from tools.dvclock import digests_in
+from stages.tracking.result import PATCH, RECORD, RECORD_TAG, RESUMED_TAG, TAKEN_UP_TAG, WEIGHTS, WEIGHTS_TAG
+from tools.commits import cached, contents, list_of
+from tools.dvclock import digests_in, weights_digest
 from tools.runs import PREDICTIONS
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-# The packages that compute or draw what is in an output.
-COMPUTE = (
-    *("llvmlite", "matplotlib", "numpy", "pandas", "pillow", "safetensors"),
-    *("scikit_learn", "scipy", "timm", "torch", "torchvision"),
-)
+# The packages that no result depends on.
+NO_PART = {"mypy", "pip", "pre_commit", "pytest", "repronet", "ruff", "setuptools", "uv"}
 DIGEST = re.compile(r"\b[0-9a-f]{32}(?:\.dir)?\b")
 
 Files = dict[str, tuple[str, str]]  # of a commit with a patch, by their paths in the project: mode and blob
@@ -46,30 +43,35 @@ class Origins:
 
     def why_lost(self, run: "Run", record: Path) -> str:
         """Return why a run could not be had again, "" if it could; `record` is the folder of its artifacts."""
-        return other_bits(run.data.tags, given(run), record) or self._lost(run, record)
+        tags = run.data.tags
+        if lacks := [
+            name for name in ("params.yaml", "dvc.yaml", "dvc.lock", PREDICTIONS) if not (record / name).is_file()
+        ]:
+            return f"without {lacks[0]}"
+        lock = (record / "dvc.lock").read_text(encoding="utf-8", errors="replace")
+        return (
+            other_bits(tags, given(run), record)
+            or self._other_sources(tags, record, lock)
+            or other_weights(record, tags.get(WEIGHTS_TAG, ""), weights_digest(lock))
+        )
 
-    def _lost(self, run: "Run", record: Path) -> str:
-        tags, patch = run.data.tags, record / PATCH
-        if int(tags.get(RECORD_TAG, RECORD)) > RECORD:
-            return "of later code"
+    def _other_sources(self, tags: Mapping[str, str], record: Path, lock: str) -> str:
+        patch = record / PATCH
+        if tags.get(RECORD_TAG, str(RECORD)) != str(RECORD):
+            return "of other code"
         if not (commit := tags.get("mlflow.source.git.commit")):
             return "logged without a commit"
         if tags.get("git.untracked"):
             return "with new files that were too large for their record"
-        if tags.get("git.dirty") != "false" and not patch.exists():
+        if tags.get("git.dirty") != "false" and not patch.is_file():
             return "of other files than their commit's, without a patch"
-        if lacks := [
-            name for name in ("params.yaml", "dvc.yaml", "dvc.lock", PREDICTIONS) if not (record / name).exists()
-        ]:
-            return f"without {lacks[0]}"
-        files = self._files_of(commit, patch.read_bytes() if patch.exists() else b"")
+        files = self._files_of(commit, patch.read_bytes() if patch.is_file() else b"")
         if isinstance(files, str):
             return files
         for name in ("params.yaml", "dvc.yaml"):
             content = (record / name).read_bytes()
             if files.get(name, ("", ""))[1] != hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest():
                 return f"whose {name} is not the one of their commit and patch"
-        lock = (record / "dvc.lock").read_text(encoding="utf-8")
         read, made = digests_in(lock, "deps"), digests_in(lock, "outs")
         if set(read) != {"prepare", "train"}:
             return "whose dvc.lock has other stages than today's"
@@ -77,7 +79,7 @@ class Origins:
         for path, digest in {**read["prepare"], **read["train"]}.items():
             if path not in outs and (not digest or self._digest(files, path) != digest):
                 return f"for which neither git nor DVC's cache has {path} as it was"
-        return self._unreadable(record, made["prepare"])
+        return ""
 
     def _files_of(self, commit: str, patch: bytes) -> Files | str:
         """Return the files of a commit with a patch, or why they cannot be had."""
@@ -104,123 +106,115 @@ class Origins:
         """Return the digest, as dvc.lock has it, of what git or DVC's cache has of a path, "" if neither has all."""
         there = {name: about for name, about in files.items() if name == path or name.startswith(f"{path}/")}
         if not there:
-            return self._digest_of_dvc(files, PurePosixPath(path))
+            return self._digest_of_dvc(files.get(f"{path}.dvc", ("", ""))[1])
         if any(mode not in ("100644", "100755") for mode, _ in there.values()):  # links, and other repositories
             return ""
         if new := {blob for _, blob in there.values()} - self._md5.keys():
             self._md5 |= {blob: _md5(text) for blob, text in contents(new, self._clone).items()}
+        found = {name: self._md5.get(there[name][1], "") for name in sorted(there, key=PurePosixPath)}
         if path in there:
-            return self._md5[there[path][1]]
-        return _of_list({name.removeprefix(f"{path}/"): self._md5[blob] for name, (_, blob) in there.items()})
+            return found[path]
+        entries = [{"md5": digest, "relpath": name.removeprefix(f"{path}/")} for name, digest in found.items()]
+        return _md5(json.dumps(entries).encode()) + ".dir"
 
-    def _digest_of_dvc(self, files: Files, path: PurePosixPath) -> str:
-        kept = next((one for one in (path, *path.parents) if f"{one}.dvc" in files), None)
-        if kept is None:
-            return ""
-        text = next(iter(contents([files[f"{kept}.dvc"][1]], self._clone).values())).decode(errors="replace")
+    def _digest_of_dvc(self, blob: str) -> str:
+        text = b"".join(contents([blob], self._clone).values() if blob else ()).decode(errors="replace")
         digests = DIGEST.findall(text)
-        if len(digests) != 1 or "hash: md5" not in text or not is_whole(digests[0]):
-            return ""
-        if kept == path or not digests[0].endswith(".dir"):
-            return digests[0] if kept == path else ""
-        listed_there = list_of(digests[0])
-        inner = str(path.relative_to(kept))
-        below = {
-            name.removeprefix(f"{inner}/"): digest
-            for name, digest in listed_there.items()
-            if name.startswith(f"{inner}/")
-        }
-        return listed_there.get(inner) or (_of_list(below) if below else "")
-
-    def _unreadable(self, record: Path, prepared: Mapping[str, str]) -> str:
-        """Return why today's code could not bring weights back that are made again, "" if it could."""
-        from stages.batches.prepared import DatasetInfo
-        from stages.nets.weights import load_weights  # with torch
-
-        try:
-            for file in (record / WEIGHTS).glob("*"):
-                load_weights(file)
-            for digest in prepared.values():
-                info = list_of(digest).get("dataset.json", "")
-                if info and cached(info).exists():
-                    folder = Path(self._folder.name, digest)
-                    folder.mkdir(exist_ok=True)
-                    (folder / "dataset.json").write_bytes(cached(info).read_bytes())
-                    DatasetInfo(folder)
-        except InputError:
-            return "whose weights or data today's code does not read"
-        return ""
+        return digests[0] if len(digests) == 1 and "hash: md5" in text and _is_intact(digests[0]) else ""
 
 
 def other_bits(tags: Mapping[str, str], params: Mapping[str, str], record: Path) -> str:
     """Return why what is made here now would have other bits than a run has, "" if it would not."""
     recorded: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        recorded = json.loads((record / "environment.json").read_bytes())
-    had, level = recorded.get("packages"), params.get("train.determinism")
-    if not had or not all(tags.get(f"env.{name}") for name in ("python", "torch", "numpy", "cpu", "device", "threads")):
+    with suppress(OSError, ValueError, TypeError):
+        recorded = dict(json.loads((record / "environment.json").read_bytes()))
+    had, level, device = recorded.get("packages"), params.get("train.determinism"), tags.get("env.device")
+    if not had or not all(tags.get(f"env.{name}") for name in ("python", "torch", "cpu", "device", "threads")):
         return "that do not say what they were made with"
+    if {"training", TAKEN_UP_TAG, RESUMED_TAG} & tags.keys() or params.get("train.processes", "1") != "1":
+        return "of several processes, which may have been on several machines, or of none that is known"
     if level in (None, "off"):
         return "whose bits are left open: train.determinism is off"
-    if params.get("prepare.source") not in ("digits", "fashion_mnist", "folder", "csv"):
-        return "of a source of your own, which may read what nobody keeps"
-    if (
-        params.get("prepare.source") == "fashion_mnist"
-        and params.get("prepare.path") == str(NOTHING)
-        and not _has_fashion()
-    ):
-        return "of Fashion-MNIST, which is not here"
-    if tags["env.device"] != "cpu" and (not recorded.get("gpu") or recorded["gpu"] != _gpu()):
-        return f"made on {tags['env.device']}, with other drivers than here, or none"
-    is_portable = level == instructions.PORTABLE and tags["env.device"] == "cpu"
+    source, path = params.get("prepare.source"), params.get("prepare.path")
+    if source not in ("digits", "folder", "csv") and (source != "fashion_mnist" or path in (None, str(NOTHING))):
+        return f"of {source}, whose images may come from elsewhere than git and DVC"
+    gpu = _gpu()
+    if device == "cpu" and gpu and params.get("train.device") != "cpu":
+        return "made on a CPU, where train.device: auto takes a GPU here"
+    if device != "cpu" and (not gpu or recorded.get("gpu") != gpu):
+        return f"made on {device}, with other drivers than here, or none"
+    is_portable = level == instructions.PORTABLE and device == "cpu"
     is_portable &= tags.get("env.cpu_capability") == "AVX2" and instructions.has_avx2()
     if not is_portable and tags["env.cpu"] != instructions.cpu_model():
         return f"made on another CPU: {tags['env.cpu']}"
-    if params.get("train.processes", "1") != "1":
-        return "of several processes, which may have been on several machines"
-    if params.get("train.threads", AUTO) == AUTO and tags["env.threads"] != str(thread_count(AUTO)):
-        return f"made with {tags['env.threads']} threads, where train.threads: auto gives {thread_count(AUTO)} here"
-    now = _now()
-    before = {name: had.get(name) for name in now} | {"python": tags["env.python"], "torch": tags["env.torch"]}
-    if others := [name for name in now if before[name] != now[name]]:
-        return f"made with other versions than here: {listed(f'{name} {before[name]}' for name in others)}"
+    threads = params.get("train.threads", AUTO)
+    if tags["env.threads"] != (threads := str(thread_count(AUTO)) if threads == AUTO else threads):
+        return f"made with {tags['env.threads']} threads, and not with {threads} as here"
+    before = had | {"python": tags["env.python"], "torch": tags["env.torch"]}
+    if others := [name for name in before if name not in NO_PART and before[name] != _now().get(name)]:
+        return f"made with other versions than here: {listed((f'{name} {before[name]}' for name in others), 3)}"
+    return ""
+
+
+def other_weights(record: Path, digest: str, md5: str) -> str:
+    """Return why a run's weights are not the file that its tag (SHA-256) and its dvc.lock (MD5) name, "" if they are.
+
+    They are today's code's to read, too, which has to bring them back.
+    """
+    from stages.nets.weights import load_weights  # with torch
+
+    files = [*(record / WEIGHTS).rglob("*")]
+    if len(files) != 1 or files[0].is_symlink() or not files[0].is_file():
+        return "that have not one file of weights"
+    about = files[0].stat()
+    if _digests(files[0], about.st_ino, about.st_mtime_ns, about.st_size) != (digest, md5):
+        return "whose weights are others than their tag or their dvc.lock names"
+    try:
+        load_weights(files[0])
+    except InputError:
+        return "whose weights today's code does not read"
     return ""
 
 
 @cache
-def _now() -> dict[str, str | None]:
-    """Return the versions of Python, and of what computes, here."""
-    from stages.tracking.environment import packages  # with torch
+def _digests(file: Path, *_changing: int) -> tuple[str, str]:
+    """Return the SHA-256 and the MD5 of a file; other numbers say that it may be another since."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            sha256.update(block)
+            md5.update(block)
+    return sha256.hexdigest(), md5.hexdigest()
 
-    there = packages()
+
+@cache
+def _is_intact(digest: str) -> bool:
+    """Return whether DVC's cache has a file, or a folder with all of its files, with the bytes that they had."""
+    files = [cached(one) for one in (digest, *list_of(digest).values())]
+    names = [digest.removesuffix(".dir"), *list_of(digest).values()]
+    return all(file.is_file() and _digests(file)[1] == name for file, name in zip(files, names, strict=True))
+
+
+@cache
+def _now() -> dict[str, str]:
+    """Return the versions of packages and of Python here."""
     import torch
 
-    return {name: there.get(name) for name in COMPUTE} | {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    from stages.tracking.environment import packages
+
+    return packages() | {"python": platform.python_version(), "torch": torch.__version__}
 
 
 @cache
 def _gpu() -> dict[str, str]:
+    """Return what `auto` takes here if it is no CPU, and its drivers, where that is known; {} if it is one."""
     import torch
 
     from stages.tracking.environment import gpu
 
-    return gpu(torch.device("cuda")) if torch.cuda.is_available() else {}
-
-
-def _has_fashion() -> bool:
-    from stages.sources.published import DEBIAN, DOWNLOADS, FASHION_MNIST
-
-    folders = DEBIAN, DOWNLOADS.expanduser() / "FashionMNIST" / "raw"
-    return any(all(list(folder.glob(f"{name}*")) for name in FASHION_MNIST) for folder in folders)
-
-
-def _of_list(files: Mapping[str, str]) -> str:
-    """Return the digest of a folder, as DVC computes it, with the files of these digests by their paths in it."""
-    entries = [{"md5": files[name], "relpath": name} for name in sorted(files, key=PurePosixPath)]
-    return _md5(json.dumps(entries).encode()) + ".dir"
+    if torch.cuda.is_available():
+        return gpu(torch.device("cuda"))
+    return {"name": "mps"} if torch.backends.mps.is_available() else {}
 
 
 def _md5(content: bytes) -> str:

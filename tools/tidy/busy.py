@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from filelock import FileLock, Timeout
 from stages.base.errors import InputError
 from stages.base.experiment import home
 from stages.base.text import one_line
-from stages.tracking import journal
 from tools.sweep.plan import FOLDER
 
 WAIT_SECONDS = 60.0  # for a tidy that removes
@@ -22,38 +21,40 @@ TOOLS = ("tools.rebuild", "tools.sweep", "tools.sync", "tools.tidy")  # that wri
 
 @contextmanager
 def entering() -> Iterator[None]:
-    """Hold what a tool takes to begin, and tidy has while it removes: until the tool has locks of its own.
+    """Hold what a tool takes to begin, and tidy has while it is at work: until the tool has locks of its own.
 
     Raises InputError if tidy does not end soon.
     """
-    place = home(os.environ)
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        with FileLock(place / "tidy.lock", timeout=WAIT_SECONDS, mode=0o600):
-            yield
-    except Timeout as error:
-        raise InputError(
-            "python -m tools.tidy is at work in this repository. Run this again when it has ended."
-        ) from error
+    with ExitStack() as stack:
+        with suppress(OSError):  # another user's, or read-only: a tidy finds what has begun by the locks of that
+            stack.enter_context(_held())
+        yield
 
 
 @contextmanager
 def alone() -> Iterator[None]:
     """Let no command of DVC, no sweep and no rebuild begin meanwhile. Raises InputError if one is at work."""
+    from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
 
-    try:
-        with entering(), Repo() as repo, repo.lock:
-            check_idle()
-            yield
-    except LockError as error:
-        raise InputError("DVC is at work in this repository. Let it end, and run this again.") from error
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_held())
+            stack.enter_context(stack.enter_context(Repo()).lock)
+        except LockError as error:
+            raise InputError("DVC is at work in this repository. Let it end, and run this again.") from error
+        except OSError as error:
+            raise InputError(f"the lock that others wait for cannot be had: {error}") from error
+        except DvcException as error:
+            raise InputError(f"DVC cannot be used: {error}") from error
+        check_idle()
+        yield
 
 
 def check_idle() -> None:
     """Raise InputError, which says who it is, if a stage, a sweep, DVC or another tool that writes is at work here."""
-    if who := next(chain(_locks(), _journals(), _sweeps(), _processes()), ""):
+    if who := next(chain(_locks(), _sweeps(), _processes()), ""):
         raise InputError(f"{one_line(who)} is at work in this repository. Let it end, or end it, and run this again.")
 
 
@@ -64,6 +65,21 @@ def is_at_work(command: Sequence[str]) -> bool:
         return True
     module = next((command[i + 1] for i, word in enumerate(command[:-1]) if word == "-m"), "")
     return module.split(".")[0] in ("dvc", "stages") or module in TOOLS
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    """Hold the lock of tidy. Raises InputError if it is not free soon, and OSError if it cannot be had."""
+    place = home(os.environ)
+    place.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(place / "tidy.lock", timeout=WAIT_SECONDS))
+        except Timeout as error:
+            raise InputError(
+                "python -m tools.tidy is at work in this repository. Run this again when it has ended."
+            ) from error
+        yield
 
 
 def _locks() -> Iterator[str]:
@@ -78,14 +94,7 @@ def _locks() -> Iterator[str]:
         except FileNotFoundError:  # its owner has just removed it
             continue
         except PermissionError:
-            yield f"another user's process, which has locked {lock},"
-
-
-def _journals() -> Iterator[str]:
-    place = journal.folder_of(os.environ)
-    for folder in place.iterdir() if place.is_dir() else ():
-        if journal.is_written(folder):
-            yield f"the stage that writes the journal {folder.name}"
+            yield f"another user's process (of one that was killed {lock} stays: then remove it)"
 
 
 def _sweeps() -> Iterator[str]:

@@ -4,19 +4,15 @@
 files of a folder whose list is lost. Here goes what is named, by a run that was shown to come back.
 """
 
-from collections.abc import Collection, Iterator
-from functools import cache as once
+from collections.abc import Collection
 from pathlib import Path
 
 from stages.base.errors import InputError
 from stages.tracking.git import git, git_bytes
 from tools.commits import cached, contents, list_of
 from tools.tidy.again import DIGEST
-from tools.tidy.piece import Piece, of_files
 
-BRANCHES = ("--ignore-missing", "HEAD", "--branches", "--tags", "--remotes")  # there is no HEAD before the first commit
 LOCKS, DATA = ":(top,glob)**/dvc.lock", ":(top,glob)**/*.dvc"
-RAW = ("--full-history", "-m", "--root", "--raw", "--no-abbrev", "--no-renames", "--format=")
 NO_BLOB = "0" * 40
 
 
@@ -29,37 +25,30 @@ def why_shared() -> str:
     return f"this repository has other projects of DVC: {min(others)}" if others else ""
 
 
-def committed() -> list[str]:
-    """Return each dvc.lock of branches and tags, and those of the working tree."""
-    return [*_texts(git("log", *RAW, *BRANCHES, "--", LOCKS)).values(), *_of_tree(LOCKS)]
+def committed(tips: Collection[str]) -> list[str]:
+    """Return each dvc.lock of these commits and of those before them, and those of the working tree."""
+    return [*_of_commits(tips, LOCKS), *_of_tree(LOCKS)]
 
 
-def unneeded(
-    made: Collection[str], last: Collection[str], dropped: Collection[str], texts: Collection[str]
-) -> Iterator[Piece]:
-    """Yield the outputs with the digests `made` that are in DVC's cache, and that nothing needs.
+def unneeded(made: Collection[str], dropped: Collection[str], texts: Collection[str]) -> list[Path]:
+    """Return the files of DVC's cache that are outputs with the digests `made`, and that nothing needs.
 
-    Those `last` go last: by them it is known that there is more to remove. Needed is what any .dvc file or dvc.lock
-    names of what git holds, but for the locks of the commits `dropped` of experiments, what those of the working tree
-    name, and what `texts` do. Raises InputError if it cannot be told.
+    Needed is what any .dvc file or dvc.lock names of what git holds, but for the locks of the commits `dropped` of
+    experiments, what those of the working tree name, and what `texts` do. Raises InputError if it cannot be told.
     """
-    log = ("log", "--stdin", *RAW)
     tips = {*_tips()}
-    locks, data = (
-        [*_texts(git_bytes(*log, stdin="\n".join([*of, "--", path, ""]).encode()).decode()).values(), *_of_tree(path)]
-        for path, of in ((LOCKS, tips - {*dropped}), (DATA, tips))
-    )
-    kept = {digest for text in [*locks, *data, *texts] for digest in DIGEST.findall(text)}
-    lists = {digest for text in data for digest in DIGEST.findall(text) if digest.endswith(".dir")}
-    if lost := sorted(digest for digest in lists if not cached(digest).exists()):
+    data = [*_of_commits(tips, DATA), *_of_tree(DATA)]
+    kept = _digests([*_of_commits(tips - {*dropped}, LOCKS), *data, *_of_tree(LOCKS), *texts])
+    if lost := sorted(one for one in _digests(data) if one.endswith(".dir") and not cached(one).exists()):
         raise InputError(f"of data that .dvc files name it lacks the lists of {len(lost):,} folders, such as {lost[0]}")
-    kept |= {file for digest in kept if digest.endswith(".dir") for file in list_of(digest).values()}
+    kept |= {file for digest in kept for file in list_of(digest).values()}
     files = {file for digest in made for file in [*list_of(digest).values(), digest]} - kept
-    # A list of files goes after these: what a kill has left of them is found by it.
-    order = sorted(files, key=lambda digest: (digest in last, digest.endswith(".dir"), digest))
-    if there := [path for path in map(cached, order) if path.exists()]:
-        what = f"{len(there):,} file{'s' * (len(there) > 1)}"
-        yield of_files("cache", what, "outputs of runs that have no model, or lose it", there)
+    # A list of files goes last: what a kill has left of them is found by it.
+    return [path for path in map(cached, sorted(files, key=lambda one: one.endswith(".dir"))) if path.exists()]
+
+
+def _digests(texts: Collection[str]) -> set[str]:
+    return {digest for text in texts for digest in DIGEST.findall(text)}
 
 
 def _tips() -> list[str]:
@@ -68,10 +57,12 @@ def _tips() -> list[str]:
     return [*git("for-each-ref", "--format=%(objectname)").split(), *git("log", *options, "--all", "HEAD").split()]
 
 
-@once
-def _texts(log: str) -> dict[str, str]:
-    blobs = {line.split()[3] for line in log.splitlines() if line.startswith(":")} - {NO_BLOB}
-    return {name: text.decode(errors="replace") for name, text in contents(blobs).items()}
+def _of_commits(tips: Collection[str], path: str) -> list[str]:
+    """Return the texts that the files at git's `path` have had in these commits, and in those before them."""
+    raw = ("--full-history", "-m", "--root", "--raw", "--no-abbrev", "--no-renames", "--format=")
+    log = git_bytes("log", "--stdin", *raw, stdin="\n".join([*tips, "--", path, ""]).encode())
+    blobs = {line.split()[3].decode() for line in log.splitlines() if line.startswith(b":")} - {NO_BLOB}
+    return [text.decode(errors="replace") for text in contents(blobs).values()]
 
 
 def _of_tree(path: str) -> list[str]:
