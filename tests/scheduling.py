@@ -14,6 +14,7 @@ TOGETHER = {
     "tests/tools/test_compare.py": "compared",
     "tests/tools/test_serve.py": "compared",
     "tests/tools/test_sync.py": "original",
+    "tests/tools/test_tidy.py": "tidy",
     "tests/tools/test_ui.py": "ui",
     "tests/training/test_parallel.py": "parallel",
 }

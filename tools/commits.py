@@ -6,13 +6,15 @@ configuration, what is in its cache, and the error for a directory whose list of
 
 import hashlib
 import json
+import os
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from stages.base.errors import InputError, listed
 from stages.base.params import WEIGHTS
-from stages.tracking.git import git, prefix
+from stages.tracking.git import git, git_bytes, prefix
 from tools.dvclock import as_yaml, stages_of
 
 if TYPE_CHECKING:
@@ -100,6 +102,19 @@ def text_at(commit: str, path: str) -> str:
     return git("show", f"{commit}:./{path}") if git("ls-tree", commit, path) else ""
 
 
+def contents(names: Collection[str], folder: Path = Path()) -> dict[str, bytes]:
+    """Return the content of each of git's objects that is there; a commit's file is called COMMIT:./PATH."""
+    answer = git_bytes("cat-file", "--batch", folder=folder, stdin="".join(f"{name}\n" for name in names).encode())
+    found, start = {}, 0
+    for name in names:
+        end = answer.index(b"\n", start)
+        about, start = answer[start:end], end + 1
+        if not about.endswith((b" missing", b" ambiguous")):
+            size = int(about.rsplit(b" ", 1)[1])
+            found[name], start = answer[start : start + size], start + size + 1
+    return found
+
+
 def still_missing(digests: dict[str, str]) -> list[str]:
     """Return which outputs of these digests are still nowhere to be had, as far as that is known at once.
 
@@ -109,13 +124,41 @@ def still_missing(digests: dict[str, str]) -> list[str]:
 
     if not digests or Config.from_cwd(validate=False)["remote"]:
         return []
-    return [path for path, digest in digests.items() if not _cache(Path.cwd()).exists(digest)]
+    # Of a remote that keeps versions a digest may be longer than a file's name.
+    return [path for path, digest in digests.items() if not os.path.exists(cached(digest))]  # noqa: PTH110
+
+
+def cached(digest: str) -> Path:
+    """Return the file that DVC's cache has for a digest, as the project in the current directory has it, or would."""
+    return Path(_cache(Path.cwd()).oid_to_path(digest))
+
+
+def is_whole(digest: str) -> bool:
+    """Return whether DVC's cache has a file, or a folder with all of its files."""
+    return cached(digest).exists() and all(cached(file).exists() for file in list_of(digest).values())
+
+
+def list_of(digest: str) -> dict[str, str]:
+    """Return the digests of a folder's files by their paths in it; {} for a file, or where DVC's cache has no list."""
+    file = cached(digest)
+    return _listed(file) if digest.endswith(".dir") and file.exists() else {}
+
+
+@cache
+def _listed(file: Path) -> dict[str, str]:
+    try:
+        return {entry["relpath"]: entry["md5"] for entry in json.loads(file.read_bytes())}
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"DVC's cache is damaged: {file} is no list of files") from error
 
 
 @cache
 def _cache(_folder: Path) -> "HashFileDB":
-    """Return DVC's cache as the project in the current directory has it."""
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    cache: HashFileDB = Repo().cache.local
+    try:
+        cache: HashFileDB = Repo().cache.local
+    except DvcException as error:
+        raise InputError(f"DVC's cache cannot be used: {error}") from error
     return cache

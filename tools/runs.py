@@ -15,7 +15,7 @@ from stages.base.files import read_csv, sha256
 from stages.base.text import shown_url
 from stages.tracking.datasets import dataset_record
 from stages.tracking.params import given
-from stages.tracking.result import EVALUATION_TAG, PATCH, RECORD, RECORD_TAG, USED, WEIGHTS, WEIGHTS_TAG
+from stages.tracking.result import EVALUATION_TAG, PATCH, RECORD, RECORD_TAG, TIDIED_TAG, USED, WEIGHTS, WEIGHTS_TAG
 from stages.tracking.run import close, left_running
 from stages.tracking.store import Store
 from stages.training.selection import rank
@@ -95,7 +95,7 @@ class Runs:
                 f"there are no runs yet, since there is no {store.database}: make repro comes first; {UNLOGGED}"
             )
         self.store = store
-        with self._reading():
+        with self.reading():
             self.client = store.client()
         self.experiment_id = store.experiment_id
         with suppress(Exception):  # a store that can only be read
@@ -138,8 +138,13 @@ class Runs:
 
         Raises InputError if it has none, or others than it was evaluated with.
         """
-        with self._reading():
+        with self.reading():
             files = self.client.list_artifacts(run.id, WEIGHTS)
+            if not files and TIDIED_TAG in run.tags:
+                raise InputError(
+                    f"the weights of {run.name} went with tools.tidy on {run.tags[TIDIED_TAG]};"
+                    f" python -m tools.rebuild {run.id} brings them back"
+                )
             if not files:
                 raise InputError(f"the run {run.name} was logged without its weights; python -m tools.sync adds them")
             path = Path(self.client.download_artifacts(run.id, files[0].path, str(folder)))
@@ -155,20 +160,20 @@ class Runs:
     def artifact(self, run: EvaluatedRun, path: str, folder: Path) -> Path | None:
         """Copy a file of a run into `folder`, and return its path; None if the run has no such file."""
         folder_there = path.rpartition("/")[0]  # "" and not ".", of which S3 knows nothing
-        with self._reading():
+        with self.reading():
             if path not in {file.path for file in self.client.list_artifacts(run.id, folder_there)}:
                 return None
             return Path(self.client.download_artifacts(run.id, path, str(folder)))
 
     def curve(self, run: EvaluatedRun, metric: str) -> dict[int, float]:
         """Return the values of a metric by their epochs."""
-        with self._reading():
+        with self.reading():
             values = {point.step: point.value for point in self.client.get_metric_history(run.id, metric)}
         return dict(sorted(values.items()))
 
     def evaluated(self) -> "list[MlflowRun]":
         """Return all runs that are trained and evaluated, the latest first."""
-        with self._reading():
+        with self.reading():
             return self.store.search(having=[EVALUATION_TAG])
 
     def find(self, name: str) -> EvaluatedRun:
@@ -186,9 +191,9 @@ class Runs:
         evaluated = [] if found else self.evaluated()
         if name == "best" and evaluated:
             whole = [run for run in evaluated if run.data.params.get("prepare.limit", "null") == "null"]
-            images = _data((whole or evaluated)[0])["validation"]
-            candidates = [run for run in evaluated if _data(run)["validation"] == images]
-            best = max(candidates, key=_rank)
+            images = datasets_of((whole or evaluated)[0])["validation"]
+            candidates = [run for run in evaluated if datasets_of(run)["validation"] == images]
+            best = max(candidates, key=rank_of)
             equal = listed(named(run) for run in candidates if run is not best and _ties(run, best))
             return best, f"best is {named(best)}; as good by validation: {equal}" if equal else ""
         if found:
@@ -199,17 +204,17 @@ class Runs:
 
     def _called(self, name: str) -> "list[MlflowRun]":
         """Return the evaluated runs with this id or name, the latest first."""
-        with self._reading():
+        with self.reading():
             of_id = self.store.search(run_id=name, having=[EVALUATION_TAG]) if RUN_ID.fullmatch(name) else []
             return of_id or self.store.search(tags={"mlflow.runName": name}, having=[EVALUATION_TAG])
 
     def read(self, run: "MlflowRun", remark: str = "") -> EvaluatedRun:
         """Return an evaluated run as tools read it. Raises InputError if it is of later code, or lacks files."""
-        with self._reading():
+        with self.reading():
             return self._read(run, remark)
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         """Raise InputError for whatever is wrong with the store, or with where its artifacts are."""
         try:
             yield
@@ -237,7 +242,7 @@ class Runs:
             used={name.removeprefix(USED): value for name, value in run.data.params.items() if name.startswith(USED)},
             metrics=run.data.metrics,
             tags=run.data.tags,
-            data=_data(run),
+            data=datasets_of(run),
             link=f"{self.address}/#/experiments/{self.experiment_id}/runs/{quote(run.info.run_id)}",
             patch=load_text(f"{run.info.artifact_uri}/{PATCH}") if PATCH in files else "",
             model=f"models:/{models[0].model_id}",
@@ -274,14 +279,15 @@ def named(run: "MlflowRun") -> str:
 def _ties(run: "MlflowRun", best: "MlflowRun") -> bool:
     """Return whether a run is as good as the best; of different functions no loss is lower than the other."""
     comparable = loss_of(run.data.params) == loss_of(best.data.params)
-    return _rank(run) == _rank(best) if comparable else _rank(run)[0] == _rank(best)[0]
+    return rank_of(run) == rank_of(best) if comparable else rank_of(run)[0] == rank_of(best)[0]
 
 
-def _rank(run: "MlflowRun") -> tuple[float, float]:
+def rank_of(run: "MlflowRun") -> tuple[float, float]:
+    """Return what orders evaluated runs by validation, the best highest."""
     return rank(run.data.metrics["best/valid_accuracy"], run.data.metrics["best/valid_loss"])
 
 
-def _data(run: "MlflowRun") -> dict[str, str]:
+def datasets_of(run: "MlflowRun") -> dict[str, str]:
     """Return name and digest of the dataset of each context."""
     assert run.inputs is not None  # the stages log them
     return {entry.tags[0].value: f"{entry.dataset.name} {entry.dataset.digest}" for entry in run.inputs.dataset_inputs}

@@ -14,7 +14,7 @@ machine. Doing it twice changes nothing. A run that somebody deleted in MLflow c
 whose process was killed are ended.
 
 It ends with 1 where a result failed, or one that was asked for by name was skipped. Other results that cannot be used
-are skipped, which is no failure.
+are skipped, which is no failure. What tools.tidy has removed stays so: tools.rebuild brings it back.
 """
 
 import os
@@ -36,11 +36,12 @@ from stages.tracking.artifacts import lacking, names_of
 from stages.tracking.journal import DamagedError
 from stages.tracking.params import as_logged
 from stages.tracking.replay import BusyError, Pending, delivered, pending
-from stages.tracking.result import EVALUATION_TAG, WEIGHTS_TAG
+from stages.tracking.result import EVALUATION_TAG, TIDIED_WEIGHTS_TAG, WEIGHTS_TAG
 from stages.tracking.run import close, found, has_evaluation, lacks_evaluation, left_running, of_params
 from stages.tracking.store import Store
 from tools import facts, recorded
-from tools.dvclock import read_params
+from tools.commits import contents, is_whole
+from tools.dvclock import digests_in, read_params, weights_digest
 from tools.facts import Held
 from tools.recorded import RecordedResult
 
@@ -108,6 +109,7 @@ class Sync:
         # What a dry run would have made, and what it would have completed.
         self._planned: list[tuple[dict[str, str], dict[str, str]]] = []
         self._filled: set[str] = set()
+        self._whole: dict[str, bool] = {}  # outputs by their digests: whether DVC's cache has all of them
         with reaching(store):
             if not dry_run:
                 store.client()
@@ -167,9 +169,14 @@ class Sync:
             return Outcome.FAILED, f", {self._store.why(error)}"
 
     def _is_in_place(self, result: RecordedResult) -> bool:
-        """Return whether a run has all of a result that was read once: its commit need not be read again."""
-        if not (self._exists and result.commit and (held := facts.of(result.commit).held)):
+        """Return whether a run has all of a result that was read once: its commit need not be read again.
+
+        Nor need that be there any more which tools.tidy has removed.
+        """
+        if not (self._exists and result.commit):
             return False
+        if not (held := facts.of(result.commit).held):
+            return bool(self._tidied) and self._is_tidied(result)
         runs = of_params(self._runs.get(held.digests[WEIGHTS_TAG], []), held.params)
         run = evaluated(result, held, runs)
         return run is not None and not lacking(self._store.client(), run, held.artifacts)
@@ -181,6 +188,24 @@ class Sync:
         for run in self._store.search(having=[EVALUATION_TAG]):
             runs[run.data.tags.get(WEIGHTS_TAG, "")].append(run)
         return runs
+
+    @cached_property
+    def _tidied(self) -> "dict[str, list[Run]]":
+        """The runs whose weights tools.tidy has removed, by the digests that dvc.lock has of these."""
+        tidied = defaultdict(list)
+        for run in self._store.search(having=[TIDIED_WEIGHTS_TAG]):
+            tidied[run.data.tags[TIDIED_WEIGHTS_TAG]].append(run)
+        return tidied
+
+    def _is_tidied(self, result: RecordedResult) -> bool:
+        """Return whether a run of a result was tidied, and DVC's cache has lost outputs of it, too."""
+        lock = contents([f"{result.commit}:./dvc.lock"])
+        text = next(iter(lock.values()), b"").decode(errors="replace")
+        if not any(is_of(result, run) for run in self._tidied.get(weights_digest(text), [])):
+            return False
+        made = {digest for outs in digests_in(text, "outs").values() for digest in outs.values() if digest}
+        self._whole |= {digest: is_whole(digest) for digest in made - self._whole.keys()}
+        return not all(self._whole[digest] for digest in made)
 
     def _give(self, result: RecordedResult) -> tuple[Outcome, str]:
         with result.files() as files:

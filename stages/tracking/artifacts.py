@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from stages.tracking.result import WEIGHTS, ResultFiles
+from stages.tracking.result import TIDIED_TAG, WEIGHTS, ResultFiles
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,13 +21,15 @@ def names_of(files: ResultFiles) -> list[str]:
 def lacking(client: "MlflowClient", run: "Run", names: list[str]) -> list[str]:
     """Return what a run lacks of these artifacts, of weights and its model: it was moved or removed.
 
-    Earlier versions did not log the weights.
+    Earlier versions did not log the weights. What tools.tidy has removed is not lacking.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     # Through the client each folder would be a question to the database, too.
     found = set(_files(get_artifact_repository(run.info.artifact_uri, client.tracking_uri)))
     gone = [name for name in names if name not in found]
+    if TIDIED_TAG in run.data.tags:
+        return gone
     if not any(name.startswith(f"{WEIGHTS}/") for name in found):
         gone.insert(0, WEIGHTS)
     return gone + ["model"] * bool(lost_models(client, run))

@@ -31,7 +31,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "packages": packages(),
         "os": platform.platform(),
         "cpu": {"model": cpu_model(), "cores": cores(), "flags": _cpu_flags()},
-        "gpu": _gpu(device),
+        "gpu": gpu(device),
         "threads": torch.get_num_threads(),
         "variables": {name: shown_url(value) for name, value in os.environ.items() if VARIABLES.fullmatch(name)},
     }
@@ -52,7 +52,8 @@ def _cpu_flags() -> list[str]:
     return str(flags).split()
 
 
-def _gpu(device: torch.device) -> dict[str, str]:
+def gpu(device: torch.device) -> dict[str, str]:
+    """Return name, driver and libraries of a GPU, {} for another device."""
     if device.type != "cuda":
         return {}
     try:

@@ -70,7 +70,7 @@ def changes() -> tuple[bytes, list[str]]:
 def of_process(environment: Mapping[str, str]) -> Provenance:
     """Return where what this process makes comes from. Without git it warns, and lacks commit and changes."""
     tags = {
-        "mlflow.user": _user(),
+        "mlflow.user": user(),
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "LOCAL",
         "dvc.exp_name": environment.get(EXPERIMENT_NAME, ""),
@@ -178,7 +178,8 @@ def _machine() -> str:
     return " ".join(filter(None, [platform.node(), digest, namespace]))
 
 
-def _user() -> str:
+def user() -> str:
+    """Return who runs this process, "" if they have no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name

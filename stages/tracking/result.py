@@ -23,8 +23,11 @@ JOURNAL_TAG, EVALUATED_BY_TAG = "journal", "journal.evaluation"
 NOTE_TAG = "mlflow.note.content"  # MLflow shows it as the run's description
 # A training that was killed and tried again is one run: which it is, how often it was tried, and where it went on.
 TRAINING_TAG, ATTEMPT_TAG, RESUMED_TAG = "training.id", "training.attempt", "resumed.epoch"
+TAKEN_UP_TAG = "training.taken_up"  # its process was killed, and its result may be another's
 USED = "used."  # before the names of a run's params that are not params.yaml's, but what torch was given in the end
 PATCH = "git.patch"  # the artifact that has what differed from the commit
+# When tools.tidy removed its weights and its model, and the digest by which dvc.lock names those weights.
+TIDIED_TAG, TIDIED_WEIGHTS_TAG = "tidied", "tidied.weights"
 WEIGHTS = "weights"  # the folder of a run's artifacts that holds its weights file
 
 

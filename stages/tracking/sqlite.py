@@ -121,7 +121,7 @@ def _left(database: Path, experiment: str, here: Path) -> str | None:
             [found] = connection.execute(query, (experiment,)).fetchone() or [None]
         except sqlite3.OperationalError:  # another kind of database, of which MLflow says what is wrong
             return None
-    old = _path(found or "")
+    old = path_of(found or "")
     was_beside = old.is_absolute() and old.name == here.name and old != here
     return found if was_beside and _is_here(old, here) else None
 
@@ -131,7 +131,7 @@ def _move(connection: sqlite3.Connection, table: str, column: str, old: str, her
     query = f"select distinct {column} from {table} where {column} = ? or substr({column}, 1, ?) = ?"
     for (was,) in connection.execute(query, (old, len(old) + 1, f"{old}/")).fetchall():
         new = place(here) + was.removeprefix(old)  # what follows are ids
-        if _is_here(_path(was), _path(new)):
+        if _is_here(path_of(was), path_of(new)):
             connection.execute(f"update {table} set {column} = ? where {column} = ?", (new, was))
 
 
@@ -139,7 +139,7 @@ def _is_here(old: Path, new: Path) -> bool:
     return new.exists() or not old.exists()
 
 
-def _path(text: str) -> Path:
+def path_of(text: str) -> Path:
     """Return the local path of a place, "" if it has none."""
     if not re.match(r"[\w+.-]+:", text):
         return Path(text)

@@ -22,6 +22,9 @@ from stages.tracking.result import (
     PATCH,
     RECORD,
     RECORD_TAG,
+    TAKEN_UP_TAG,
+    TIDIED_TAG,
+    TIDIED_WEIGHTS_TAG,
     WEIGHTS,
     WEIGHTS_TAG,
     ResultFiles,
@@ -40,6 +43,7 @@ from stages.tracking.run import (
 from stages.tracking.store import Store
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 
@@ -115,6 +119,7 @@ class RunWriter:
             has_training = begun.info.status == "FINISHED"
             if run_id and not has_training:
                 run.describe(start)
+                run.tag({TAKEN_UP_TAG: "its end is another's, maybe on another machine"})
         if JOURNAL_TAG in self.provenance.tags:
             run.tag(provenance.of_writer() | {EVALUATED_BY_TAG: self.provenance.tags[JOURNAL_TAG]})
         run.logged |= {(name, 0) for name in metrics if name in begun.data.metrics}
@@ -129,6 +134,7 @@ class RunWriter:
             if lost.model_id not in models_of(begun):  # its process was killed before the run had it
                 client.delete_logged_model(lost.model_id)
         run.log(metrics, 0, time, log_model(run.id, description, net, data, next(iter(models_of(begun)), None)))
+        _log_weights(client, run.id, files)
         self._log_files(run.id, files)
         run.flush()
         run.tag({EVALUATION_TAG: digests[EVALUATION_TAG]})
@@ -138,15 +144,14 @@ class RunWriter:
     def put_back(self, run_id: str, files: ResultFiles) -> None:
         """Log the files of a result, and its model, to the run that lacks some; nothing else of it changes.
 
+        What tools.tidy has removed stays so.
         Raises InputError if weights or dataset.json are not as written today.
         """
-        data, (net, description) = DatasetInfo(files.prepared), load_weights(files.weights)
-        client = self.store.client()
-        for model_id in lost_models(client, client.get_run(run_id)):
-            log_model(run_id, description, net, data, model_id)
-        with self._origin(data) as origin:
+        if TIDIED_TAG not in self.store.client().get_run(run_id).data.tags:
+            put_model_back(self.store, run_id, files)
+        with self._origin(DatasetInfo(files.prepared)) as origin:
             for path in origin.values():
-                client.log_artifact(run_id, str(path))
+                self.store.client().log_artifact(run_id, str(path))
         self._log_files(run_id, files)
 
     @contextmanager
@@ -161,8 +166,6 @@ class RunWriter:
 
     def _log_files(self, run_id: str, files: ResultFiles) -> None:
         client, lock = self.store.client(), files.lock()
-        # The weights are what our own tools load, where MLflow's model could bring code along.
-        client.log_artifact(run_id, str(files.weights), WEIGHTS)
         for path in (files.root / "params.yaml", files.root / "dvc.yaml", files.results):
             client.log_artifact(run_id, str(path))
         if lock:
@@ -173,6 +176,26 @@ class RunWriter:
         """Return what a run has of these epochs by its name and step."""
         points = points_of(self.store.client(), run) if epochs[0].keys() & run.data.metrics.keys() else {}
         return {point: value for point, value in points.items() if point[0] in epochs[0]}
+
+
+def put_model_back(store: Store, run_id: str, files: ResultFiles) -> None:
+    """Log the weights of a result, and its models that have no files, to its run. Raises what goes wrong there.
+
+    Raises InputError, and has logged nothing, if weights or dataset.json are not as written today.
+    """
+    data, (net, description) = DatasetInfo(files.prepared), load_weights(files.weights)
+    client = store.client()
+    run = client.get_run(run_id)
+    _log_weights(client, run_id, files)
+    for model_id in lost_models(client, run):
+        log_model(run_id, description, net, data, model_id)
+    for tag in run.data.tags.keys() & {TIDIED_TAG, TIDIED_WEIGHTS_TAG}:  # last: what was killed before is done again
+        client.delete_tag(run_id, tag)
+
+
+def _log_weights(client: "MlflowClient", run_id: str, files: ResultFiles) -> None:
+    # They are what our own tools load, where MLflow's model could bring code along.
+    client.log_artifact(run_id, str(files.weights), WEIGHTS)
 
 
 def snapshot(journal: Journal, files: ResultFiles, params: dict[str, str], origin: Provenance) -> None:

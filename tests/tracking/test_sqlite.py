@@ -125,7 +125,7 @@ def test_artifacts_follow_a_store_that_is_moved_or_copied(tmp_path: Path, kind: 
             at.client().get_model_version("net", "1").source,
             at.client().get_model_version_download_uri("net", "1"),
         ]
-        assert all(sqlite._path(place).is_relative_to(folder) for place in places), places
+        assert all(sqlite.path_of(place).is_relative_to(folder) for place in places), places
         assert at.client().get_experiment(elsewhere).artifact_location == str(tmp_path / "other/mlartifacts")
 
 

@@ -9,22 +9,28 @@ settings are put into an empty folder, with an empty cache of DVC, and its three
 history, metrics and predictions each is equal, bit for bit, or it is said by how much it differs, and why that may be.
 The exit status is 0 only where all is equal. With --venv the stages run with the packages that the run was made with,
 installed for it; without, those that are installed now.
+
+What tools.tidy has removed of a run that is named comes back, if prepared data and weights are equal: weights and model
+into MLflow, the outputs of prepare and train into DVC's cache. --all compares alone.
 """
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from stages.base import cli
 from stages.base.errors import InputError, listed
-from stages.base.experiment import home
+from stages.base.locks import locked
 from stages.base.text import say
-from tools.rebuild.again import bring, restored, run_stages
-from tools.rebuild.parts import Part, compared, reasons
+from stages.tracking.result import WEIGHTS
+from tools.rebuild.again import bring, bring_back, folder_of, remove_left, restored, run_stages
+from tools.rebuild.parts import PREPARED, Part, compared, reasons
 from tools.rebuild.record import Record
 from tools.runs import EvaluatedRun, Runs, named
+from tools.tidy.busy import entering
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -45,7 +51,7 @@ def main() -> None:
     outcomes: dict[str, str] = {}
     for name, run in {named(run): run for run in found}.items():
         say(f"{name}:")
-        outcomes[name] = outcome = _outcome(store, run, arguments.venv)
+        outcomes[name] = outcome = _outcome(store, run, arguments.venv, brings_back=not arguments.all)
         say(f"  {outcome}")
     if arguments.all:
         width = max(map(len, outcomes), default=0)
@@ -54,29 +60,38 @@ def main() -> None:
         raise InputError(f"{len(failed)} of {len(outcomes)} are not as they were: {listed(failed)}")
 
 
-def _outcome(store: Runs, run: "Run", venv: bool) -> str:
+def _outcome(store: Runs, run: "Run", venv: bool, brings_back: bool) -> str:
     """Rebuild a run, say what is equal and what not, and return that in a line."""
     try:
-        parts, reason = rebuild(store, store.read(run), venv)
+        parts, reason, back = rebuild(store, store.read(run), venv, brings_back)
     except InputError as error:
         return f"cannot be rebuilt: {error}"
     for part in parts:
         say(f"  {part.name}: {part.difference or 'equal, bit for bit'}")
+    for what in back:
+        say(f"  there again: {what}")
     different = [part.name for part in parts if part.difference]
     if different and reason:
         say(f"  others than for the run, so a likely reason: {reason}")
     return f"different: {', '.join(different)}" if different else EQUAL
 
 
-def rebuild(store: Runs, run: EvaluatedRun, venv: bool = False) -> tuple[list[Part], str]:
-    """Run a run's stages again, and return what they made beside what it has, and what may be why it is another.
+def rebuild(
+    store: Runs, run: EvaluatedRun, venv: bool = False, brings_back: bool = False
+) -> tuple[list[Part], str, list[str]]:
+    """Run a run's stages again; return what they made beside what it has, and what may be why it is another.
 
+    What tools.tidy has removed of the run comes back if that is wanted, and data and weights are equal; last is
+    returned what has.
     Raises InputError if something that it needs is missing, or a stage fails.
     """
-    place = home(os.environ) / "rebuild"
+    place = folder_of(os.environ)
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with TemporaryDirectory(dir=place) as name:
-        folder = Path(name)
+    with ExitStack() as stack:
+        with entering():  # tools.tidy looks for locks
+            remove_left(place)
+            folder = Path(stack.enter_context(TemporaryDirectory(dir=place)))
+            stack.enter_context(locked(folder))
         record = Record(store, run, folder / "record")
         project = restored(record, folder / "repository")
         for path in record.inputs:
@@ -85,7 +100,10 @@ def rebuild(store: Runs, run: EvaluatedRun, venv: bool = False) -> tuple[list[Pa
         if not venv and (others := record.other_packages()):
             say(f"  packages that are others than the run's: {others}")
         run_stages(record, project, python)
-        return list(compared(record, project)), reasons(record)
+        parts = list(compared(record, project))
+        is_equal = not any(part.difference for part in parts if part.name in (PREPARED, WEIGHTS))
+        back = bring_back(store, record, project) if brings_back and record.is_tidied and is_equal else []
+        return parts, reasons(record), back
 
 
 if __name__ == "__main__":

@@ -3,18 +3,37 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from stages.base.errors import InputError
+from stages.base.errors import InputError, listed
+from stages.base.experiment import home
+from stages.base.locks import locked_if_free
 from stages.base.storage import GIGABYTES
 from stages.tracking.git import GitError, git
+from tools.commits import cached
+from tools.dvclock import as_yaml, digests_in, files_of
 from tools.rebuild.record import Record
+from tools.runs import Runs
 from tools.sweep.copies import check_out, dvc
 
 SHOWN_LINES = 12  # of what a stage that failed has printed
 # Settings of the run that the rebuilding process decides anew.
 OWN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "PYTHON")
+
+
+def folder_of(environment: Mapping[str, str]) -> Path:
+    """Return the folder in which runs are rebuilt, each in one of its own."""
+    return home(environment) / "rebuild"
+
+
+def remove_left(place: Path) -> None:
+    """Remove what rebuilds that were killed have left in their common folder."""
+    for folder in place.iterdir():
+        with locked_if_free(folder) as is_free:
+            if is_free:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def restored(record: Record, folder: Path) -> Path:
@@ -79,3 +98,28 @@ def run_stages(record: Record, project: Path, python: Path) -> None:
     ran = [line for line in ended.stdout.splitlines() if line.startswith("Running stage")]
     if len(ran) != 3:
         raise InputError(f"{len(ran)} of 3 stages have run")
+
+
+def bring_back(store: Runs, record: Record, project: Path) -> list[str]:
+    """Bring a run's weights and model to MLflow, and the outputs of prepare and train to DVC's cache.
+
+    Return what is there again. Raises InputError, and has brought nothing to MLflow, if today's code cannot read the
+    weights or the data, or DVC fails.
+    """
+    from stages.batches.prepared import DatasetInfo
+    from stages.nets.weights import load_weights
+    from stages.tracking.writer import put_model_back  # with torch
+
+    text = (project / "dvc.lock").read_text(encoding="utf-8")
+    files = files_of(as_yaml(text.encode()), project)
+    DatasetInfo(files.prepared)
+    load_weights(files.weights)
+    outs = digests_in(text, "outs")
+    made = {**outs["prepare"], **outs["train"]}
+    cache = Path(dvc("cache", "dir")).resolve()
+    dvc("cache", "dir", "--local", str(cache), folder=project)
+    dvc("commit", "--force", "--quiet", "prepare", "train", folder=project)
+    with store.reading():
+        put_model_back(store.store, record.run.id, files)
+    back = [path for path in made if made[path] and cached(made[path]).exists()]
+    return ["its weights and model in MLflow", f"{listed(back, 5)} in DVC's cache"]

@@ -21,6 +21,8 @@ from tools.dvclock import as_yaml, digests_of, files_of, read_params
 from tools.rebuild.record import Record
 from tools.runs import EvaluatedRun, read_predictions
 
+PREPARED = "prepared data"  # what one part is called
+
 
 @dataclass(frozen=True)
 class Part:
@@ -45,8 +47,8 @@ def compared(record: Record, project: Path) -> Iterator[Part]:
     inputs = [path for path in sorted(had) if path not in recorded and had[path] != read.get(path)]
     yield Part("code and data that are read", listed(inputs))
     data = str(files.prepared.relative_to(project))
-    yield Part("prepared data", "" if made.get(data) == recorded.get(data) else "of another digest")
-    yield Part("weights", _weights(record, files.weights))
+    yield Part(PREPARED, "" if made.get(data) == recorded.get(data) else "of another digest")
+    yield Part(WEIGHTS, _weights(record, files.weights))
     history = pd.read_csv(files.history).set_index("epoch")
     rows = {f"{name} of epoch {epoch}": value for name in history for epoch, value in history[name].items()}
     had_rows = {f"{name} of epoch {epoch}": v for name in history for epoch, v in record.curve(str(name)).items()}
@@ -83,6 +85,8 @@ def _changes(now: Mapping[str, object], before: Mapping[str, object]) -> str:
 
 def _weights(record: Record, path: Path) -> str:
     tag = record.run.tags[WEIGHTS_TAG]
+    if record.is_tidied:
+        return "" if sha256(path) == tag else "of another digest"
     logged = record.artifact(f"{WEIGHTS}/{path.name}")
     if sha256(logged) != tag:
         return f"the file in the store is not the one of the run's {WEIGHTS_TAG}"

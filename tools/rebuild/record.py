@@ -11,7 +11,7 @@ from stages.base.errors import InputError, listed
 from stages.base.params import RANDOM, WEIGHTS
 from stages.base.text import say
 from stages.tracking import environment
-from stages.tracking.result import PATCH
+from stages.tracking.result import PATCH, TIDIED_TAG
 from tools.dvclock import as_yaml, read_params
 from tools.runs import EvaluatedRun, Runs
 
@@ -40,6 +40,11 @@ class Record:
         if (path := self._store.artifact(self.run, name, self.folder)) is None:
             raise InputError(f"it has no {name}")
         return path
+
+    @property
+    def is_tidied(self) -> bool:
+        """Whether tools.tidy has removed its weights and its model."""
+        return TIDIED_TAG in self.run.tags
 
     @property
     def inputs(self) -> list[Path]:

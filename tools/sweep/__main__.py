@@ -14,6 +14,7 @@ runs them on a cluster of Ray's; docs/scale.md says what its nodes need.
 """
 
 import argparse
+from contextlib import ExitStack
 from functools import partial
 
 from filelock import FileLock, Timeout
@@ -30,6 +31,7 @@ from tools.sweep.plan import FOLDER, Plan
 from tools.sweep.progress import report
 from tools.sweep.results import SweepRuns
 from tools.sweep.sweep import Sweep
+from tools.tidy.busy import entering
 
 
 def main() -> None:
@@ -57,7 +59,9 @@ def main() -> None:
     plan = Plan.of(arguments.overrides, arguments.search, arguments.name, None if arguments.cluster else jobs)
     folder = FOLDER / plan.name
     try:
-        with FileLock(folder / "lock", timeout=0):
+        with ExitStack() as stack:
+            with entering():
+                stack.enter_context(FileLock(folder / "lock", timeout=0))
             runner: LocalRunner | ClusterRunner
             if arguments.cluster:
                 runner = ClusterRunner(plan, arguments.cluster, arguments.git_remote, arguments.jobs)
