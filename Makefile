@@ -42,7 +42,7 @@ test: setup ## the tests, but those of soak; TESTS=tests/nets for some of them
 soak: setup ## the tests that take minutes or drive a browser
 	"$(BIN)"/python -m pytest -n 2 --dist loadscope -m slow
 
-torture: setup ## long counts of kills and outages, and another CPU of this one's maker
+torture: setup ## long counts of kills and outages, other CPUs (apt-get install qemu-user), the bench; hours
 	"$(BIN)"/python -m pytest -m torture $(TESTS)
 
 check: setup ## format, lint, types, contract

@@ -149,6 +149,8 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Project:
     """A copy of the project in a git repository of its own, with commands run as a user would run them."""
 
+    limit = 300  # seconds that a command may take
+
     def __init__(self, root: Path) -> None:
         self.root = root
         listed = subprocess.run(
@@ -203,11 +205,11 @@ class Project:
         with tempfile.NamedTemporaryFile("a") as printed, open(printed.name) as read:  # noqa: PTH123
             process = self._start(command, environment, printed)
             try:
-                process.wait(timeout=300)
+                process.wait(timeout=self.limit)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                pytest.fail(f"{' '.join(command)} has not ended after 300 s:\n{read.read()}")
+                pytest.fail(f"{' '.join(command)} has not ended after {self.limit} s:\n{read.read()}")
             output = read.read()
         assert (process.returncode != 0) == fails, f"{' '.join(command)} exited with {process.returncode}:\n{output}"
         return output

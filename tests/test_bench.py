@@ -13,7 +13,7 @@ from bench.figures import END, START, goals, named, tables, write
 from tests.conftest import ROOT, clean_environment
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_training_beside_peers(tmp_path: Path) -> None:
     out = tmp_path / "performance.md"
     out.write_text(f"before\n{START}\nold\n{END}\nafter\n")
