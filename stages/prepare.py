@@ -32,7 +32,7 @@ from stages.base import cli
 from stages.base.errors import InputError, listed
 from stages.base.files import replacing, rounded, write_csv, write_json, write_parquet
 from stages.base.params import PrepareParams, load_params
-from stages.base.storage import check_place, check_writable, on_disk
+from stages.base.storage import Cache, check_place, check_writable, on_disk
 from stages.base.text import printable, say, warn
 from stages.sources.images import ImageSpec, to_picture
 from stages.sources.loading import load_source
@@ -71,8 +71,8 @@ def prepare(params: PrepareParams, prepared: Path) -> None:
         if params.shard_mb is None:
             raise InputError(f"prepare.shards_to: {params.shards_to!r} is for shards, with prepare.shard_mb, e.g. 64")
         if folder := on_disk(params.shards_to):
-            check_apart("shards_to", folder, prepared)
-            check_apart("shards_to", folder, Path(params.path))
+            for other in (prepared, Path(params.path), Cache.from_environment(os.environ).folder):
+                check_apart("shards_to", folder, other)
     listing.unlink(missing_ok=True)
     source, raw = limited(load_source(params), params.limit, params.seed), Path(params.path)
     if source.images is None:

@@ -28,7 +28,7 @@ PLACE = re.compile(r"(?!.*::)((file://)?/|(?!file:|local:)[\w+.-]+://[^/?#])[^?#
 WAITS = (1.0, 5.0, None)  # seconds before another try; the libraries below try for a while themselves
 # How long a file may take, with all tries: so many seconds, and one for so many of its bytes.
 SECONDS, BYTES_A_SECOND = 120.0, 500_000
-FORGOTTEN_SECONDS = 86_400.0  # after which what a killed process has left half fetched is removed
+FORGOTTEN_SECONDS = 3_600.0  # after which what a killed process has left half fetched is removed
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # which no other try changes
 
 
@@ -41,7 +41,6 @@ def check_place(name: str, folder: str) -> None:
         raise InputError(f"{name}: {shown!r} holds a key, which belongs into the environment; {accepted}")
     if not PLACE.fullmatch(folder):
         raise InputError(f"{name}: {shown!r}; {accepted}")
-    _system(folder)
 
 
 def check_writable(folder: str) -> None:
@@ -51,7 +50,7 @@ def check_writable(folder: str) -> None:
         file.write_text(uuid4().hex)
         system, path = _system(store(file, folder, sha256(file)))
     with suppress(Exception):  # of any library
-        system.rm_file(path)
+        system.rm_file(path, **({"timeout": SECONDS} if system.async_impl else {}))
 
 
 def is_stored(place: str) -> bool:
@@ -79,7 +78,7 @@ def store(file: Path, folder: str, digest: str) -> str:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 copy_synced(file, target)
             return
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, PermissionError):  # the latter is S3's answer where one may not list
             # That of S3 is the md5 of what came as a whole. Without one, it is sent again: to read it would cost more.
             known = str(system.info(path, **limit).get("ETag")).strip('"')
             if known == hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest():

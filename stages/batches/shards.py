@@ -126,7 +126,7 @@ class Shards:
             except (OSError, EOFError, ValueError) as error:
                 if self._cache and isinstance(error, FileNotFoundError):
                     continue  # another process has just made room
-                if self._cache and not is_again:
+                if self._cache and not is_again and not isinstance(error, OSError):
                     is_again = True
                     with suppress(OSError):
                         file.unlink()
@@ -146,9 +146,11 @@ def grouped(order: Tensor, shards: Tensor, generator: torch.Generator) -> Tensor
     `shards`, int64 (n,), has the shard of each place. Those of a group of shards stay in their order: where all are
     one group, nothing changes and nothing is drawn.
     """
-    present, which = shards.unique(return_inverse=True)
+    present = shards.bincount().nonzero().flatten()
     if len(present) <= OPEN:
         return order
-    group = torch.empty(len(present), dtype=torch.int64)
-    group[torch.randperm(len(present), generator=generator)] = torch.arange(len(present)) // OPEN
-    return order[group[which[order]].argsort(stable=True)]
+    group = torch.empty(int(present[-1]) + 1, dtype=torch.int64)
+    group[present[torch.randperm(len(present), generator=generator)]] = torch.arange(len(present)) // OPEN
+    # numpy sorts few bits by radix: a third of the time.
+    few_bits = np.min_scalar_type(len(present) // OPEN)
+    return order[torch.from_numpy(group[shards[order]].numpy().astype(few_bits).argsort(kind="stable"))]

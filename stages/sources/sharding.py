@@ -43,8 +43,8 @@ def layout(names: Sequence[str], image_bytes: int, shard_mb: float | None) -> La
         bits += 1
     if not bits:
         return Layout(np.arange(len(names)), np.array([len(names)]))
-    heads = [int.from_bytes(sha256(name.encode()).digest()[:8]) for name in names]
-    shards = np.array([head >> (64 - bits) for head in heads], np.int64)
+    heads = (int.from_bytes(sha256(name.encode()).digest()[:8]) >> (64 - bits) for name in names)
+    shards = np.fromiter(heads, np.int64, len(names))
     places = np.empty(len(shards), np.int64)
     places[shards.argsort(kind="stable")] = np.arange(len(shards))
     return Layout(places, np.bincount(shards, minlength=2**bits))

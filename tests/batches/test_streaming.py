@@ -193,8 +193,11 @@ print(images.long().sum().item())
     assert sum(file.stat().st_size for file in cache.iterdir()) <= LIMIT + 6 * 5_000
 
 
-def test_what_is_lost_or_damaged_is_named(remote: Path, server: dict[str, str]) -> None:
-    place = pd.read_csv(remote / "shards.csv")["file"][7]
+def test_what_is_lost_or_damaged_is_named_and_can_be_put_back(
+    remote: Path, server: dict[str, str], tmp_path: Path
+) -> None:
+    shards = pd.read_csv(remote / "shards.csv")
+    place, digest = shards["file"][7], shards["sha256"][7]
     thing = bucket(server).Object(place.removeprefix(f"s3://{BUCKET}/"))
     content = thing.get()["Body"].read()
     split = Prepared(remote).split("train", CPU)
@@ -207,6 +210,10 @@ def test_what_is_lost_or_damaged_is_named(remote: Path, server: dict[str, str]) 
             InputError, match=rf"{place} cannot be fetched: ValueError: its sha256 is [0-9a-f]+, should"
         ):
             split.read(slice(None))
+        shard = tmp_path / "again.npy"
+        shard.write_bytes(content)
+        assert store(shard, PLACE, digest) == place
+        assert thing.get()["Body"].read() == content
     finally:
         thing.put(Body=content)
     split.read(slice(None))

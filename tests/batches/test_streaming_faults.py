@@ -118,9 +118,12 @@ def test_the_first_shards_of_an_epoch_are_fetched_in_the_one_before(streamed: Pa
     wait_until(lambda: {file.stem for file in cache.glob("*.npy")} >= set(digests))
 
 
-@pytest.mark.parametrize("where", ["set", "set/inside", "raw/inside"])
+@pytest.mark.parametrize("where", ["set", "set/inside", "raw/inside", "home/shards"])
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
-def test_storage_that_would_be_replaced_is_refused(tmp_path: Path, where: str, form: str) -> None:
+def test_storage_that_would_be_replaced_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, form: str
+) -> None:
+    monkeypatch.setenv("REPRONET_HOME", str(tmp_path / "home"))
     write_image(tmp_path / "raw/a/1.png", 1)
     values = {
         "source": "folder",

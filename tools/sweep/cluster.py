@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from stages.base.errors import InputError, listed
 from stages.base.params import Params
@@ -25,13 +24,11 @@ from tools.sweep.copies import identity
 from tools.sweep.experiments import Description, Ending, Phase, Runner, State
 from tools.sweep.local import COPIES
 from tools.sweep.plan import FOLDER, Plan
-from tools.sweep.reach import check_reaches, dvc_settings, reachable, send_data
+from tools.sweep.reach import check_reaches, dvc_settings, is_own, send_commit, send_data, url_of
 from tools.sweep.results import SweepRuns, commits_of, metrics_of, owner_of, taken
 from tools.sweep.template import Template
 
-RETRIES = 3  # of an experiment whose node died
 FETCH_PAUSES = (2.0, 10.0, 0.0)  # seconds, between tries
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ANSWER_SECONDS = 10.0  # in which a cluster takes a connection
 STOP_SECONDS = node.GRACE_SECONDS + 10
 
@@ -53,18 +50,7 @@ class ClusterRunner(Runner):
                 f"--cluster: nodes cannot reach MLflow at {self.runs.uri}; MLFLOW_TRACKING_URI=http://… names a server,"
                 " see docs/server.md"
             )
-        settings, has_shared_cache = dvc_settings()
-        repository, source = reachable(plan.baseline, git_remote)
-        self._common: dict[str, Any] = {
-            "repository": repository,
-            "baseline": plan.baseline,
-            "source": source,
-            "project": str(prefix()),
-            "settings": {key: identity(key) for key in ("user.name", "user.email")},
-            "dvc": settings,
-            "has_shared_cache": has_shared_cache,
-            "owner": self._owner,
-        }
+        dvc, repository = dvc_settings(), url_of(git_remote)
         self._mlflow = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
         self._ray = connected(address)
         # Where its node dies it comes back on another, and the trials tell it all that they have told before.
@@ -78,8 +64,20 @@ class ClusterRunner(Runner):
             if not fitting(wanted := self._resources(params), nodes):
                 raise InputError(f"--cluster: an experiment needs {shown(wanted)}, and no node has them")
         addresses = {each["NodeManagerAddress"] for each in self._ray.nodes() if each["Alive"]}
-        if len(addresses) > 1 and urlsplit(self.runs.uri).hostname in LOOPBACK:
-            warn(f"warning: MLFLOW_TRACKING_URI={shown_url(self.runs.uri)} is another machine on each node")
+        storage = {params.prepare.shards_to for params in plan.examples} - {None}
+        for place in filter(is_own, [self.runs.uri, repository, *dvc.places, *map(str, storage)]):
+            if len(addresses) > 1:
+                warn(f"warning: {shown_url(place)} is each node's own, unless it is a folder that they share")
+        self._common: dict[str, Any] = {
+            "repository": repository,
+            "baseline": plan.baseline,
+            "source": send_commit(plan.baseline, git_remote),
+            "project": str(prefix()),
+            "settings": {key: identity(key) for key in ("user.name", "user.email")},
+            "dvc": dvc.text,
+            "has_shared_cache": dvc.has_shared_cache,
+            "owner": self._owner,
+        }
 
     def room(self) -> int | None:
         if self._jobs:
@@ -101,7 +99,7 @@ class ClusterRunner(Runner):
             **self._common,
         )
         resources = self._resources(overrides.check(description.overrides))
-        options = {**resources, "max_retries": RETRIES, "name": name}
+        options = {**resources, "max_retries": node.RETRIES, "name": name}
         self._began.discard(name)
         self._reports.forget.remote(name)
         self._tasks[name] = self._attempt.options(**options).remote(trial, self._reports)
@@ -129,7 +127,7 @@ class ClusterRunner(Runner):
                 self.check(self._descriptions[name], outcome["commit"])
                 log.unlink(missing_ok=True)
                 if "left" in outcome:
-                    warn(f"warning: {name}: MLflow lacks what its node has kept, in {outcome['left']}")
+                    warn(f"warning: {name}: MLflow lacks what its node has kept {outcome['left']}")
                 return Ending(State.DONE, metrics=metrics_of(outcome["commit"]))
         except InputError as error:  # git's remote is away, or another clone's sweep has made this name its own
             there = f"on the remote: dvc exp remove -g {self._remote} {name}"

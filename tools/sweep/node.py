@@ -27,6 +27,7 @@ from uuid import uuid4
 from stages.tracking.git import git, git_bytes
 
 LOG = "log"  # what DVC and the stages print
+RETRIES = 3  # of an experiment whose node died
 GRACE_SECONDS = 60.0  # what a trial has to end its training in order
 OF_RAY = ("RAY_", "OMP_NUM_THREADS", "PYTHONPATH")
 PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
@@ -61,9 +62,17 @@ class Reports:
 
     def __init__(self) -> None:
         self._epochs: dict[str, list[tuple[int, float]]] = {}
+        self._attempts: dict[str, int] = {}
 
     def forget(self, name: str) -> None:
         self._epochs.pop(name, None)
+        self._attempts.pop(name, None)
+
+    def begin(self, name: str) -> int:
+        """Return how many attempts there have been, with this one."""
+        self._epochs[name] = []
+        self._attempts[name] = self._attempts.get(name, 0) + 1
+        return self._attempts[name]
 
     def put(self, name: str, epochs: list[tuple[int, float]]) -> None:
         self._epochs[name] = epochs
@@ -77,7 +86,8 @@ def attempt(trial: Trial, reports: Any) -> dict[str, str]:
 
     If an earlier attempt, whose node died, has brought it there, that is it. {"left"} says which rows MLflow lacks.
     """
-    reports.put.remote(trial.name, [])
+    if begun(trial, reports) > RETRIES + 1:  # Ray counts no attempt that it has ended for its node's memory
+        return {"reason": f"{RETRIES + 1} attempts have died; perhaps no node has the memory"}
     scratch = scratch_folder()
     folder = scratch / trial.owner / trial.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +104,16 @@ def attempt(trial: Trial, reports: Any) -> dict[str, str]:
         if "commit" in ended and "left" not in ended:
             shutil.rmtree(folder, ignore_errors=True)  # with its checkpoints, which one that failed goes on from
         return ended
+
+
+def begun(trial: Trial, reports: Any) -> int:
+    """Say that it begins; return how many attempts have begun, 0 if they cannot be counted now."""
+    import ray
+
+    with suppress(ray.exceptions.RayError):
+        count: int = ray.get(reports.begin.remote(trial.name), timeout=30)
+        return count
+    return 0
 
 
 def scratch_folder() -> Path:
@@ -174,6 +194,10 @@ def run(trial: Trial, project: Path, folder: Path, scratch: Path, lock: int, rep
         "DVC_SITE_CACHE_DIR": str(folder / "site"),  # else what DVC notes of each clone stays on the node
     }
     (folder / LOG).unlink(missing_ok=True)
+    for made in (folder / "home", scratch / "shards"):
+        made.mkdir(exist_ok=True)
+    with suppress(FileExistsError):  # one cache of streamed shards for all of a node
+        (folder / "home/shards").symlink_to(scratch / "shards")
     said, last = b"", dict[str, Any]()
     process: subprocess.Popen[bytes] | None = None
     try:

@@ -11,6 +11,7 @@ a file in FOLDER.
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -52,7 +53,10 @@ def trial(log: Path, scratch: Path, name: str, overrides: Sequence[str]) -> dict
         return {"reason": reason_of_failure(output) or f"dvc exited with {code}"}
     dvc("push")  # the files first; `dvc exp push` sends the commit before them
     commit, left = sent(*ref), journals_left()
-    return {"commit": commit, "left": f"journals at {folder_of(os.environ)}: {left}"} if left else {"commit": commit}
+    if not left:
+        return {"commit": commit}
+    home = folder_of(os.environ).parent
+    return {"commit": commit, "left": f"on {socket.gethostname()}: REPRONET_HOME={home} python -m tools.sync; {left}"}
 
 
 def run(log: Path, scratch: Path, name: str, overrides: Sequence[str]) -> int:

@@ -25,10 +25,10 @@ from tests.conftest import Project, runs
 from tests.servers import Server
 from tools.sweep.cluster import ClusterRunner, fitting
 from tools.sweep.experiments import Ending, Phase, State
-from tools.sweep.node import locked, remove_abandoned, scratch_folder
+from tools.sweep.node import RETRIES, Trial, locked, remove_abandoned, scratch_folder
 from tools.sweep.overrides import grid
 from tools.sweep.plan import Plan
-from tools.sweep.reach import check_reaches, dvc_settings
+from tools.sweep.reach import check_reaches, dvc_settings, is_own
 from tools.sweep.results import SweepRuns
 from tools.sweep.template import Template
 
@@ -185,6 +185,57 @@ def test_what_is_stopped_and_what_fails(
         ray.shutdown()
 
 
+@pytest.mark.slow
+def test_remotes_that_are_away_and_a_folder_of_a_repository(
+    project: Project,
+    cluster: Cluster,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    project("sh", "-c", "mkdir -p mono/sub; git mv $(git ls-files | grep -o '^[^/]*' | sort -u) mono/sub")
+    project("git", "commit", "-qam", "moved")
+    monkeypatch.chdir(project.root / "mono/sub")
+    Path("new.txt").write_text("of the patch")
+    project("git", "add", "mono/sub/new.txt")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    plan = Plan.of(["train.epochs=200", "train.optimizer.lr=0.01,0.02", "train.threads=1"], None, "far", None)
+    runner = ClusterRunner(plan, cluster.address, "origin")
+    storage = tmp_path / "storage"
+    try:
+        counted = runner._reports
+        for number in range(1, RETRIES + 2):
+            assert ray.get(counted.begin.remote("dying")) == number
+        dying: dict[str, Any] = {"name": "dying", "patch": b"", "overrides": (), "environment": {}}
+        ended = ray.get(runner._attempt.remote(Trial(**dying, **runner._common), counted))
+        assert ended == {"reason": "4 attempts have died; perhaps no node has the memory"}
+        first, second = (plan.experiment(n, values, {}, ()).description for n, values in enumerate(grid(plan.axes)))
+        runner.start(first)
+        wait_until(lambda: runner.report(first.name))
+        storage.write_text("no folder")
+        wait_until(lambda: runner.poll(first.name) is Phase.ENDED)
+        failed = runner.collect(first.name)
+        assert failed.state is State.FAILED
+        assert failed.reason.startswith("dvc push failed: ")
+        assert refs(project, "origin") == {}, "no commit whose files nobody has"
+        storage.unlink()
+        runner.start(first)
+        wait_until(lambda: runner.poll(first.name) is Phase.ENDED)
+        assert runner.collect(first.name).state is State.DONE
+        runner.start(second)
+        wait_until(lambda: runner.report(second.name))
+        server.kill()
+        wait_until(lambda: runner.poll(second.name) is Phase.ENDED)
+        server.start()
+        assert runner.collect(second.name).state is State.DONE
+        kept = capsys.readouterr().err.split(f"warning: {second.name}: MLflow lacks what its node has kept on ")[1]
+        print(kept)
+        assert refs(project, "origin").keys() == refs(project, ".").keys() == {first.name, second.name}
+    finally:
+        ray.shutdown()
+
+
 @pytest.mark.parametrize(
     ("prepared", "arguments", "said"),
     [
@@ -225,6 +276,18 @@ def test_files_that_no_node_would_have(project: Project, monkeypatch: pytest.Mon
         check_reaches(template.made(plan.experiment(0, {}, {}, ()).description))
     shutil.rmtree(project.root / "copy")
     check_reaches(Template(project.root / "copy", []).made(plan.experiment(0, {}, {}, ()).description))
+
+
+def test_places_that_each_machine_has_for_itself() -> None:
+    own = [
+        "/home/me/storage",
+        "file:///home/me",
+        "http://127.0.0.1:5000",
+        "http://me@localhost:9000/x",
+        "ssh://[::1]/x",
+    ]
+    shared = ["s3://bucket/x", "git@example.org:me/x.git", "https://example.org", "ssh://example.org/home"]
+    assert [place for place in own + shared if is_own(place)] == own
 
 
 def test_what_fits_is_counted_by_nodes() -> None:
@@ -278,8 +341,8 @@ def test_nodes_get_no_secret_of_dvc_s_remote(project: Project, monkeypatch: pyte
     project("dvc", "remote", "add", "-q", "--local", "-d", "team", "s3://bucket/data")
     for name, value in {"endpointurl": "https://s3.example.org", "secret_access_key": "a-secret"}.items():
         project("dvc", "remote", "modify", "-q", "--local", "team", name, value)
-    text, has_shared_cache = dvc_settings()
-    assert text.split("\n") == [
+    found = dvc_settings()
+    assert found.text.split("\n") == [
         "[core]",
         "    remote = team",
         "['remote \"team\"']",
@@ -287,9 +350,10 @@ def test_nodes_get_no_secret_of_dvc_s_remote(project: Project, monkeypatch: pyte
         "    endpointurl = https://s3.example.org",
         "",
     ]
-    assert not has_shared_cache
+    assert found.places == ["s3://bucket/data", "https://s3.example.org"]
+    assert not found.has_shared_cache
     project("dvc", "cache", "dir", "-q", "/shared/cache")
-    assert dvc_settings()[1]
+    assert dvc_settings().has_shared_cache
     project("dvc", "remote", "add", "-q", "-f", "--local", "-d", "team", "https://me:a-secret@example.org")
     with pytest.raises(
         InputError, match=r"the DVC remote team has a password in its address, https://\*\*\*@example.org"
