@@ -70,7 +70,7 @@ def dvc_settings() -> DvcSettings:
 def check_reaches(template: Path) -> None:
     """Raise InputError if experiments here would have files that neither git nor DVC has, so that no node does."""
     own = (":(exclude).dvc/config.local", ":(exclude).dvc/tmp", ":(exclude).dvc/cache")
-    new = git("diff", "--name-only", "--relative", "-z", "--diff-filter=A", "HEAD", folder=template).split("\0")
+    new = git("diff", "--name-only", "--relative", "-z", "--diff-filter=A", "HEAD").split("\0")
     added = {f":(exclude,literal){name}" for name in new if name}
     if missing := untracked(".", *own, *added, folder=template, ignored=True):
         raise InputError(f"--cluster: nodes would lack what neither git nor DVC has: {listed(missing, 5)}")

@@ -185,7 +185,7 @@ def test_what_is_stopped_and_what_fails(
         ray.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_remotes_that_are_away_and_a_folder_of_a_repository(
     project: Project,
     cluster: Cluster,
@@ -230,7 +230,10 @@ def test_remotes_that_are_away_and_a_folder_of_a_repository(
         server.start()
         assert runner.collect(second.name).state is State.DONE
         kept = capsys.readouterr().err.split(f"warning: {second.name}: MLflow lacks what its node has kept on ")[1]
-        print(kept)
+        with_home = kept.split(": ")[1].split(";")[0]
+        project("sh", "-c", f"cd mono/sub && {with_home}", MLFLOW_TRACKING_URI=server.uri)
+        rows = [(run.data.tags["dvc.exp_name"], run.info.status) for run in runs(server.uri)]
+        assert sorted(rows) == sorted((each.name, "FINISHED") for each in (first, second))
         assert refs(project, "origin").keys() == refs(project, ".").keys() == {first.name, second.name}
     finally:
         ray.shutdown()
