@@ -179,7 +179,7 @@ def train(
     ):
         started = time.perf_counter()
         at = checkpoint.resume(kept, parts)
-        run.resumed(at.rows)
+        run.resumed(at.rows, at.batches)
         progress.update(steps * (at.epoch - 1) + at.batches)
         while not at.has_ended:
             epoch = at.epoch

@@ -100,7 +100,7 @@ def check(project: Project, lock: str, expected: dict[str, str], epoch: int, epo
     assert outputs(lock) == expected
     [run] = project.runs()
     assert run.info.status == "FINISHED"
-    assert run.data.tags.get("resumed.epoch") == (str(epoch) if epoch else None), "none before the first has ended"
+    assert run.data.tags.get("resumed.epoch") == str(epoch), "also within the first"
     assert "mlflow.note.content" not in run.data.tags
     client = mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db")
     for name, distance, last in [("train/loss", 1, epochs), ("step/loss", STEPS // 2, STEPS * epochs)]:

@@ -44,6 +44,7 @@ from tools.commits import contents, is_whole
 from tools.dvclock import digests_in, read_params, weights_digest
 from tools.facts import Held
 from tools.recorded import RecordedResult
+from tools.tidy.busy import entering
 
 BUSY_SECONDS = 60.0  # that another process is waited for, which brings a journal
 
@@ -79,6 +80,9 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--deleted", action="store_true", help="bring back runs that were deleted in MLflow, too")
     arguments = parser.parse_args()
+    if not arguments.dry_run:
+        with entering():  # tools.tidy looks for processes
+            pass
     results = recorded.named(arguments.names) if arguments.names else recorded.everything()
     sync = Sync(Store.from_environment(), arguments.dry_run, arguments.deleted)
 

@@ -30,7 +30,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages(),
         "os": platform.platform(),
-        "cpu": {"model": cpu_model(), "cores": cores(), "flags": _cpu_flags()},
+        "cpu": {"model": cpu_model(), "cores": cores(), "flags": cpu_flags()},
         "gpu": gpu(device),
         "threads": torch.get_num_threads(),
         "variables": {name: shown_url(value) for name, value in os.environ.items() if VARIABLES.fullmatch(name)},
@@ -44,7 +44,8 @@ def packages() -> dict[str, str]:
     return dict(sorted(folder.name.removesuffix(".dist-info").rsplit("-", 1) for folder in folders))
 
 
-def _cpu_flags() -> list[str]:
+def cpu_flags() -> list[str]:
+    """Return what the CPU says that it can do, [] where it does not."""
     try:
         [flags] = re.findall(r"^(?:flags|Features)\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
     except (OSError, ValueError):  # not Linux

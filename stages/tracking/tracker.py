@@ -188,12 +188,12 @@ class TrainingRun:
         self._record.write(start)
         self._record.follow()
 
-    def resumed(self, rows: list[dict[str, float]]) -> None:
-        """Go on after these rows of the history, of which the run has what was logged before the interruption."""
+    def resumed(self, rows: list[dict[str, float]], batches: int) -> None:
+        """Go on after these rows of the history, of which the run has what was logged before, and batches."""
         for row in rows:
             self.log_epoch(row)
-        if rows:
-            self._tag(RESUMED_TAG, f"{rows[-1]['epoch']:.0f}")
+        if rows or batches:
+            self._tag(RESUMED_TAG, f"{rows[-1]['epoch'] if rows else 0:.0f}")
 
     def log_epoch(self, row: dict[str, float]) -> None:
         """Log a row of the history: all but its "epoch", which is the step."""

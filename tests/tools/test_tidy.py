@@ -26,7 +26,7 @@ from stages.tracking.store import Store
 from tests.conftest import ROOT, Project, clean_environment
 from tests.tools.test_rebuild import BACK, OWN, experiment, with_a_result
 from tools import recorded, sync
-from tools.commits import still_missing
+from tools.commits import cached, list_of, still_missing
 from tools.dvclock import as_yaml, digests_in, digests_of, weights_digest
 from tools.runs import Runs
 from tools.tidy import __main__ as command
@@ -140,9 +140,10 @@ def test_which_bits_would_be_others(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     import torch
 
-    from stages.tracking.environment import packages
+    from stages.tracking.environment import cpu_flags, packages
 
-    recorded: dict[str, Any] = {"packages": packages(), "gpu": {}}
+    system = platform.platform()
+    recorded: dict[str, Any] = {"packages": packages(), "gpu": {}, "os": system, "cpu": {"flags": cpu_flags()}}
     own = {"python": platform.python_version(), "torch": torch.__version__, "cpu": "another"}
     own |= {"cpu_capability": "AVX2", "device": "cpu", "threads": "2"}
     params = {"prepare.source": "digits", "train.determinism": "portable", "train.threads": "2"}
@@ -191,6 +192,14 @@ def test_which_bits_would_be_others(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert said(params, device="H0", cpu=instructions.cpu_model()) == ""
     recorded["gpu"] = {"name": "H0", "driver": "2"}
     assert said(params, device="H0", cpu=instructions.cpu_model()).startswith("made on H0")
+    recorded["gpu"] = {"name": "H0", "driver": "1"}
+    recorded["cpu"] = {"flags": ["avx2"]}
+    assert said(params, device="H0", cpu=instructions.cpu_model()).startswith("made on another CPU"), "of the same name"
+    recorded["os"] = "Linux-6.1-x86_64-with-glibc2.17"
+    assert said(params | {"train.device": "cpu"}) == "made with other versions than here: system glibc2.17"
+    recorded["os"] = system
+    stored = {"prepare.shards_to": "s3://bucket", "train.device": "cpu"}
+    assert said(params | stored) == "whose images are in a storage, which may lose them"
     del recorded["packages"]
     assert said(params) == unknown
 
@@ -342,6 +351,14 @@ def test_what_a_run_says_of_itself(house: Project) -> None:
         client.delete_tag(run.info.run_id, tag)
         if before is not None:
             client.set_tag(run.info.run_id, tag, before)
+    for table, column, name, reason in (
+        ("latest_metrics", "key", "seconds/training", "whose training was not seen to its end"),
+        ("inputs", "destination_type", "MODEL_OUTPUT", "without a model"),
+    ):
+        for values in (("another", name), (name, "another")):
+            with closing(sqlite3.connect("mlflow.db")) as database, database:
+                database.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", values)
+            assert (f"kept: 1 {reason}" in Seen().lines) == (values[1] == name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("getpass.getuser", lambda: "")
         client.set_tag(run.info.run_id, "mlflow.user", "")
@@ -425,13 +442,16 @@ def test_what_needs_a_run(house: Project) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["stash", "queue", "reflog", "merge", "run", "deleted", "experiment"])
+@pytest.mark.parametrize("where", ["stash", "queue", "reflog", "merge", "run", "deleted", "other", "experiment"])
 def test_outputs_that_something_else_names_stay(where: str, house: Project) -> None:
     run = going(house)
     lock = Path("dvc.lock")
     before, text = lock.read_text(), lock_of(house, run.info.run_name)
     assert Seen().cache_goes
-    if where in ("run", "deleted"):  # the champion, say, by a dvc repro of which git knows nothing
+    if where == "other":  # a run of another of MLflow's experiments
+        (place := Path("mlartifacts", "0" * 32, "artifacts")).mkdir(parents=True)
+        (place / "dvc.lock").write_text(text)
+    elif where in ("run", "deleted"):  # the champion, say, by a dvc repro of which git knows nothing
         [best] = [
             each
             for each in house.runs()
@@ -479,23 +499,37 @@ def test_data_are_compared_with_what_dvc_keeps(house: Project) -> None:
     client.set_terminated(better.info.run_id)
     assert "own" in Seen().models
     digest = re.findall("md5: ([0-9a-f]{32}.dir)", Path("data/raw/own.dvc").read_text())[0]
-    entries = json.loads(Path(f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}").read_text())
-    kept = Path(f".dvc/cache/files/md5/{entries[0]['md5'][:2]}/{entries[0]['md5'][2:]}")
-    content = kept.read_bytes()
-    reason = "kept: 1 for which neither git nor DVC's cache has data/raw/own as it was"
-    for change in (lambda: kept.rename("aside"), lambda: kept.write_bytes(content[:-1] + b"?")):
-        change()
-        again._is_intact.cache_clear()  # each command looks once
+    prepared = digests_in((artifacts(house, own) / "dvc.lock").read_text(), "outs")["prepare"]["data/prepared"]
+    lacks = "kept: 1 for which neither git nor DVC's cache has data/raw/own as it was"
+    for folder, is_there, reason in (
+        (digest, False, lacks),
+        (digest, True, lacks),
+        (prepared, True, "kept: 1 of which DVC's cache has not all of data/prepared"),
+    ):
+        kept = cached(next(iter(list_of(folder).values())))
+        content = kept.read_bytes()
+        kept.rename("aside")
+        if is_there:
+            kept.write_bytes(content[:-1] + b"?")
+        again.is_intact.cache_clear()  # each command looks once
         again._digests.cache_clear()
         seen = Seen()
         assert "own" not in seen.models
         assert reason in seen.lines
         kept.unlink(missing_ok=True)
         kept.write_bytes(content)
-    again._is_intact.cache_clear()
+    again.is_intact.cache_clear()
     again._digests.cache_clear()
     assert "own" in Seen().models
+    House(1).remove()
+    shutil.rmtree("data/raw/own")  # and, below, its list: it is not prepared anew
     Path(f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}").unlink()
+    # An evaluation that fails, as matplotlib refuses this, is no hindrance.
+    said = house("python", "-m", "tools.rebuild", "own", fails=True, MPLBACKEND="nonsense")
+    assert "cannot be rebuilt: a stage failed:" in said
+    assert "its prepared data are those of DVC's cache" in said
+    assert "there again: its weights and model in MLflow" in said
+    assert "there again: metrics/train.csv, models/net.safetensors in DVC's cache" in said
     seen = Seen()
     lost = f"it lacks the lists of 1 folders, such as {digest}"
     assert f"DVC's cache is left alone: of data that .dvc files name {lost}" in seen.lines
@@ -521,6 +555,12 @@ def test_unusual_places_are_left_alone(house: Project, tmp_path: Path, monkeypat
     assert (len(seen.models), seen.cache_goes) == (1, False)
     house("dvc", "config", "--local", "--unset", "cache.dir")
     commits._cache.cache_clear()
+    house("dvc", "config", "cache.dir", ".dvc/cache")  # where it would be anyway, as for clones that share it
+    assert "DVC's cache is left alone: others may use it: DVC's configuration has cache.dir" in Seen().lines
+    house("git", "checkout", "-q", "--", ".dvc/config")
+    Path(".git/shallow").write_text(house("git", "rev-parse", "HEAD"))
+    refused("^this clone has but a part of its commits and their files")
+    Path(".git/shallow").unlink()
     Path(".git/objects/info/alternates").write_text(str(tmp_path))
     refused("^this clone has its commits from another one")
     Path(".git/objects/info/alternates").unlink()
@@ -622,6 +662,9 @@ def test_others_wait_or_are_refused_while_it_removes(house: Project, monkeypatch
         assert "Unable to acquire lock" in house("dvc", "repro", fails=True)
         with pytest.raises(InputError, match=r"tools\.tidy is at work in this repository"), busy.entering():
             pass
+        monkeypatch.setattr("sys.argv", ["sync"])
+        with pytest.raises(InputError, match=r"tools\.tidy is at work in this repository"):
+            sync.main()
     with busy.entering():
         assert "up to date" in house("dvc", "repro")
 
@@ -643,7 +686,7 @@ def test_nothing_goes_while_dvc_works(house: Project) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("answer", ["y", "", "registered", "other weights"])
+@pytest.mark.parametrize("answer", ["y", "", "registered", "other weights", "branch"])
 def test_it_asks_first(
     answer: str, house: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -659,6 +702,8 @@ def test_it_asks_first(
         if answer == "other weights":
             path = artifacts(house, run) / "weights/net.safetensors"
             path.write_bytes(path.read_bytes()[:-1] + b"?")
+        if answer == "branch":
+            house("git", "branch", "kept", commit_of(house, run.info.run_name))
         return "y" if answer else ""
 
     monkeypatch.setattr("builtins.input", asked)
@@ -704,6 +749,10 @@ def test_what_cannot_be_deleted_is_said(house: Project) -> None:
         ):
             tidy.remove()
     assert Seen().models == {run.info.run_name}, "the next one ends it"
+    assert any(Path("mlartifacts/.tidied").rglob("*"))
+    House(1).remove()  # though what the first has removed is still there, as where it cannot be deleted
+    assert House(1).is_tidy
+    assert not Path("mlartifacts/.tidied").exists()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from stages.training import checkpoints
 from stages.training.checkpoints import CODE, Checkpoint
 from stages.training.optimizers import OPTIMIZERS
 from stages.training.schedules import SCHEDULES
-from tests.conftest import ROOT, YAML_READER, params_with
+from tests.conftest import ROOT, YAML_READER, params_with, runs
 
 EPOCHS = 3  # of 20 batches
 
@@ -104,6 +104,19 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
     assert trained(digits, tmp_path / "killed", CHOICES[name]) == expected
     assert "goes on after epoch " in capsys.readouterr().out
     assert list(home.iterdir()) == []
+
+
+def test_a_run_says_that_another_process_went_on_within_the_first_epoch(
+    digits: Path, tmp_path: Path, interrupted: Interrupting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    changes = {"train.epochs": EPOCHS, "train.checkpoint_minutes": 1e-9}
+    interrupted(digits, tmp_path / "killed", {}, 3)
+    params, folder = params_with(changes), tmp_path / "killed"
+    tracker = Tracker.from_environment(params, {"DVC_ROOT": str(tmp_path)})
+    train(params.train, digits, folder / "net.safetensors", folder / "train.csv", tracker)
+    [run] = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert run.data.tags["resumed.epoch"] == "0"
 
 
 def test_an_interrupted_training_on_shards(tmp_path: Path, interrupted: Interrupting) -> None:

@@ -11,7 +11,8 @@ The exit status is 0 only where all is equal. With --venv the stages run with th
 installed for it; without, those that are installed now.
 
 What tools.tidy has removed of a run that is named comes back, if prepared data and weights are equal: weights and model
-into MLflow, the outputs of prepare and train into DVC's cache. --all compares alone.
+into MLflow, the outputs into DVC's cache. It is trained on the prepared data of that cache, and they are prepared anew
+only if it has not all of them. --all compares alone.
 """
 
 import os
@@ -26,8 +27,9 @@ from stages.base.errors import InputError, listed
 from stages.base.locks import locked
 from stages.base.text import say
 from stages.tracking.result import WEIGHTS
-from tools.rebuild.again import bring, bring_back, folder_of, remove_left, restored, run_stages
-from tools.rebuild.parts import PREPARED, Part, compared, reasons
+from tools.dvclock import as_yaml, files_of
+from tools.rebuild.again import bring, bring_back, bring_prepared, folder_of, remove_left, restored, run_stages
+from tools.rebuild.parts import PREPARED, Part, of_evaluation, of_training, reasons
 from tools.rebuild.record import Record
 from tools.runs import EvaluatedRun, Runs, named
 from tools.tidy.busy import entering
@@ -63,26 +65,22 @@ def main() -> None:
 def _outcome(store: Runs, run: "Run", venv: bool, brings_back: bool) -> str:
     """Rebuild a run, say what is equal and what not, and return that in a line."""
     try:
-        parts, reason, back = rebuild(store, store.read(run), venv, brings_back)
+        parts, reason = rebuild(store, store.read(run), venv, brings_back)
     except InputError as error:
         return f"cannot be rebuilt: {error}"
     for part in parts:
         say(f"  {part.name}: {part.difference or 'equal, bit for bit'}")
-    for what in back:
-        say(f"  there again: {what}")
     different = [part.name for part in parts if part.difference]
     if different and reason:
         say(f"  others than for the run, so a likely reason: {reason}")
     return f"different: {', '.join(different)}" if different else EQUAL
 
 
-def rebuild(
-    store: Runs, run: EvaluatedRun, venv: bool = False, brings_back: bool = False
-) -> tuple[list[Part], str, list[str]]:
+def rebuild(store: Runs, run: EvaluatedRun, venv: bool = False, brings_back: bool = False) -> tuple[list[Part], str]:
     """Run a run's stages again; return what they made beside what it has, and what may be why it is another.
 
-    What tools.tidy has removed of the run comes back if that is wanted, and data and weights are equal; last is
-    returned what has.
+    What tools.tidy has removed of the run comes back if that is wanted, and data and weights are equal. Prepared data
+    are those of DVC's cache then, if it has them: other packages may prepare otherwise.
     Raises InputError if something that it needs is missing, or a stage fails.
     """
     place = folder_of(os.environ)
@@ -94,16 +92,21 @@ def rebuild(
             stack.enter_context(locked(folder))
         record = Record(store, run, folder / "record")
         project = restored(record, folder / "repository")
-        for path in record.inputs:
+        brings_back = brings_back and record.is_tidied
+        stages = ["train"] if brings_back and bring_prepared(record, project) else ["prepare", "train"]
+        for path in record.inputs if "prepare" in stages else record.inputs[-1:]:
             bring(path, project)
         python = record.venv(folder / "venv") if venv else Path(sys.executable)
         if not venv and (others := record.other_packages()):
             say(f"  packages that are others than the run's: {others}")
-        run_stages(record, project, python)
-        parts = list(compared(record, project))
-        is_equal = not any(part.difference for part in parts if part.name in (PREPARED, WEIGHTS))
-        back = bring_back(store, record, project) if brings_back and record.is_tidied and is_equal else []
-        return parts, reasons(record), back
+        run_stages(record, project, python, *stages)
+        files = files_of(as_yaml((project / "dvc.yaml").read_bytes()), project)
+        parts = list(of_training(record, files))
+        if brings_back and not any(part.difference for part in parts if part.name in (PREPARED, WEIGHTS)):
+            for what in bring_back(store, record, files, *stages):
+                say(f"  there again: {what}")
+        run_stages(record, project, python, "evaluate")
+        return [*parts, *of_evaluation(run, files)], reasons(record)
 
 
 if __name__ == "__main__":

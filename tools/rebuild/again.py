@@ -11,12 +11,15 @@ from stages.base.errors import InputError, listed
 from stages.base.experiment import home
 from stages.base.locks import locked_if_free
 from stages.base.storage import GIGABYTES
+from stages.base.text import say
 from stages.tracking.git import GitError, git
-from tools.commits import cached
-from tools.dvclock import as_yaml, digests_in, files_of
+from stages.tracking.result import ResultFiles
+from tools.commits import cached, list_of
+from tools.dvclock import digests_in
 from tools.rebuild.record import Record
 from tools.runs import Runs
 from tools.sweep.copies import check_out, dvc
+from tools.tidy.again import is_intact
 
 SHOWN_LINES = 12  # of what a stage that failed has printed
 # Settings of the run that the rebuilding process decides anew.
@@ -75,8 +78,22 @@ def bring(path: Path, project: Path) -> None:
     shutil.copytree(path, project / path) if path.is_dir() else shutil.copy(path, project / path)
 
 
-def run_stages(record: Record, project: Path, python: Path) -> None:
-    """Run the stages with the run's own settings. Raises InputError with the end of what one that fails has printed."""
+def bring_prepared(record: Record, project: Path) -> bool:
+    """Let the project have the run's prepared data if DVC's cache has all of them; return whether it has."""
+    made = digests_in(record.artifact("dvc.lock").read_text(encoding="utf-8"), "outs").get("prepare", {})
+    if not made or not all(digest and list_of(digest) and is_intact(digest) for digest in made.values()):
+        return False
+    for path, digest in made.items():
+        for name, one in list_of(digest).items():
+            (project / path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(cached(one), project / path / name)
+    shutil.copyfile(record.artifact("dvc.lock"), project / "dvc.lock")  # which says what they were prepared from
+    say("  its prepared data are those of DVC's cache")
+    return True
+
+
+def run_stages(record: Record, project: Path, python: Path, *stages: str) -> None:
+    """Run stages with the run's own settings. Raises InputError with the end of what one that fails has printed."""
     foreign = ("DVC_", "GIT_", "MLFLOW_", "REPRONET_")
     # How large a cache may be is this machine's, not the run's.
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign) or name == GIGABYTES}
@@ -84,7 +101,7 @@ def run_stages(record: Record, project: Path, python: Path) -> None:
     settings = {name: value for name, value in own.items() if not name.startswith(OWN_VARIABLES)}
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     ended = subprocess.run(
-        [str(python), "-m", "dvc", "repro", "--no-run-cache"],
+        [str(python), "-m", "dvc", "repro", "--no-run-cache", "--force", "--single-item", *stages],
         cwd=project,
         env=kept | settings | {"PATH": path},
         stdin=subprocess.DEVNULL,
@@ -96,12 +113,12 @@ def run_stages(record: Record, project: Path, python: Path) -> None:
     if ended.returncode != 0:
         raise InputError("\n    ".join(["a stage failed:", *ended.stdout.splitlines()[-SHOWN_LINES:]]))
     ran = [line for line in ended.stdout.splitlines() if line.startswith("Running stage")]
-    if len(ran) != 3:
-        raise InputError(f"{len(ran)} of 3 stages have run")
+    if len(ran) != len(stages):
+        raise InputError(f"{len(ran)} of {len(stages)} stages have run")
 
 
-def bring_back(store: Runs, record: Record, project: Path) -> list[str]:
-    """Bring a run's weights and model to MLflow, and the outputs of prepare and train to DVC's cache.
+def bring_back(store: Runs, record: Record, files: ResultFiles, *stages: str) -> list[str]:
+    """Bring a run's weights and model to MLflow, and the outputs of the stages that have run to DVC's cache.
 
     Return what is there again. Raises InputError, and has brought nothing to MLflow, if today's code cannot read the
     weights or the data, or DVC fails.
@@ -110,15 +127,13 @@ def bring_back(store: Runs, record: Record, project: Path) -> list[str]:
     from stages.nets.weights import load_weights
     from stages.tracking.writer import put_model_back  # with torch
 
-    text = (project / "dvc.lock").read_text(encoding="utf-8")
-    files = files_of(as_yaml(text.encode()), project)
     DatasetInfo(files.prepared)
     load_weights(files.weights)
-    outs = digests_in(text, "outs")
-    made = {**outs["prepare"], **outs["train"]}
+    outs = digests_in((files.root / "dvc.lock").read_text(encoding="utf-8"), "outs")
+    made = {path: digest for stage in stages for path, digest in outs[stage].items()}
     cache = Path(dvc("cache", "dir")).resolve()
-    dvc("cache", "dir", "--local", str(cache), folder=project)
-    dvc("commit", "--force", "--quiet", "prepare", "train", folder=project)
+    dvc("cache", "dir", "--local", str(cache), folder=files.root)
+    dvc("commit", "--force", "--quiet", *stages, folder=files.root)
     with store.reading():
         put_model_back(store.store, record.run.id, files)
     back = [path for path in made if made[path] and cached(made[path]).exists()]

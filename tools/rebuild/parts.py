@@ -16,8 +16,8 @@ from stages.base.instructions import cpu_model
 from stages.base.processes import AUTO, thread_count
 from stages.nets.weights import read_weights
 from stages.tracking.params import as_logged, values
-from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG
-from tools.dvclock import as_yaml, digests_of, files_of, read_params
+from stages.tracking.result import EVALUATION_TAG, WEIGHTS, WEIGHTS_TAG, ResultFiles
+from tools.dvclock import as_yaml, digests_of, read_params
 from tools.rebuild.record import Record
 from tools.runs import EvaluatedRun, read_predictions
 
@@ -32,27 +32,29 @@ class Part:
     difference: str
 
 
-def compared(record: Record, project: Path) -> Iterator[Part]:
-    """Yield each part of a result, and by how much it is not what the run has."""
-    run, lock = record.run, as_yaml((project / "dvc.lock").read_bytes())
-    files = files_of(lock, project)
-    now = as_logged(read_params(project / "params.yaml"))
+def of_training(record: Record, files: ResultFiles) -> Iterator[Part]:
+    """Yield each part of what prepare and train have made, and by how much it is not what the run has."""
+    run, lock = record.run, as_yaml((files.root / "dvc.lock").read_bytes())
+    now = as_logged(read_params(files.root / "params.yaml"))
     equal = {name for name, _ in values(now).items() & values(run.params).items()}
     others, were = ({name: text for name, text in each.items() if name not in equal} for each in (now, run.params))
     yield Part("params", _changes(others, were))
-    read, had, made, recorded = (
-        digests_of(of, kind)
-        for kind, of in [("deps", lock), ("deps", record.lock), ("outs", lock), ("outs", record.lock)]
+    read, had, recorded = (
+        digests_of(of, kind) for kind, of in [("deps", lock), ("deps", record.lock), ("outs", record.lock)]
     )
     inputs = [path for path in sorted(had) if path not in recorded and had[path] != read.get(path)]
     yield Part("code and data that are read", listed(inputs))
-    data = str(files.prepared.relative_to(project))
-    yield Part(PREPARED, "" if made.get(data) == recorded.get(data) else "of another digest")
+    data = str(files.prepared.relative_to(files.root))
+    yield Part(PREPARED, "" if read.get(data) == recorded.get(data) else "of another digest")
     yield Part(WEIGHTS, _weights(record, files.weights))
     history = pd.read_csv(files.history).set_index("epoch")
     rows = {f"{name} of epoch {epoch}": value for name in history for epoch, value in history[name].items()}
     had_rows = {f"{name} of epoch {epoch}": v for name in history for epoch, v in record.curve(str(name)).items()}
     yield Part("history", _changes(rows, had_rows))
+
+
+def of_evaluation(run: EvaluatedRun, files: ResultFiles) -> Iterator[Part]:
+    """Yield each part of what evaluate has made, and by how much it is not what the run has."""
     results = json.loads(files.results.read_text(encoding="utf-8"))
     metrics = {f"test/{name}": value for name, value in results.items() if name != "valid_accuracy"}
     yield Part("metrics", _changes(metrics, {name: run.metrics.get(name) for name in metrics}))

@@ -5,8 +5,8 @@
 
 Of MLflow's runs the 10 best by validation keep weights and model, for each set of validation images; so do those that
 the registry names, those whose weights a commit of a branch or tag names, and those of a sweep whose folder is in
-sweeps/. Of your others weights and model go, and from DVC's cache what their prepare and train made, as far as nothing
-else names it. The rest stays: commits, experiments, metrics, pictures.
+sweeps/. Of your others weights and model go, the weights from DVC's cache, too, as far as nothing else names them. The
+rest stays: commits, experiments, prepared data, metrics, pictures.
 
 Whatever could not be made again here, bit for bit, stays, and the list says why: the run's commit and patch, its data,
 the versions of Python and packages, its device, CPU and threads. `python -m tools.rebuild RUN` brings back what went.
@@ -44,6 +44,7 @@ def main() -> None:
         if not (arguments.yes or is_wanted()):
             say("nothing was deleted")
             return
+        house.check(House(arguments.keep))  # the question may have stood for hours
         house.remove()
         say("deleted; python -m tools.rebuild RUN brings back what a run has lost")
 

@@ -15,6 +15,7 @@ from stages.base import instructions
 from stages.base.errors import InputError, listed
 from stages.base.params import NOTHING
 from stages.base.processes import AUTO, thread_count
+from stages.tracking.artifacts import models_of
 from stages.tracking.git import GitError, git, git_bytes, prefix
 from stages.tracking.params import given
 from stages.tracking.result import PATCH, RECORD, RECORD_TAG, RESUMED_TAG, TAKEN_UP_TAG, WEIGHTS, WEIGHTS_TAG
@@ -48,6 +49,10 @@ class Origins:
             name for name in ("params.yaml", "dvc.yaml", "dvc.lock", PREDICTIONS) if not (record / name).is_file()
         ]:
             return f"without {lacks[0]}"
+        if not models_of(run):
+            return "without a model"
+        if "seconds/training" not in run.data.metrics:  # the last that a training logs
+            return "whose training was not seen to its end"
         lock = (record / "dvc.lock").read_text(encoding="utf-8", errors="replace")
         return (
             other_bits(tags, given(run), record)
@@ -75,9 +80,11 @@ class Origins:
         read, made = digests_in(lock, "deps"), digests_in(lock, "outs")
         if set(read) != {"prepare", "train"}:
             return "whose dvc.lock has other stages than today's"
-        outs = {path for stage in made.values() for path in stage}
         for path, digest in {**read["prepare"], **read["train"]}.items():
-            if path not in outs and (not digest or self._digest(files, path) != digest):
+            if path in made["prepare"]:  # other packages may prepare otherwise, and it is not known which did
+                if not digest or made["prepare"][path] != digest or not is_intact(digest):
+                    return f"of which DVC's cache has not all of {path}"
+            elif not digest or self._digest(files, path) != digest:
                 return f"for which neither git nor DVC's cache has {path} as it was"
         return ""
 
@@ -120,11 +127,13 @@ class Origins:
     def _digest_of_dvc(self, blob: str) -> str:
         text = b"".join(contents([blob], self._clone).values() if blob else ()).decode(errors="replace")
         digests = DIGEST.findall(text)
-        return digests[0] if len(digests) == 1 and "hash: md5" in text and _is_intact(digests[0]) else ""
+        return digests[0] if len(digests) == 1 and "hash: md5" in text and is_intact(digests[0]) else ""
 
 
 def other_bits(tags: Mapping[str, str], params: Mapping[str, str], record: Path) -> str:
     """Return why what is made here now would have other bits than a run has, "" if it would not."""
+    from stages.tracking.environment import cpu_flags  # with torch
+
     recorded: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError):
         recorded = dict(json.loads((record / "environment.json").read_bytes()))
@@ -138,6 +147,8 @@ def other_bits(tags: Mapping[str, str], params: Mapping[str, str], record: Path)
     source, path = params.get("prepare.source"), params.get("prepare.path")
     if source not in ("digits", "folder", "csv") and (source != "fashion_mnist" or path in (None, str(NOTHING))):
         return f"of {source}, whose images may come from elsewhere than git and DVC"
+    if params.get("prepare.shards_to", "null") != "null":
+        return "whose images are in a storage, which may lose them"
     gpu = _gpu()
     if device == "cpu" and gpu and params.get("train.device") != "cpu":
         return "made on a CPU, where train.device: auto takes a GPU here"
@@ -145,15 +156,22 @@ def other_bits(tags: Mapping[str, str], params: Mapping[str, str], record: Path)
         return f"made on {device}, with other drivers than here, or none"
     is_portable = level == instructions.PORTABLE and device == "cpu"
     is_portable &= tags.get("env.cpu_capability") == "AVX2" and instructions.has_avx2()
-    if not is_portable and tags["env.cpu"] != instructions.cpu_model():
+    # Many CPUs share a name, above all in a cloud.
+    flags = dict(recorded.get("cpu", {})).get("flags")
+    if not is_portable and (tags["env.cpu"] != instructions.cpu_model() or flags != cpu_flags()):
         return f"made on another CPU: {tags['env.cpu']}"
     threads = params.get("train.threads", AUTO)
     if tags["env.threads"] != (threads := str(thread_count(AUTO)) if threads == AUTO else threads):
         return f"made with {tags['env.threads']} threads, and not with {threads} as here"
-    before = had | {"python": tags["env.python"], "torch": tags["env.torch"]}
+    before = had | {"python": tags["env.python"], "torch": tags["env.torch"], "system": libc(recorded.get("os", ""))}
     if others := [name for name in before if name not in NO_PART and before[name] != _now().get(name)]:
         return f"made with other versions than here: {listed((f'{name} {before[name]}' for name in others), 3)}"
     return ""
+
+
+def libc(system: str) -> str:
+    """Return the C library that a system's description ends with; on macOS and Windows all of it, with the version."""
+    return system.rpartition("-with-")[2]
 
 
 def other_weights(record: Path, digest: str, md5: str) -> str:
@@ -188,7 +206,7 @@ def _digests(file: Path, *_changing: int) -> tuple[str, str]:
 
 
 @cache
-def _is_intact(digest: str) -> bool:
+def is_intact(digest: str) -> bool:
     """Return whether DVC's cache has a file, or a folder with all of its files, with the bytes that they had."""
     files = [cached(one) for one in (digest, *list_of(digest).values())]
     names = [digest.removesuffix(".dir"), *list_of(digest).values()]
@@ -202,7 +220,8 @@ def _now() -> dict[str, str]:
 
     from stages.tracking.environment import packages
 
-    return packages() | {"python": platform.python_version(), "torch": torch.__version__}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "system": libc(platform.platform())}
+    return packages() | versions
 
 
 @cache

@@ -18,9 +18,13 @@ NO_BLOB = "0" * 40
 
 def why_shared() -> str:
     """Return why others may have files in DVC's cache, too, "" if it is this project's own."""
+    from dvc.config import Config
+
     cache = cached("0" * 32)
     if not cache.resolve().is_relative_to(Path.cwd() / ".dvc" / "cache"):
         return f"it is outside of this project: {cache.parents[3]}"
+    if told := sorted({"dir", "shared"} & Config.from_cwd(validate=False).get("cache", {}).keys()):
+        return f"others may use it: DVC's configuration has cache.{told[0]}"
     others = {*git("ls-files", ":(top,glob)**/.dvc/config").split("\n")[:-1]} - {".dvc/config"}
     return f"this repository has other projects of DVC: {min(others)}" if others else ""
 

@@ -11,7 +11,7 @@ from stages.tracking import sqlite
 from stages.tracking.artifacts import models_of
 from stages.tracking.git import git
 from stages.tracking.provenance import user
-from stages.tracking.result import EVALUATION_TAG, WEIGHTS
+from stages.tracking.result import WEIGHTS
 from tools.dvclock import weights_digest
 from tools.runs import Runs, datasets_of, rank_of
 from tools.sweep.plan import FOLDER
@@ -39,9 +39,10 @@ class Store:
         if not self.artifacts.is_relative_to(Path.cwd().resolve()):
             raise InputError(f"{self.artifacts} is not in this project, so others may need what it has")
         self.runs = self.reader.evaluated()
-        with self.reader.reading():
-            self.deleted = self.reader.store.search(having=[EVALUATION_TAG], deleted=True)
-        self.locks = {run.info.run_id: self._lock(run) for run in [*self.runs, *self.deleted]}
+        # Also of runs that were deleted, and of other experiments.
+        locks = self.artifacts.glob("*/artifacts/dvc.lock")
+        texts = {lock.parts[-3]: lock.read_text(encoding="utf-8", errors="replace") for lock in locks}
+        self.locks = defaultdict(str, texts)
         self._best, self._user = best(self.runs, keep), user()
         self._sweeps = {folder.name for folder in FOLDER.iterdir() if folder.is_dir()} if FOLDER.is_dir() else set()
 
@@ -52,7 +53,7 @@ class Store:
             return "that have not ended well"
         if run.info.run_id in self._best:
             return self._best[run.info.run_id]
-        if self.is_named_in(self._registered, run):
+        if any(name in self._registered for name in (run.info.run_id, *models_of(run))):
             return "registered in MLflow"
         if tags.get("sweep") in self._sweeps:
             return f"of sweep {tags['sweep']}, as long as {FOLDER / tags['sweep']} is there"
@@ -88,8 +89,9 @@ class Store:
         """Return the folder of a run's weights, if it is there."""
         return [folder] if (folder := self.record(run) / WEIGHTS).is_dir() else []
 
-    def registered(self) -> str:
-        """Return all that the versions of registered models are tied to: runs, models, paths with their ids in them."""
+    @cached_property
+    def _registered(self) -> str:
+        """All that the versions of registered models are tied to: runs, models, paths with their ids in them."""
         found: list[ModelVersion] = []
         token: str | None = None
         with self.reader.reading():
@@ -97,18 +99,6 @@ class Store:
                 page = self.reader.client.search_model_versions(page_token=token)
                 found, token = found + list(page), page.token or ""
         return " ".join(f"{version.run_id} {version.source} {version.model_id}" for version in found)
-
-    def is_named_in(self, registered: str, run: "Run") -> bool:
-        """Return whether registered models, as `registered` has them, are tied to a run."""
-        return any(name in registered for name in (run.info.run_id, *models_of(run)))
-
-    def _lock(self, run: "Run") -> str:
-        path = self.record(run) / "dvc.lock"
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-    @cached_property
-    def _registered(self) -> str:
-        return self.registered()
 
     @cached_property
     def _reachable(self) -> set[str]:
