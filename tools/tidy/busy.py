@@ -13,7 +13,6 @@ from filelock import FileLock, Timeout
 from stages.base.errors import InputError
 from stages.base.experiment import home
 from stages.base.text import one_line
-from tools.sweep.plan import FOLDER
 
 WAIT_SECONDS = 60.0  # for a tidy that removes
 TOOLS = ("tools.rebuild", "tools.sweep", "tools.sync", "tools.tidy")  # that write what tidy looks at
@@ -98,6 +97,8 @@ def _locks() -> Iterator[str]:
 
 
 def _sweeps() -> Iterator[str]:
+    from tools.sweep.plan import FOLDER  # with torch, which those who only enter do without
+
     for lock in FOLDER.glob("*/lock"):
         try:
             with FileLock(lock, timeout=0):
