@@ -52,6 +52,8 @@ def test_several_values_are_queued_and_run_two_at_once(project: Project) -> None
 
 @pytest.mark.slow
 def test_run_all(project: Project) -> None:
+    # DVC starts as many workers as are missing: those of an earlier test count, and would end before they are needed.
+    project.end_workers()
     project("dvc", "exp", "run", "--queue", "-S", "train.seed=6,7", *SHORT)
     project("dvc", "exp", "run", "--run-all", "-j", "2")
     runs = [run for run in project.runs() if run.data.params["train.seed"] in ("6", "7")]
