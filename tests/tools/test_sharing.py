@@ -81,7 +81,7 @@ def test_an_experiment_after_the_remote(two: tuple[Project, Project], keys: dict
     check_that_it_is_nowhere(keys["AWS_SECRET_ACCESS_KEY"], project.root, clone.root)
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # tests/test_deploy.py has the same server for a team
 def test_a_server_with_postgresql(make_project: Callable[[], Project]) -> None:
     """All that reads or writes rows, with those in PostgreSQL and the files in S3, which the server alone can reach."""
     project, other = make_project(), make_project()
