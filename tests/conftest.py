@@ -298,6 +298,17 @@ def served(project: Project, *command: str, port: int, **environment: str) -> It
         server.communicate(timeout=60)
 
 
+def wait_until(
+    condition: Callable[[], object], seconds: float = 30, process: "subprocess.Popen[str] | None" = None
+) -> None:
+    """Return once the condition holds; fail after so many seconds, or when the process has ended before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process and process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def wait_for(port: int, server: "subprocess.Popen[Any]") -> None:
     """Return when a server listens on this port of 127.0.0.1."""
     deadline = time.monotonic() + 90

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from tests.conftest import Project, free_port, wait_for
+from tests.conftest import Project, free_port, wait_for, wait_until
 
 BUCKET = "repronet"
 
@@ -186,10 +186,8 @@ def postgresql(
         try:
             wait_for(port, server)
             by_socket = ["-h", str(folder), "-p", str(port), "-U", user]
-            deadline = time.monotonic() + 60
-            while subprocess.run([binaries / "pg_isready", "-q", *by_socket], check=False).returncode:
-                assert time.monotonic() < deadline, "it listens, and takes no connection"
-                time.sleep(0.1)
+            ask = [str(binaries / "pg_isready"), "-q", *by_socket]  # it listens before it takes connections
+            wait_until(lambda: subprocess.run(ask, check=False).returncode == 0, seconds=60)
             if name != "postgres":
                 subprocess.run([binaries / "createdb", *by_socket, name], check=True, capture_output=True)
             yield Database(user, name, password, port, folder)

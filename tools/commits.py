@@ -138,6 +138,25 @@ def is_whole(digest: str) -> bool:
     return cached(digest).exists() and all(cached(file).exists() for file in list_of(digest).values())
 
 
+@cache
+def is_intact(digest: str) -> bool:
+    """Return whether DVC's cache has a file, or a folder with all of its files, with the bytes that they had."""
+    files = [cached(one) for one in (digest, *list_of(digest).values())]
+    names = [digest.removesuffix(".dir"), *list_of(digest).values()]
+    return all(file.is_file() and file_digests(file)[1] == name for file, name in zip(files, names, strict=True))
+
+
+@cache
+def file_digests(file: Path, *_changing: int) -> tuple[str, str]:
+    """Return the SHA-256 and the MD5 of a file; other numbers say that it may be another since."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            sha256.update(block)
+            md5.update(block)
+    return sha256.hexdigest(), md5.hexdigest()
+
+
 def list_of(digest: str) -> dict[str, str]:
     """Return the digests of a folder's files by their paths in it; {} for a file, or where DVC's cache has no list."""
     file = cached(digest)

@@ -50,7 +50,7 @@ def check_writable(folder: str) -> None:
         file.write_text(uuid4().hex)
         system, path = _system(store(file, folder, sha256(file)))
     with suppress(Exception):  # of any library
-        system.rm_file(path, **({"timeout": SECONDS} if system.async_impl else {}))
+        system.rm_file(path, **_limit(system, SECONDS))
 
 
 def is_stored(place: str) -> bool:
@@ -188,6 +188,11 @@ def _deadline(n_bytes: int) -> float:
     return time.monotonic() + SECONDS + n_bytes / BYTES_A_SECOND
 
 
+def _limit(system: Any, seconds: float) -> dict[str, float]:
+    """Return the option that has a system's methods end in time, if they have one."""
+    return {"timeout": seconds} if system.async_impl else {}
+
+
 def _tried(
     function: Callable[[Mapping[str, float]], None],
     system: Any,
@@ -196,14 +201,14 @@ def _tried(
     remedy: str = "",
     remedy_if_full: str = "",
 ) -> None:
-    """Call a function, again if it fails, but not for what is not there, not allowed or full, nor after the deadline.
+    """Call a function with a `_limit`, again if it fails.
 
-    It gets the option that has the system's methods end in time, if they have one.
+    But not for what is not there, not allowed or full, nor after the deadline.
     """
     for wait in WAITS:
         left = max(1.0, deadline - time.monotonic())
         try:
-            return function({"timeout": left} if system.async_impl else {})
+            return function(_limit(system, left))
         except Exception as error:  # of any library
             is_full = isinstance(error, OSError) and error.errno in FULL
             is_last = wait is None or time.monotonic() + wait > deadline

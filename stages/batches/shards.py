@@ -149,8 +149,7 @@ def grouped(order: Tensor, shards: Tensor, generator: torch.Generator) -> Tensor
     present = shards.bincount().nonzero().flatten()
     if len(present) <= OPEN:
         return order
-    group = torch.empty(int(present[-1]) + 1, dtype=torch.int64)
-    group[present[torch.randperm(len(present), generator=generator)]] = torch.arange(len(present)) // OPEN
     # numpy sorts few bits by radix: a third of the time.
-    few_bits = np.min_scalar_type(len(present) // OPEN)
-    return order[torch.from_numpy(group[shards[order]].numpy().astype(few_bits).argsort(kind="stable"))]
+    group = np.empty(int(present[-1]) + 1, np.min_scalar_type(len(present) // OPEN))
+    group[present[torch.randperm(len(present), generator=generator)]] = np.arange(len(present)) // OPEN
+    return order[torch.from_numpy(group[shards[order]].argsort(kind="stable"))]

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Project
+from tests.conftest import Project, wait_until
 
 # A stage without torch, which takes as long as the test wants.
 WAITS = """
@@ -49,13 +49,6 @@ def left(project: Project) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def waiting(project: Project) -> Iterator[Callable[..., Project]]:
     """A function that gives a project with a stage that waits for the file `go`."""
@@ -81,9 +74,9 @@ def waiting(project: Project) -> Iterator[Callable[..., Project]]:
 def test_a_stage_ends_with_its_dvc(waiting: Callable[..., Project], number: int, after: str) -> None:
     project = waiting(after=after)
     process = project.start("dvc", "repro")
-    wait_for((project.root / ".out.partial").exists)
+    wait_until((project.root / ".out.partial").exists)
     process.send_signal(number)
-    wait_for(lambda: not left(project))  # and before anybody asks for DVC's exit status
+    wait_until(lambda: not left(project))  # and before anybody asks for DVC's exit status
     assert (project.root / "closed").exists()
     assert process.communicate()[0].splitlines()[-2:] == ["the DVC that ran this has ended", "interrupted"]
     assert not list(project.root.glob("*out*"))
@@ -96,7 +89,7 @@ def test_a_stage_ends_with_its_dvc(waiting: Callable[..., Project], number: int,
 def test_a_stage_that_is_ending_by_itself_is_not_interrupted_again(waiting: Callable[..., Project]) -> None:
     project = waiting()
     process = project.start("dvc", "repro")
-    wait_for((project.root / ".out.partial").exists)
+    wait_until((project.root / ".out.partial").exists)
     os.killpg(process.pid, signal.SIGTERM)  # as a sweep does
     assert process.communicate()[0].splitlines()[-1] == "interrupted"
     assert (project.root / "closed").exists()
@@ -106,7 +99,7 @@ def test_a_stage_that_is_ending_by_itself_is_not_interrupted_again(waiting: Call
 def test_a_stage_that_has_not_noticed_puts_nothing_in_place(waiting: Callable[..., Project]) -> None:
     project = waiting(look=60.0)
     process = project.start("dvc", "repro")
-    wait_for((project.root / ".out.partial").exists)
+    wait_until((project.root / ".out.partial").exists)
     process.kill()
     process.wait()
     (project.root / "out").write_text("of another")
@@ -119,7 +112,7 @@ def test_a_stage_that_has_not_noticed_puts_nothing_in_place(waiting: Callable[..
 def test_a_stage_whose_dvc_ends_before_it_has_started_does_nothing(waiting: Callable[..., Project]) -> None:
     project = waiting(before="touch begun; sleep 1; ")
     process = project.start("dvc", "repro")
-    wait_for((project.root / "begun").exists)
+    wait_until((project.root / "begun").exists)
     process.kill()
     process.wait()
     assert "error: the DVC that ran this has ended" in process.communicate()[0]
@@ -136,7 +129,7 @@ LIBRARY = ["python", "-c", "from dvc.repo import Repo; Repo().reproduce()"]
 def test_a_stage_runs_as_long_as_it_takes(waiting: Callable[..., Project], command: list[str]) -> None:
     project = waiting()
     process = project.start(*command)
-    wait_for(lambda: list(project.root.rglob(".out.partial")))
+    wait_until(lambda: list(project.root.rglob(".out.partial")))
     time.sleep(0.5)
     assert process.poll() is None
     (project.root / "go").touch()
@@ -153,6 +146,6 @@ def test_a_stage_runs_in_dvc_s_queue(waiting: Callable[..., Project]) -> None:
     (project.root / "go").touch()
     project("dvc", "exp", "run", "--queue", "--name", "queued")
     project("dvc", "queue", "start")
-    wait_for(lambda: "queued" in project("dvc", "exp", "list", "--name-only"))
+    wait_until(lambda: "queued" in project("dvc", "exp", "list", "--name-only"))
     project("dvc", "exp", "apply", "queued")
     assert (project.root / "out").read_text() == "new"

@@ -21,7 +21,7 @@ from stages.batches.loader import Loader
 from stages.batches.prepared import Split
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import ROOT, Project, clean_environment, params_with
+from tests.conftest import ROOT, Project, clean_environment, params_with, wait_until
 
 
 def split_of(n: int) -> Split:
@@ -120,10 +120,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean_environment(), stdout=file, check=False)
     workers = [int(pid) for pid in output.read_text().split()]
     assert len(workers) == 3
-    deadline = time.monotonic() + 10
-    while any(psutil.pid_exists(pid) for pid in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in workers), seconds=10)
 
 
 def test_a_worker_that_dies_is_an_error() -> None:

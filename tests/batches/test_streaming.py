@@ -30,7 +30,7 @@ from stages.nets.prediction import predict
 from stages.prepare import prepare
 from stages.tracking.tracker import Tracker
 from stages.train import train
-from tests.conftest import ROOT, Project, clean_environment, params_with
+from tests.conftest import ROOT, Project, clean_environment, params_with, wait_until
 from tests.servers import BUCKET, s3
 
 CPU = torch.device("cpu")
@@ -147,10 +147,7 @@ def test_a_streamed_training_has_the_weights_of_local_shards(
 def test_the_next_group_of_shards_is_fetched_meanwhile(remote: Path, cache: Path) -> None:
     epoch = Loader(Prepared(remote).split("train", CPU), 64, 0).epoch(1)  # workers would be ahead by themselves
     list(islice(epoch, 4))  # of 314 images that eight shards hold
-    deadline = time.monotonic() + 20
-    while len(list(cache.glob("*.npy"))) < 2 * OPEN:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: len(list(cache.glob("*.npy"))) >= 2 * OPEN)
 
 
 def test_validation_is_fetched_once(local: Path, remote: Path, cache: Path) -> None:

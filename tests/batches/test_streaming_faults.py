@@ -1,8 +1,6 @@
 """Streamed shards where something is wrong with what is on this machine: the cache, the table, what users write."""
 
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from stages.base.errors import InputError
 from stages.batches.loader import Loader
 from stages.batches.prepared import Prepared
 from stages.prepare import prepare
-from tests.conftest import params_with, write_image
+from tests.conftest import params_with, wait_until, write_image
 
 CPU = torch.device("cpu")
 N_SHARDS = 32
@@ -33,13 +31,6 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("REPRONET_HOME", str(tmp_path / "home"))
     return tmp_path / "home/shards"
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def held(cache: Path) -> int:

@@ -19,7 +19,7 @@ from stages.sources import decoding
 from stages.sources.images import Picture
 from stages.sources.pixels import new_array
 from stages.sources.rejections import Kind, Rejection, UnusableError
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import ROOT, clean_environment, wait_until
 
 
 def numbered(row: int) -> Picture:
@@ -135,10 +135,7 @@ if __name__ == "__main__":
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
-    deadline = time.monotonic() + 20
-    while len(psutil.Process(process.pid).children()) < 2 and cores() > 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: len(psutil.Process(process.pid).children()) >= 2 or cores() == 1)
     yield process
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)

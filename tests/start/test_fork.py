@@ -7,9 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 
 from stages.base.dvc import OWNER, identity
 from stages.start.client import SERVER
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import ROOT, clean_environment, wait_until
 
 # It says what it is, and then does what it is told.
 PROBE = """
@@ -122,11 +122,7 @@ def owner(tmp_path: Path) -> Iterator[Owner]:
     assert made.sockets == []
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+until = partial(wait_until, seconds=60)
 
 
 def said(process: "subprocess.Popen[str]") -> dict[str, Any]:

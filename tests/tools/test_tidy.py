@@ -25,7 +25,7 @@ from stages.tracking.result import EVALUATION_TAG, TAKEN_UP_TAG, TIDIED_TAG, WEI
 from stages.tracking.store import Store
 from tests.conftest import ROOT, Project, clean_environment
 from tests.tools.test_rebuild import BACK, OWN, experiment, with_a_result
-from tools import recorded, sync
+from tools import commits, recorded, sync
 from tools.commits import cached, list_of, still_missing
 from tools.dvclock import as_yaml, digests_in, digests_of, weights_digest
 from tools.runs import Runs
@@ -511,15 +511,15 @@ def test_data_are_compared_with_what_dvc_keeps(house: Project) -> None:
         kept.rename("aside")
         if is_there:
             kept.write_bytes(content[:-1] + b"?")
-        again.is_intact.cache_clear()  # each command looks once
-        again._digests.cache_clear()
+        commits.is_intact.cache_clear()  # each command looks once
+        commits.file_digests.cache_clear()
         seen = Seen()
         assert "own" not in seen.models
         assert reason in seen.lines
         kept.unlink(missing_ok=True)
         kept.write_bytes(content)
-    again.is_intact.cache_clear()
-    again._digests.cache_clear()
+    commits.is_intact.cache_clear()
+    commits.file_digests.cache_clear()
     assert "own" in Seen().models
     House(1).remove()
     shutil.rmtree("data/raw/own")  # and, below, its list: it is not prepared anew

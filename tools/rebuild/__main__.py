@@ -94,18 +94,20 @@ def rebuild(store: Runs, run: EvaluatedRun, venv: bool = False, brings_back: boo
         project = restored(record, folder / "repository")
         brings_back = brings_back and record.is_tidied
         stages = ["train"] if brings_back and bring_prepared(record, project) else ["prepare", "train"]
-        for path in record.inputs if "prepare" in stages else record.inputs[-1:]:
+        for path in record.inputs(stages):
             bring(path, project)
         python = record.venv(folder / "venv") if venv else Path(sys.executable)
         if not venv and (others := record.other_packages()):
             say(f"  packages that are others than the run's: {others}")
-        run_stages(record, project, python, *stages)
+        # Each dvc repro takes seconds to begin. What is to be brought back must be there before it is evaluated.
+        run_stages(record, project, python, *stages, *([] if brings_back else ["evaluate"]))
         files = files_of(as_yaml((project / "dvc.yaml").read_bytes()), project)
         parts = list(of_training(record, files))
         if brings_back and not any(part.difference for part in parts if part.name in (PREPARED, WEIGHTS)):
             for what in bring_back(store, record, files, *stages):
                 say(f"  there again: {what}")
-        run_stages(record, project, python, "evaluate")
+        if brings_back:
+            run_stages(record, project, python, "evaluate")
         return [*parts, *of_evaluation(run, files)], reasons(record)
 
 

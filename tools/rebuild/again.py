@@ -14,12 +14,11 @@ from stages.base.storage import GIGABYTES
 from stages.base.text import say
 from stages.tracking.git import GitError, git
 from stages.tracking.result import ResultFiles
-from tools.commits import cached, list_of
+from tools.commits import cached, is_intact, list_of
 from tools.dvclock import digests_in
 from tools.rebuild.record import Record
 from tools.runs import Runs
 from tools.sweep.copies import check_out, dvc
-from tools.tidy.again import is_intact
 
 SHOWN_LINES = 12  # of what a stage that failed has printed
 # Settings of the run that the rebuilding process decides anew.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,9 @@ class Record:
         """Whether tools.tidy has removed its weights and its model."""
         return TIDIED_TAG in self.run.tags
 
-    @property
-    def inputs(self) -> list[Path]:
-        """The data of the user, and the weights, that its stages read; earlier versions had fewer."""
-        paths = [self.params.get(name) for name in ("prepare.path", "prepare.exclude")]
+    def inputs(self, stages: Collection[str]) -> list[Path]:
+        """Return the data of the user, and the weights, that these stages read; earlier versions had fewer."""
+        paths = [self.params.get(name) for name in ("prepare.path", "prepare.exclude") if "prepare" in stages]
         return [*(Path(path) for path in paths if path), WEIGHTS / (self.params.get("train.init_from") or RANDOM)]
 
     def curve(self, metric: str) -> dict[int, float]:

@@ -59,14 +59,13 @@ class ClusterRunner(Runner):
         self._tasks: dict[str, Any] = {}
         self._descriptions: dict[str, Description] = {}
         self._began: set[str] = set()
-        nodes = [each["Resources"] for each in self._ray.nodes() if each["Alive"]]
+        nodes = self._nodes()
         for params in plan.examples:
             if not fitting(wanted := self._resources(params), nodes):
                 raise InputError(f"--cluster: an experiment needs {shown(wanted)}, and no node has them")
-        addresses = {each["NodeManagerAddress"] for each in self._ray.nodes() if each["Alive"]}
-        storage = {params.prepare.shards_to for params in plan.examples} - {None}
-        for place in filter(is_own, [self.runs.uri, repository, *dvc.places, *map(str, storage)]):
-            if len(addresses) > 1:
+        if len({each["NodeManagerAddress"] for each in nodes}) > 1:
+            storage = {params.prepare.shards_to for params in plan.examples} - {None}
+            for place in filter(is_own, [self.runs.uri, repository, *dvc.places, *map(str, storage)]):
                 warn(f"warning: {shown_url(place)} is each node's own, unless it is a folder that they share")
         self._common: dict[str, Any] = {
             "repository": repository,
@@ -82,8 +81,7 @@ class ClusterRunner(Runner):
     def room(self) -> int | None:
         if self._jobs:
             return None
-        nodes = [each["Resources"] for each in self._ray.nodes() if each["Alive"]]
-        return fitting(self._resources(self._plan.examples[0]), nodes)
+        return fitting(self._resources(self._plan.examples[0]), self._nodes())
 
     def start(self, description: Description) -> None:
         name = description.name
@@ -199,6 +197,9 @@ class ClusterRunner(Runner):
             if tasks:
                 _, tasks = self._ray.wait(tasks, num_returns=len(tasks), timeout=STOP_SECONDS)
 
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [each for each in self._ray.nodes() if each["Alive"]]
+
     def _resources(self, params: Params) -> dict[str, int]:
         """Return what Ray is to keep free for an experiment. Raises InputError if that does not follow from it."""
         threads = self._plan.threads or params.train.threads
@@ -217,11 +218,10 @@ class ClusterRunner(Runner):
 NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
-def fitting(wanted: Mapping[str, int], nodes: Iterable[Mapping[str, float]]) -> int:
-    """Return how many experiments fit on nodes with these resources."""
-    return sum(
-        min(int(has.get(NAMES[name], 0) // number) for name, number in wanted.items() if number) for has in nodes
-    )
+def fitting(wanted: Mapping[str, int], nodes: Iterable[Mapping[str, Any]]) -> int:
+    """Return how many experiments that want these resources fit on nodes, as Ray describes them."""
+    numbers = {NAMES[name]: number for name, number in wanted.items() if number}
+    return sum(min(int(node["Resources"].get(name, 0) // n) for name, n in numbers.items()) for node in nodes)
 
 
 def shown(wanted: Mapping[str, int]) -> str:

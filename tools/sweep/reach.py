@@ -64,7 +64,7 @@ def dvc_settings() -> DvcSettings:
     lines = [f"    {key} = {value}" for key, value in remote.items()]
     text = "\n".join(["[core]", f"    remote = {name}", f"['remote \"{name}\"']", *lines, ""])
     places = [remote[key] for key in ("url", "endpointurl") if key in remote]
-    return DvcSettings(text, places, "dir" in Config.from_cwd(validate=False).read("repo").get("cache", {}))
+    return DvcSettings(text, places, "dir" in config.read("repo").get("cache", {}))
 
 
 def check_reaches(template: Path) -> None:

@@ -23,9 +23,10 @@ from filelock import FileLock
 
 from stages.base import cli
 from stages.base.errors import InputError
+from stages.base.experiment import home
 from stages.base.text import say
 from stages.tracking.git import GitError, git
-from stages.tracking.journal import folder_of, journals
+from stages.tracking.journal import journals
 from stages.tracking.store import Store
 from tools.sweep.copies import DVC, dvc
 from tools.sweep.experiments import prepared
@@ -55,8 +56,8 @@ def trial(log: Path, scratch: Path, name: str, overrides: Sequence[str]) -> dict
     commit, left = sent(*ref), journals_left()
     if not left:
         return {"commit": commit}
-    home = folder_of(os.environ).parent
-    return {"commit": commit, "left": f"on {socket.gethostname()}: REPRONET_HOME={home} python -m tools.sync; {left}"}
+    own = home(os.environ)
+    return {"commit": commit, "left": f"on {socket.gethostname()}: REPRONET_HOME={own} python -m tools.sync; {left}"}
 
 
 def run(log: Path, scratch: Path, name: str, overrides: Sequence[str]) -> int:

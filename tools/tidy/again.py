@@ -19,7 +19,7 @@ from stages.tracking.artifacts import models_of
 from stages.tracking.git import GitError, git, git_bytes, prefix
 from stages.tracking.params import given
 from stages.tracking.result import PATCH, RECORD, RECORD_TAG, RESUMED_TAG, TAKEN_UP_TAG, WEIGHTS, WEIGHTS_TAG
-from tools.commits import cached, contents, list_of
+from tools.commits import contents, file_digests, is_intact
 from tools.dvclock import digests_in, weights_digest
 from tools.runs import PREDICTIONS
 
@@ -185,32 +185,13 @@ def other_weights(record: Path, digest: str, md5: str) -> str:
     if len(files) != 1 or files[0].is_symlink() or not files[0].is_file():
         return "that have not one file of weights"
     about = files[0].stat()
-    if _digests(files[0], about.st_ino, about.st_mtime_ns, about.st_size) != (digest, md5):
+    if file_digests(files[0], about.st_ino, about.st_mtime_ns, about.st_size) != (digest, md5):
         return "whose weights are others than their tag or their dvc.lock names"
     try:
         load_weights(files[0])
     except InputError:
         return "whose weights today's code does not read"
     return ""
-
-
-@cache
-def _digests(file: Path, *_changing: int) -> tuple[str, str]:
-    """Return the SHA-256 and the MD5 of a file; other numbers say that it may be another since."""
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            sha256.update(block)
-            md5.update(block)
-    return sha256.hexdigest(), md5.hexdigest()
-
-
-@cache
-def is_intact(digest: str) -> bool:
-    """Return whether DVC's cache has a file, or a folder with all of its files, with the bytes that they had."""
-    files = [cached(one) for one in (digest, *list_of(digest).values())]
-    names = [digest.removesuffix(".dir"), *list_of(digest).values()]
-    return all(file.is_file() and _digests(file)[1] == name for file, name in zip(files, names, strict=True))
 
 
 @cache

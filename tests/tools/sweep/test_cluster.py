@@ -8,8 +8,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from stages.base.errors import InputError
 from stages.tracking.git import GitError, git
 from stages.tracking.provenance import SWEEP_ATTEMPT_TAG
 from stages.tracking.store import Store
-from tests.conftest import Project, runs
+from tests.conftest import Project, runs, wait_until
 from tests.servers import Server
 from tools.sweep.cluster import ClusterRunner, fitting
 from tools.sweep.experiments import Ending, Phase, State
@@ -85,12 +85,7 @@ def refs(project: Project, repository: str) -> dict[str, str]:
     return {ref.rsplit("/", 1)[1]: commit for commit, ref in listed if "/far" in ref}
 
 
-def wait_until(condition: Callable[[], Any], process: "subprocess.Popen[str] | None" = None) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process is None or process.poll() is None, process and process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+until = partial(wait_until, seconds=240)
 
 
 def in_folder(folder: Path) -> list[str]:
@@ -121,11 +116,11 @@ def test_trials_whatever_dies(
     seeds = ["-S", f"train.seed={','.join(map(str, range(count)))}"]
     command = [*SWEEP, *seeds, "--cluster", cluster.address]
     first = project.start(*command, MLFLOW_TRACKING_URI=server.uri)
-    wait_until(lambda: len(refs(project, "origin")) >= 1, first)
+    until(lambda: len(refs(project, "origin")) >= 1, process=first)
     cluster.kill(0)
     reached = len(refs(project, "origin"))
-    wait_until(lambda: len(refs(project, "origin")) > reached, first)
-    wait_until(lambda: not in_folder(cluster.scratches[0]), first)  # what a dead node ran ends by itself
+    until(lambda: len(refs(project, "origin")) > reached, process=first)
+    until(lambda: not in_folder(cluster.scratches[0]), process=first)  # what a dead node ran ends by itself
     os.killpg(first.pid, signal.SIGKILL)
     print(first.communicate()[0])
     assert len(refs(project, "origin")) < count
@@ -166,12 +161,12 @@ def test_what_is_stopped_and_what_fails(
         long, wrong = (plan.experiment(n, values, {}, ()).description for n, values in enumerate(grid(plan.axes)))
         for description in (long, wrong):
             runner.start(description)
-        wait_until(lambda: runner.poll(wrong.name) is Phase.ENDED)
+        until(lambda: runner.poll(wrong.name) is Phase.ENDED)
         failed = runner.collect(wrong.name)
         assert (failed.state, failed.metrics) == (State.FAILED, None)
         assert failed.reason.startswith("error: the loss is nan at step 2, with a learning rate of ")
         assert "the loss is nan" in (project.root / f"sweeps/far/{wrong.name}.log").read_text()
-        wait_until(lambda: len(runner.report(long.name)) > 1)
+        until(lambda: len(runner.report(long.name)) > 1)
         assert runner.poll(long.name) is Phase.TRAINING
         epochs = runner.report(long.name)
         assert [epoch for epoch, _ in epochs] == list(range(1, len(epochs) + 1))
@@ -212,21 +207,21 @@ def test_remotes_that_are_away_and_a_folder_of_a_repository(
         assert ended == {"reason": "4 attempts have died; perhaps no node has the memory"}
         first, second = (plan.experiment(n, values, {}, ()).description for n, values in enumerate(grid(plan.axes)))
         runner.start(first)
-        wait_until(lambda: runner.report(first.name))
+        until(lambda: runner.report(first.name))
         storage.write_text("no folder")
-        wait_until(lambda: runner.poll(first.name) is Phase.ENDED)
+        until(lambda: runner.poll(first.name) is Phase.ENDED)
         failed = runner.collect(first.name)
         assert failed.state is State.FAILED
         assert failed.reason.startswith("dvc push failed: ")
         assert refs(project, "origin") == {}, "no commit whose files nobody has"
         storage.unlink()
         runner.start(first)
-        wait_until(lambda: runner.poll(first.name) is Phase.ENDED)
+        until(lambda: runner.poll(first.name) is Phase.ENDED)
         assert runner.collect(first.name).state is State.DONE
         runner.start(second)
-        wait_until(lambda: runner.report(second.name))
+        until(lambda: runner.report(second.name))
         server.kill()
-        wait_until(lambda: runner.poll(second.name) is Phase.ENDED)
+        until(lambda: runner.poll(second.name) is Phase.ENDED)
         server.start()
         assert runner.collect(second.name).state is State.DONE
         kept = capsys.readouterr().err.split(f"warning: {second.name}: MLflow lacks what its node has kept on ")[1]

@@ -3,12 +3,11 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project
+from tests.conftest import Project, wait_until
 from tests.tools.sweep.conftest import experiment
 from tools.sweep import local
 from tools.sweep.experiments import Ending, Phase, State
@@ -33,10 +32,7 @@ def runner(project: Project, monkeypatch: pytest.MonkeyPatch) -> LocalRunner:
 
 
 def wait_while(runner: LocalRunner, name: str, phase: Phase) -> None:
-    deadline = time.monotonic() + 20
-    while runner.poll(name) is phase:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: runner.poll(name) is not phase)
 
 
 def test_an_experiment_goes_through_its_phases(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
