@@ -67,6 +67,7 @@ def about(setting: Setting) -> str:
     rounds, epochs = len(setting["gflops"]), setting["epochs"]
     number = f"medians of {rounds} rounds" if rounds > 1 else "one round"
     number += f" of {epochs} epochs" if epochs > 1 else " of one epoch"
+    number += f" of {setting['images']:,} images"
     said = f"**{named(setting)}**: {setting['cpu']}, {setting['cores']} cores, {setting['date']}, {number}; {versions}."
     said += f"\nA product of two matrices of 2048x2048 reaches {product:,.0f} GFLOP/s"
     if speed is None or setting["net"] != "Net":

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from tqdm import tqdm
 
 from bench.figures import END, FIGURES, NOTEBOOK, OURS, PORTABLE, START, Setting, tables, write
@@ -70,6 +71,7 @@ PEERS = {
     NOTEBOOK: Peer("notebook"),
     f"{NOTEBOOK} (2 workers)": Peer("notebook", workers=2),
 }
+IMAGES = 60_000
 PRECISIONS = ("float32", "bfloat16")
 LIBRARIES = ("torch", "keras", "lightning", "tensorflow-cpu")
 
@@ -78,6 +80,7 @@ def main() -> None:
     parser = cli.parser("bench.training", __doc__)
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--epochs", type=positive, default=3)
+    parser.add_argument("--images", type=positive, default=IMAGES, help="to train on and validate; fewer for slow nets")
     parser.add_argument("--net", nargs="+", choices=NETS, default=["Net"])
     parser.add_argument("--batch", type=positive, nargs="+", default=[20, 128, 512])
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
@@ -122,6 +125,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[Setting]]:
         "date": str(datetime.date.today()),
         "versions": versions(),
         "epochs": arguments.epochs,
+        "images": arguments.images,
     }
     settings: list[Setting] = [
         {"net": net, "precision": precision, "batch": batch, **about, "gflops": list[float]()}
@@ -138,7 +142,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[Setting]]:
     ]
     with TemporaryDirectory() as name:
         folder = Path(name)
-        make_data(folder)
+        make_data(folder, arguments.images)
         trainings = arguments.rounds * sum(len(setting["rows"]) for setting in settings)
         with tqdm(total=trainings, unit="training", disable=None) as progress:
             for seed in range(arguments.rounds):
@@ -153,26 +157,33 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[Setting]]:
                 yield settings
 
 
-def make_data(folder: Path) -> None:
-    """Write the prepared set, its splits as arrays, and Fashion-MNIST's files where torchvision looks for them."""
+def make_data(folder: Path, n_images: int) -> None:
+    """Write the prepared set, its splits as arrays, and Fashion-MNIST's files where torchvision looks for them.
+
+    Of the images for training and validation the first `n_images` are in the splits.
+    """
     prepare(
         overrides.check(["prepare.source=fashion_mnist", "prepare.shard_mb=null", "prepare.shards_to=null"]).prepare,
         folder / "prepared",
     )
     images = np.load(folder / "prepared/images.npy", mmap_mode="r")
     info = json.loads((folder / "prepared/dataset.json").read_text(encoding="utf-8"))
-    manifest = np.genfromtxt(folder / "prepared/manifest.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")
-    for split in ("train", "valid", "test"):
-        rows = manifest["index"][manifest["split"] == split]
+    manifest = pd.read_csv(folder / "prepared/manifest.csv")
+    labels = manifest.sort_values("index")["label"].to_numpy()
+    numbers = {"train": n_images - n_images // 10, "valid": n_images // 10, "test": None}
+    rows_of = {split: manifest[manifest["split"] == split].iloc[:number] for split, number in numbers.items()}
+    pd.concat(rows_of.values()).to_csv(folder / "prepared/manifest.csv", index=False)
+    for split, kept in rows_of.items():
+        rows = kept["index"].to_numpy()
         scaled = (images[rows] - np.float32(info["mean"][0] * 255)) / np.float32(info["std"][0] * 255)
         np.save(folder / f"{split}_images.npy", scaled.astype(np.float32))
-        np.save(folder / f"{split}_labels.npy", manifest["label"][manifest["split"] == split].astype(np.int64))
+        np.save(folder / f"{split}_labels.npy", labels[rows].astype(np.int64))
         np.save(folder / f"{split}_rows.npy", rows)
-    raw, labels = folder / "FashionMNIST/raw", manifest["label"][np.argsort(manifest["index"])]
+    raw = folder / "FashionMNIST/raw"
     raw.mkdir(parents=True)
-    for name, rows in {"train": slice(60_000), "t10k": slice(60_000, None)}.items():
-        write_idx(raw / f"{name}-images-idx3-ubyte", images[rows])
-        write_idx(raw / f"{name}-labels-idx1-ubyte", labels[rows].astype(np.uint8))
+    for name, part in {"train": slice(IMAGES), "t10k": slice(IMAGES, None)}.items():
+        write_idx(raw / f"{name}-images-idx3-ubyte", images[part])
+        write_idx(raw / f"{name}-labels-idx1-ubyte", labels[part].astype(np.uint8))
 
 
 def write_idx(path: Path, array: npt.NDArray[np.uint8]) -> None:

@@ -40,6 +40,17 @@ def test_training_beside_peers(tmp_path: Path) -> None:
     assert [each["cores"] for each in json.loads((tmp_path / "performance.json").read_text())] == [setting["cores"], 99]
 
 
+@pytest.mark.slow
+def test_fewer_images_for_nets_that_take_long() -> None:
+    options = ["--rounds", "1", "--epochs", "1", "--images", "1200", "--precision", "float32", "--batch", "20"]
+    command = [sys.executable, "-m", "bench.training", *options, "--only", "repronet", "notebook"]
+    printed = subprocess.check_output(
+        [*command, "--net", "three convolutions"], cwd=ROOT, env=clean_environment(), text=True
+    )
+    assert "one round of one epoch of 1,200 images" in printed
+    assert len(re.findall(r"^\| (?:repronet|notebook) \| [\d,]+ \|", printed, re.MULTILINE)) == 2
+
+
 def test_an_unknown_peer_is_named() -> None:
     command = [sys.executable, "-m", "bench.training", "--only", "jax"]
     refused = subprocess.run(command, cwd=ROOT, env=clean_environment(), text=True, capture_output=True)
