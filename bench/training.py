@@ -72,6 +72,7 @@ PEERS = {
     f"{NOTEBOOK} (2 workers)": Peer("notebook", workers=2),
 }
 IMAGES = 60_000
+WAITING = ("GOMP_SPINCOUNT", "OMP_DYNAMIC", "OMP_WAIT_POLICY")  # which stages/__init__.py sets for this process, too
 PRECISIONS = ("float32", "bfloat16")
 LIBRARIES = ("torch", "keras", "lightning", "tensorflow-cpu")
 
@@ -214,8 +215,8 @@ def run(
     folder: Path, module: str, options: Mapping[str, Any], environment: Mapping[str, str], *arguments: str
 ) -> dict[str, float]:
     """Run a module of bench/peers, and return what it prints last. Raises InputError with what it says if it fails."""
-    # The peers get none of our limits, find the code wherever they run, and keep off a GPU.
-    own = {name: value for name, value in os.environ.items() if name not in (*LIMITS, OUTER)}
+    # The peers get none of our limits and settings, find the code wherever they run, and keep off a GPU.
+    own = {name: value for name, value in os.environ.items() if name not in (*LIMITS, OUTER, *WAITING)}
     own["CUDA_VISIBLE_DEVICES"] = ""
     own["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [own.get("PYTHONPATH")])])
     command = [sys.executable, "-m", f"bench.peers.{module}", *arguments]

@@ -86,16 +86,21 @@ def test_auto_threads_are_the_physical_cores_at_hand(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("stage", ["prepare", "train", "evaluate"])
 @pytest.mark.parametrize(
     ("environment", "spins"),
-    [({}, "0"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    [
+        ({}, "3000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
+        ({"GOMP_SPINCOUNT": "5"}, "5"),
+    ],
 )
-def test_threads_of_a_stage_wait_without_a_core_unless_the_environment_says_otherwise(
+def test_threads_of_a_stage_soon_wait_without_a_core_unless_the_environment_says_otherwise(
     stage: str, environment: dict[str, str], spins: str
 ) -> None:
     # What OpenMP itself says when torch brings it; where nothing has been set, it spins 300,000 times.
     shown = subprocess.run(
         [sys.executable, "-c", f"import stages.{stage}, torch"],
         cwd=ROOT,
-        env={name: value for name, value in clean_environment().items() if name != "OMP_WAIT_POLICY"}
+        env={name: value for name, value in clean_environment().items() if not name.endswith(("_POLICY", "_SPINCOUNT"))}
         | {"OMP_DISPLAY_ENV": "verbose", "OMP_DYNAMIC": "TRUE", **environment},
         capture_output=True,
         check=True,

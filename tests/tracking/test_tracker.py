@@ -117,6 +117,7 @@ def test_the_environment_is_recorded(store: Path) -> None:
     assert "avx2" in recorded["cpu"]["flags"]
     assert recorded["variables"]["MKL_CBWR"] == "COMPATIBLE"
     assert recorded["variables"]["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert recorded["variables"]["GOMP_SPINCOUNT"] == "3000"
     assert recorded["variables"]["OMP_DYNAMIC"] == "FALSE"
     assert (recorded["threads"], recorded["gpu"], recorded["dvc"]) == (2, {}, "")
     assert "python" in recorded["command"]
