@@ -74,12 +74,24 @@ def ignore_signals() -> None:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold signals that end processes back, so that one started here is not sent one before it can handle it."""
+    """Hold signals that end processes back, so that one started here is not sent one before it can handle it.
+
+    Call it in the main thread. Others, such as numpy's, may be given a signal, which the main thread would then handle
+    all the same: so it notes it, and handles it afterwards.
+    """
+    came: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    handlers = {number: handler for number in STOPPING if callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, _frame: came.append(number))
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for noted in came:
+            signal.raise_signal(noted)
 
 
 def leave_signals_to_parent() -> None:

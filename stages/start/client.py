@@ -51,10 +51,11 @@ def run_in_fork(module: str, arguments: Sequence[str]) -> None:
     with suppress(OSError):
         socket.send_fds(connection, [module.encode()], [0, 1, 2, request])
     os.close(request)
-    if not (stage := _answer(connection)):
+    if not (stage := _answer(connection, socket.MSG_PEEK)):
         signals.restore()
         return
     signals.has_begun = True
+    _answer(connection)  # the same, now that it is known
     if not (status := _answer(connection)):  # who should say it was killed, and so is the stage
         with suppress(ProcessLookupError):
             os.kill(int(stage), signal.SIGKILL)
@@ -84,11 +85,11 @@ def _request(module: str, arguments: Sequence[str]) -> dict[str, object]:
     }
 
 
-def _answer(connection: socket.socket) -> bytes:
+def _answer(connection: socket.socket, flags: int = 0) -> bytes:
     """Return the next thing that the server's side says, nothing if that has ended."""
     for _ in range(2):  # the first fails if it ended without reading a signal, whatever it had said before
         with suppress(OSError):
-            return connection.recv(100)
+            return connection.recv(100, flags)
     return b""
 
 
@@ -197,10 +198,15 @@ class Signals:
             self._before[number] = signal.signal(number, handler)
 
     def _forward(self, number: int, _frame: FrameType | None = None) -> None:
-        if not self.has_begun and number != signal.SIGCONT:
-            _end(-number)  # the server ends what has begun in this moment
+        if not (self.has_begun or number == signal.SIGCONT or self._has_just_begun()):
+            _end(-number)  # the server ends what begins in this moment
         with suppress(OSError):  # there is no fork any more
             self._connection.send(bytes([number]))
+
+    def _has_just_begun(self) -> bool:
+        with suppress(OSError):
+            return bool(self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return False
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         """Ctrl-Z: stop the fork, and this process until it is to go on, unless nobody would tell it to."""

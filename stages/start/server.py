@@ -148,16 +148,16 @@ def attended(client: socket.socket, descriptors: list[int]) -> Request:
     libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+    with suppress(OSError):  # by itself, so that a client knows of all that has begun
+        client.send(str(os.getpid()).encode())
     return request
 
 
 def attend(client: socket.socket, stage: int) -> NoReturn:
-    """Give a stage its client's signals, and the client the stage's end. If the client is killed, so is the stage."""
+    """Give a stage its client's signals, and the client its end. If the client is killed, so is the stage."""
     with suppress(OSError):
         os.setpgid(stage, stage)  # it may not have done so itself yet
     ended = os.pidfd_open(stage)
-    with suppress(OSError):
-        client.send(str(stage).encode())
     watched = [ended, client.fileno()]
     while ended not in select.select(watched, [], [])[0]:
         number = 0

@@ -75,6 +75,26 @@ def test_what_a_tool_starts_sees_the_repository_that_it_is_in(tmp_path: Path) ->
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment) == expected
 
 
+@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("libraries", ["os", "numpy"])  # which has threads
+def test_signals_are_held_back_whatever_threads_there_are(number: signal.Signals, libraries: str) -> None:
+    code = f"""
+import os, signal, {libraries}
+from stages.base.processes import interrupt_on_signals, signals_held
+interrupt_on_signals()
+try:
+    with signals_held():
+        os.kill(os.getpid(), {number:d})
+        for _ in range(100_000):
+            pass
+        print("held")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=clean_environment(), text=True)
+    assert printed == "held\ninterrupted\n"
+
+
 def test_auto_threads_are_the_physical_cores_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert thread_count(3) == 3
     for physical, usable, expected in [(4, 8, 4), (4, 2, 2), (None, 2, 2)]:

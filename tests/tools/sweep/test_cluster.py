@@ -289,7 +289,7 @@ def test_places_that_each_machine_has_for_itself() -> None:
 
 
 def test_what_fits_is_counted_by_nodes() -> None:
-    nodes = [{"CPU": 2.0}, {"CPU": 7.0, "GPU": 1.0}, {"memory": 1.0}]
+    nodes = [{"Resources": has} for has in ({"CPU": 2.0}, {"CPU": 7.0, "GPU": 1.0}, {"memory": 1.0})]
     assert fitting({"num_cpus": 2, "num_gpus": 0}, nodes) == 4
     assert fitting({"num_cpus": 3, "num_gpus": 0}, nodes) == 2
     assert fitting({"num_cpus": 2, "num_gpus": 1}, nodes) == 1
