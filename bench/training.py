@@ -96,6 +96,8 @@ def main() -> None:
             )
     if unknown := set(arguments.only) - PEERS.keys():
         raise InputError(f"--only: {', '.join(sorted(unknown))}, should be of {', '.join(PEERS)}")
+    if not (smallest := max(100, 2 * max(arguments.batch))) <= arguments.images <= IMAGES:
+        raise InputError(f"--images: {arguments.images}, should be from {smallest} to {IMAGES}")
     for settings in measure(arguments):
         if arguments.out:
             write(arguments.out, settings)
@@ -161,7 +163,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[Setting]]:
 def make_data(folder: Path, n_images: int) -> None:
     """Write the prepared set, its splits as arrays, and Fashion-MNIST's files where torchvision looks for them.
 
-    Of the images for training and validation the first `n_images` are in the splits.
+    In the splits for training and validation are the first of theirs, `n_images` together.
     """
     prepare(
         overrides.check(["prepare.source=fashion_mnist", "prepare.shard_mb=null", "prepare.shards_to=null"]).prepare,

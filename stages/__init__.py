@@ -11,7 +11,7 @@ gc.set_threshold(100_000, 50, 1000)
 
 # Read when torch is imported. Threads that wait actively take the cores that others need: two trainings at once on two
 # cores took 120 s instead of 54 s. GNU's OpenMP, which torch brings on Linux, is told to look for 0.2 ms first: without
-# that, nets of many short layers are less than half as fast. No result depends on it.
+# that, a small net by itself is less than half as fast. docs/performance.md has the figures. No result depends on it.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -49,6 +51,26 @@ def test_fewer_images_for_nets_that_take_long() -> None:
     )
     assert "one round of one epoch of 1,200 images" in printed
     assert len(re.findall(r"^\| (?:repronet|notebook) \| [\d,]+ \|", printed, re.MULTILINE)) == 2
+
+
+def test_as_many_images_are_in_the_splits_as_are_asked_for(tmp_path: Path) -> None:
+    command = (
+        f"from bench.training import make_data; from pathlib import Path; make_data(Path({str(tmp_path)!r}), 1200)"
+    )
+    subprocess.run([sys.executable, "-c", command], cwd=ROOT, env=clean_environment(), check=True)
+    manifest = pd.read_csv(tmp_path / "prepared/manifest.csv")
+    assert manifest["split"].value_counts().to_dict() == {"train": 1080, "valid": 120, "test": 10_000}
+    for split, rows in manifest.groupby("split"):
+        assert len(np.load(tmp_path / f"{split}_images.npy")) == len(rows)
+        assert np.load(tmp_path / f"{split}_labels.npy").tolist() == rows["label"].tolist()
+
+
+@pytest.mark.parametrize("number", ["90", "70000", "1023"])
+def test_too_few_and_too_many_images_are_refused(number: str) -> None:
+    command = [sys.executable, "-m", "bench.training", "--images", number]
+    refused = subprocess.run(command, cwd=ROOT, env=clean_environment(), text=True, capture_output=True)
+    assert refused.returncode == 1
+    assert f"error: --images: {number}, should be from 1024 to 60000" in refused.stderr
 
 
 def test_an_unknown_peer_is_named() -> None:

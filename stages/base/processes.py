@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 Threads = int | Literal["auto"]
 AUTO: Literal["auto"] = "auto"
@@ -80,16 +80,26 @@ def signals_held() -> Iterator[None]:
     all the same: so it notes it, and handles it afterwards.
     """
     came: list[int] = []
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    handlers = {number: handler for number in STOPPING if callable(handler := signal.getsignal(number))}
-    for number in handlers:
-        signal.signal(number, lambda number, _frame: came.append(number))
+    are_held = True
+    handlers: dict[int, Any] = {number: handler for number in STOPPING if callable(handler := signal.getsignal(number))}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if are_held:
+            came.append(number)
+        else:  # while the handlers are put back
+            handlers[number](number, frame)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
+        for number in handlers:
+            signal.signal(number, note)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what waits is noted now
+        are_held = False
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for noted in came:
             signal.raise_signal(noted)
 

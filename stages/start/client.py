@@ -28,6 +28,7 @@ OWN = (
 )
 FORWARDED = (*STOPPING, signal.SIGCONT)
 SERVER = Path(__file__).with_name("server.py")
+BEGUN = b"+"  # what the number of a stage comes with
 WAITING = 64  # stages that a server may have before it
 
 
@@ -51,7 +52,7 @@ def run_in_fork(module: str, arguments: Sequence[str]) -> None:
     with suppress(OSError):
         socket.send_fds(connection, [module.encode()], [0, 1, 2, request])
     os.close(request)
-    if not (stage := _answer(connection, socket.MSG_PEEK)):
+    if not (stage := _answer(connection, socket.MSG_PEEK)).startswith(BEGUN):
         signals.restore()
         return
     signals.has_begun = True
@@ -205,7 +206,7 @@ class Signals:
 
     def _has_just_begun(self) -> bool:
         with suppress(OSError):
-            return bool(self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == BEGUN
         return False
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:

@@ -148,8 +148,8 @@ def attended(client: socket.socket, descriptors: list[int]) -> Request:
     libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    with suppress(OSError):  # by itself, so that a client knows of all that has begun
-        client.send(str(os.getpid()).encode())
+    with suppress(OSError):  # by itself, so that a client knows of all that has begun; + tells it from how one ended
+        client.send(b"+%d" % os.getpid())
     return request
 
 

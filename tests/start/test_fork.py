@@ -265,6 +265,31 @@ def test_before_the_stage_has_begun_a_signal_ends_its_client_at_once(owner: Owne
     until(lambda: len(owner.family()) == 1)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_client_has_read_that_the_stage_has_begun(owner: Owner, number: signal.Signals) -> None:
+    owner.write(before=f"signal.signal({number:d}, lambda number, _: sys.exit(number))")
+    slow = "import time; from stages.start import client; answer = client._answer\n"
+    slow += "client._answer = lambda *given: time.sleep(2) or answer(*given)\n"
+    client = owner.start("wait", code=slow + RUN)
+    said(client)
+    client.send_signal(number)
+    assert client.wait(timeout=60) == number
+
+
+def test_a_stage_that_is_killed_before_it_has_begun_is_run_without_a_fork(owner: Owner) -> None:
+    code = f"import sys; sys.path.insert(0, {str(SERVER.parent)!r}); import server; server.LIBRARIES = ()\n"
+    code += f"import os; die = lambda: (os.mkdir({str(owner.folder / 'killed')!r}), os.kill(os.getpid(), 9))\n"
+    code += "server.os.setpgid = lambda number, _: number or die()\n"
+    code += "server.main()"
+    (owner.folder / "server.py").write_text(code)
+    server = (
+        f"from pathlib import Path; from stages.start import client; client.SERVER = Path('{owner.folder}/server.py')"
+    )
+    client = owner.start(code=f"{server}; {RUN}")
+    assert client.communicate(timeout=60)[0] == "not forked\n"
+    assert (owner.folder / "killed").exists()
+
+
 def test_a_signal_while_the_fork_becomes_the_stage(owner: Owner) -> None:
     code = f"import sys; sys.path.insert(0, {str(SERVER.parent)!r}); import server; server.LIBRARIES = ()\n"
     code += "import os, signal, runpy; became = server.become\n"
