@@ -118,7 +118,9 @@ def plot(settings: Sequence[Setting]) -> Figure:
     lines = -(-len(settings) // columns)
     size = (1.5 + 3.5 * columns, (1 + 0.3 * len(peers)) * lines)
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
+    panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
+    for axes in panels[len(settings) :]:
+        axes.remove()
     for axes, setting in zip(panels, settings, strict=False):
         for row in setting["rows"]:
             values, place = row["images_per_second"], peers.index(row["peer"])

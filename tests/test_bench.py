@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bench.figures import END, START, goals, named, tables, write
+from bench.figures import END, START, goals, named, plot, tables, write
 from tests.conftest import ROOT, clean_environment
 
 
@@ -78,6 +78,12 @@ def test_an_unknown_peer_is_named() -> None:
     refused = subprocess.run(command, cwd=ROOT, env=clean_environment(), text=True, capture_output=True)
     assert refused.returncode == 1
     assert "error: --only: jax, should be of repronet, repronet (portable), plain PyTorch" in refused.stderr
+
+
+def test_the_picture_has_a_panel_for_each_setting() -> None:
+    settings = json.loads((ROOT / "docs/performance.json").read_text())
+    for n in (1, 2, 4, len(settings)):
+        assert [axes.get_title() for axes in plot(settings[:n]).axes] == [*map(named, settings[:n])]
 
 
 def test_the_documented_tables_are_those_of_the_figures() -> None:
