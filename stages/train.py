@@ -31,6 +31,7 @@ from stages.batches.loader import Loader
 from stages.batches.normalise import Normalise
 from stages.batches.prepared import Prepared
 from stages.nets.build import check_batch, head, net_spec
+from stages.nets.net import threads_of_a_step
 from stages.nets.prediction import predict
 from stages.nets.weights import describe, load_pretrained, read_weights, rebuild, save_weights
 from stages.tracking import data_in_git
@@ -138,6 +139,9 @@ def train(
     plan = replace(plan, used=checks.settings_used(used | {"net": plan.net["arguments"]}))
     precision, clip = options.precision(params.precision, device), options.clipping(net, params.clip_norm)
     options.warn_if_slower(params.precision, device, params.determinism, is_compiled=getattr(net, "is_one_pass", False))
+    with precision():
+        of_a_batch = torch.empty(-(-params.batch_size // group.size), channels, side, side, device=device)
+        threads = threads_of_a_step(net, of_a_batch)
     ema = options.ema(net, params.ema_decay)
     totals, reading = metrics.EpochTotals(), options.steps_between_reads(device, optimizer)
 
@@ -191,7 +195,8 @@ def train(
             for images, targets in loader.epoch(epoch, at.batches):  # batch
                 check_interrupted()
                 group.draw(params.seed, steps * (epoch - 1) + at.batches)
-                optimizer.step(partial(closure, images, targets))  # type: ignore[arg-type]  # update
+                with threads():
+                    optimizer.step(partial(closure, images, targets))  # type: ignore[arg-type]  # update
                 at.batches += 1
                 step = steps * (epoch - 1) + at.batches
                 is_logged = params.log_steps and step % params.log_steps == 0

@@ -199,6 +199,20 @@ def test_threads_are_as_asked_for(digits: Path, tmp_path: Path) -> None:
         assert torch.get_num_threads() == expected
 
 
+def test_a_step_of_a_small_net_has_one_thread(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    had, step = set[int](), metrics.step
+
+    def watched(*batches: Any) -> Any:
+        had.add(torch.get_num_threads())
+        return step(*batches)
+
+    monkeypatch.setattr(metrics, "step", watched)
+    for changes, threads in (({}, 1), ({"train.net.arguments.Net.hidden": [8]}, 2)):
+        had.clear()
+        trained(digits, tmp_path, {"train.epochs": 1, "train.threads": 2} | changes)
+        assert had == {threads}
+
+
 def test_rank() -> None:
     rows = [{"valid/accuracy": a, "valid/loss": b} for a, b in [(0.9, 0.5), (0.95, 0.7), (0.95, 0.6), (0.8, 0.1)]]
     assert max(rows, key=rank_of) == {"valid/accuracy": 0.95, "valid/loss": 0.6}

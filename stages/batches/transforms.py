@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stages.base import threads
 from stages.base.errors import InputError
 from stages.base.params import TransformList
 from stages.batches.prepared import DatasetInfo
@@ -150,13 +151,8 @@ def _through(transforms: Sequence[Transform], image: Tensor, seed: int) -> Tenso
 @contextmanager
 def _isolated() -> Iterator[None]:
     """Restore the global generator, and use one thread: in a worker torch has one, and sums may depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with threads.limited(1), torch.random.fork_rng(devices=[]):
+        yield
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import pairwise
+from typing import Any
 
 import llvmlite.binding as llvm
 import torch
@@ -23,7 +23,8 @@ WORTH_A_THREAD = 1 << 21  # fmas; to wake a thread takes as long as some 500,000
 FLOAT, BYTE, INT, POINTER = ir.FloatType(), ir.IntType(8), ir.IntType(64), ir.PointerType()
 # What writes the body of a function of pointers to floats, and of a first number and the one after the last.
 Body = Callable[[IRBuilder, list[Value], Value, Value], None]
-Function = Callable[..., None]
+Function = Callable[..., None]  # of a task, as `_share` has it
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of torch's modules
 
@@ -40,6 +41,7 @@ def compiled(*bodies: tuple[Body, int]) -> list[Function]:
         b = IRBuilder(function.append_basic_block())
         body(b, list(function.args[:pointers]), *function.args[pointers:])
         b.ret_void()
+        _share(module, function, f"shared{number}")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     host = llvm.Target.from_default_triple().create_target_machine(
@@ -50,12 +52,30 @@ def compiled(*bodies: tuple[Body, int]) -> list[Function]:
     engine = llvm.create_mcjit_compiler(parsed, host)
     engine.finalize_object()
     _engines.append(engine)
-    return [
-        ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * pointers, ctypes.c_int64, ctypes.c_int64)(
-            engine.get_function_address(f"f{number}")
-        )
-        for number, (_, pointers) in enumerate(bodies)
-    ]
+    return [_FUNCTION(engine.get_function_address(f"shared{number}")) for number in range(len(bodies))]
+
+
+def _share(module: ir.Module, function: ir.Function, name: str) -> None:
+    """Write a function that lets `function` do the parts of a task, one after the other, while there are any left.
+
+    Any number of threads may call it with the same task, which is numbers, int64: the next part, how many there are,
+    the function's pointers, where each part begins, and where the last one ends.
+    """
+    shared = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER]), name)
+    b, [task] = IRBuilder(shared.append_basic_block()), shared.args
+    n_pointers = len(function.args) - 2
+    pointers = [b.load(at(b, task, 2 + number, INT), typ=POINTER) for number in range(n_pointers)]
+    head, body, after = (b.append_basic_block() for _ in range(3))
+    b.branch(head)
+    b.position_at_end(head)
+    part = b.atomic_rmw("add", task, INT(1), "monotonic")
+    b.cbranch(b.icmp_signed("<", part, b.load(at(b, task, 1, INT), typ=INT)), body, after)
+    b.position_at_end(body)
+    begin = b.add(part, INT(2 + n_pointers))
+    b.call(function, [*pointers, *(b.load(at(b, task, b.add(begin, INT(n)), INT), typ=INT) for n in (0, 1))])
+    b.branch(head)
+    b.position_at_end(after)
+    b.ret_void()
 
 
 def run(function: Function, tensors: Sequence[Tensor], n: int, work: int, step: int = 1) -> None:
@@ -66,15 +86,36 @@ def run(function: Function, tensors: Sequence[Tensor], n: int, work: int, step: 
     steps = -(-n // step)
     threads = max(1, min(torch.get_num_threads(), steps, work // WORTH_A_THREAD))
     ends = [min(n, step * (steps * thread // threads)) for thread in range(threads + 1)]
-    others = [_pool().submit(_call, function, tensors, *span) for span in pairwise(ends[1:])]
-    _call(function, tensors, ends[0], ends[1])
-    for other in others:
-        other.result()
+    numbers = [0, threads, *(tensor.data_ptr() for tensor in tensors), *ends]
+    task = (ctypes.c_int64 * len(numbers))(*numbers)
+    if threads == 1:
+        function(task)
+    elif parallel := openmp():
+        parallel(function, task, threads, 0)
+    else:
+        others = [_pool().submit(_call, function, task, tensors) for _ in range(threads - 1)]
+        function(task)
+        for other in others:
+            other.result()
 
 
-def _call(function: Function, tensors: Sequence[Tensor], first: int, last: int) -> None:
+def _call(function: Function, task: Any, _tensors: Sequence[Tensor]) -> None:
     # A thread has the tensors, too: after Ctrl-C it may write to them when nobody else has them any more.
-    function(*(tensor.data_ptr() for tensor in tensors), first, last)
+    function(task)
+
+
+@lru_cache
+def openmp() -> Callable[..., None] | None:
+    """Return what calls a function in torch's own threads, where that is there: their number comes third.
+
+    They are awake right after and before what torch does in them, and need no turn of Python's.
+    """
+    try:
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes, parallel.restype = [_FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return parallel
 
 
 @lru_cache

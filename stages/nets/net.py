@@ -1,6 +1,7 @@
 """The Net: convolutions with ReLU and max-pooling, then linear layers. Its default is one of each."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import pairwise
 
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.base.errors import InputError
-from stages.nets.first_layer import first_and_only_layer, first_layer, pooled_convolution
+from stages.base.threads import limited
+from stages.nets.first_layer import first_and_only_layer, first_layer, fmas, pooled_convolution
 from stages.nets.residual import ResidualNet
 
 
@@ -18,6 +20,9 @@ def _log_softmax(scores: Tensor) -> Tensor:
 
 
 OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "logits": nn.Identity(), "log_softmax": _log_softmax}
+# Of a forward pass: a thread that has fewer, and as many again or twice as many backward, costs more than it saves.
+# The page's Net has 500,000 an image of 28x28.
+FMAS_A_THREAD = 1 << 24
 
 
 class Net(nn.Module):
@@ -77,6 +82,10 @@ class Net(nn.Module):
         """Whether it has one convolution and one linear layer, as the page has it."""
         return (self.convolutions, self.linears) == (["conv1"], ["fc1"])
 
+    def fmas(self, x: Tensor) -> int:
+        """Return how many fmas a forward pass of `x` takes if all of it is compiled, else 0."""
+        return fmas(x, self.conv1, self.pool, self.fc1) if self.is_one_pass else 0
+
     def forward(self, x: Tensor) -> Tensor:
         """Return scores, float (n, n_classes), for images, float (n, channels, image_size, image_size)."""
         if self.is_one_pass:
@@ -90,6 +99,16 @@ class Net(nn.Module):
                 x = F.dropout(F.relu(self.get_submodule(name)(x)), self.dropout, self.training)
             x = self.get_submodule(self.linears[-1])(x)
         return OUTPUTS[self.output](x)
+
+
+def threads_of_a_step(net: nn.Module, images: Tensor) -> Callable[[], AbstractContextManager[object]]:
+    """Return what makes the context of a step of such images: in it torch has no more threads than they are worth.
+
+    To wake a thread takes longer than its part of the loss, or of a small net's optimizer. It is known of a Net that is
+    compiled in one pass; its results are the same with any number of threads.
+    """
+    fmas = net.fmas(images) if isinstance(net, Net) else 0
+    return partial(limited, max(1, fmas // FMAS_A_THREAD)) if fmas else nullcontext
 
 
 def _shrunk(side: int, layer: str, needed: int, left: int, image_size: int) -> int:

@@ -93,8 +93,18 @@ def test_gradients_are_those_of_finite_differences() -> None:
             assert found[tuple(index)].item() == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-3, abs=1e-4)
 
 
-def test_bits_are_the_same_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(function: compiler.Function, task: object, *_: int) -> None:
+    """Stands for OpenMP where it may not start as many threads as one wants."""
+    function(task)
+
+
+@pytest.mark.parametrize("pool", ["openmp", "threads of its own", "fewer than asked for"])
+def test_bits_are_the_same_with_any_number_of_threads(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "WORTH_A_THREAD", 1)
+    if pool == "openmp":
+        assert compiler.openmp() is not None
+    else:
+        monkeypatch.setattr(compiler, "openmp", lambda: alone if pool == "fewer than asked for" else None)
     images, convolution, pooling = made(1, 28, 32, 5, 2, 61)
     linear = nn.Linear(32 * 12 * 12, 10)
     before, found = torch.get_num_threads(), []

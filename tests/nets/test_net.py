@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.base.errors import InputError
 from stages.nets.build import build_net, net_spec
-from stages.nets.net import Net
+from stages.nets.net import Net, threads_of_a_step
+from stages.nets.residual import ResidualNet
 
 Weights = dict[str, Tensor]
 
@@ -120,3 +121,25 @@ def test_flatten_keeps_the_batch() -> None:
 
 def test_unsqueeze_makes_a_column() -> None:
     assert torch.equal(torch.tensor([1, 2, 3, 4]).unsqueeze(1), torch.tensor([[1], [2], [3], [4]]))
+
+
+def test_a_step_has_the_threads_that_it_is_worth() -> None:
+    before = torch.get_num_threads()
+
+    def threads(net: nn.Module, images: int, side: int = 28) -> int:
+        with threads_of_a_step(net, torch.empty(images, 1, side, side))():
+            return torch.get_num_threads()
+
+    net = Net(10, image_size=28)
+    torch.set_num_threads(3)
+    try:
+        assert [threads(net, images) for images in (1, 20, 64, 80, 128, 512)] == [1, 1, 1, 2, 3, 3]
+        assert threads(Net(10), 64, side=8) == 1
+        assert threads(Net(10, image_size=28, hidden=[32]), 20) == 3, "other layers are torch's"
+        assert threads(Net(10, image_size=28, pool=4), 20) == 3, "what is too large to be compiled, too"
+        assert threads(ResidualNet(10), 20) == 3
+        with torch.autocast("cpu", torch.bfloat16):
+            assert threads(net, 20) == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
