@@ -139,9 +139,8 @@ def train(
     plan = replace(plan, used=checks.settings_used(used | {"net": plan.net["arguments"]}))
     precision, clip = options.precision(params.precision, device), options.clipping(net, params.clip_norm)
     options.warn_if_slower(params.precision, device, params.determinism, is_compiled=getattr(net, "is_one_pass", False))
-    with precision():
-        of_a_batch = torch.empty(-(-params.batch_size // group.size), channels, side, side, device=device)
-        threads = threads_of_a_step(net, of_a_batch)
+    with precision():  # by which a Net is compiled or not
+        few_threads = threads_of_a_step(net, params.batch_size // group.size, channels, side)
     ema = options.ema(net, params.ema_decay)
     totals, reading = metrics.EpochTotals(), options.steps_between_reads(device, optimizer)
 
@@ -195,7 +194,7 @@ def train(
             for images, targets in loader.epoch(epoch, at.batches):  # batch
                 check_interrupted()
                 group.draw(params.seed, steps * (epoch - 1) + at.batches)
-                with threads():
+                with few_threads():
                     optimizer.step(partial(closure, images, targets))  # type: ignore[arg-type]  # update
                 at.batches += 1
                 step = steps * (epoch - 1) + at.batches

@@ -24,7 +24,7 @@ FLOAT, BYTE, INT, POINTER = ir.FloatType(), ir.IntType(8), ir.IntType(64), ir.Po
 # What writes the body of a function of pointers to floats, and of a first number and the one after the last.
 Body = Callable[[IRBuilder, list[Value], Value, Value], None]
 Function = Callable[..., None]  # of a task, as `_share` has it
-_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of torch's modules
 
@@ -52,7 +52,7 @@ def compiled(*bodies: tuple[Body, int]) -> list[Function]:
     engine = llvm.create_mcjit_compiler(parsed, host)
     engine.finalize_object()
     _engines.append(engine)
-    return [_FUNCTION(engine.get_function_address(f"shared{number}")) for number in range(len(bodies))]
+    return [FUNCTION(engine.get_function_address(f"shared{number}")) for number in range(len(bodies))]
 
 
 def _share(module: ir.Module, function: ir.Function, name: str) -> None:
@@ -91,7 +91,8 @@ def run(function: Function, tensors: Sequence[Tensor], n: int, work: int, step: 
     if threads == 1:
         function(task)
     elif parallel := openmp():
-        parallel(function, task, threads, 0)
+        # All of them, always: for another number OpenMP ends some, and starts them anew for the next.
+        parallel(function, task, torch.get_num_threads(), 0)
     else:
         others = [_pool().submit(_call, function, task, tensors) for _ in range(threads - 1)]
         function(task)
@@ -114,7 +115,7 @@ def openmp() -> Callable[..., None] | None:
         parallel = ctypes.CDLL(None).GOMP_parallel
     except (OSError, AttributeError):
         return None
-    parallel.argtypes, parallel.restype = [_FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    parallel.argtypes, parallel.restype = [FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
     return parallel
 
 

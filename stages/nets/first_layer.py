@@ -55,7 +55,7 @@ def first_and_only_layer(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPoo
     return products if linear.bias is None else products + linear.bias
 
 
-def fmas(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d, linear: nn.Linear) -> int:
+def work(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d, linear: nn.Linear) -> int:
     """Return how many fmas `first_and_only_layer` takes where it is compiled, else 0."""
     sizes = _sizes(images, convolution, pool, linear)
     return len(images) * sizes.work if sizes else 0

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.base import threads
 from stages.base.errors import InputError
-from stages.base.threads import limited
-from stages.nets.first_layer import first_and_only_layer, first_layer, fmas, pooled_convolution
+from stages.nets.first_layer import first_and_only_layer, first_layer, pooled_convolution, work
 from stages.nets.residual import ResidualNet
 
 
@@ -20,9 +20,8 @@ def _log_softmax(scores: Tensor) -> Tensor:
 
 
 OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "logits": nn.Identity(), "log_softmax": _log_softmax}
-# Of a forward pass: a thread that has fewer, and as many again or twice as many backward, costs more than it saves.
-# The page's Net has 500,000 an image of 28x28.
-FMAS_A_THREAD = 1 << 24
+# Fmas of a forward pass: a step of fewer is faster by one thread. The page's Net has 500,000 an image of 28x28.
+WORTH_TWO_THREADS = 1 << 25
 
 
 class Net(nn.Module):
@@ -82,10 +81,6 @@ class Net(nn.Module):
         """Whether it has one convolution and one linear layer, as the page has it."""
         return (self.convolutions, self.linears) == (["conv1"], ["fc1"])
 
-    def fmas(self, x: Tensor) -> int:
-        """Return how many fmas a forward pass of `x` takes if all of it is compiled, else 0."""
-        return fmas(x, self.conv1, self.pool, self.fc1) if self.is_one_pass else 0
-
     def forward(self, x: Tensor) -> Tensor:
         """Return scores, float (n, n_classes), for images, float (n, channels, image_size, image_size)."""
         if self.is_one_pass:
@@ -101,14 +96,19 @@ class Net(nn.Module):
         return OUTPUTS[self.output](x)
 
 
-def threads_of_a_step(net: nn.Module, images: Tensor) -> Callable[[], AbstractContextManager[object]]:
-    """Return what makes the context of a step of such images: in it torch has no more threads than they are worth.
+def threads_of_a_step(
+    net: nn.Module, images: int, channels: int, image_size: int
+) -> Callable[[], AbstractContextManager[object]]:
+    """Return what makes the context of a step of so many images: in it torch has one thread where two are not worth it.
 
     To wake a thread takes longer than its part of the loss, or of a small net's optimizer. It is known of a Net that is
-    compiled in one pass; its results are the same with any number of threads.
+    compiled in one pass, as it is not where torch.autocast is in force; and what is known follows from the sizes alone.
     """
-    fmas = net.fmas(images) if isinstance(net, Net) else 0
-    return partial(limited, max(1, fmas // FMAS_A_THREAD)) if fmas else nullcontext
+    if type(net) is not Net or not net.is_one_pass:
+        return nullcontext
+    image = torch.empty(1, channels, image_size, image_size, device=net.fc1.weight.device)
+    fmas = images * work(image, net.conv1, net.pool, net.fc1)
+    return partial(threads.limited, 1) if 0 < fmas < WORTH_TWO_THREADS else nullcontext
 
 
 def _shrunk(side: int, layer: str, needed: int, left: int, image_size: int) -> int:

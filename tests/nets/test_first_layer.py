@@ -1,6 +1,7 @@
 """The first layer in one pass against torch's three: its values, its gradients, and its bits."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -96,6 +97,14 @@ def test_gradients_are_those_of_finite_differences() -> None:
 def alone(function: compiler.Function, task: object, *_: int) -> None:
     """Stands for OpenMP where it may not start as many threads as one wants."""
     function(task)
+
+
+def test_openmp_has_as_many_threads_as_are_asked_for() -> None:
+    seen: list[int] = []
+    parallel = compiler.openmp()
+    assert parallel is not None
+    parallel(compiler.FUNCTION(lambda _: seen.append(threading.get_native_id())), None, 3, 0)
+    assert len(seen) == len({*seen}) == 3
 
 
 @pytest.mark.parametrize("pool", ["openmp", "threads of its own", "fewer than asked for"])

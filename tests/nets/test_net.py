@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.base import threads
 from stages.base.errors import InputError
 from stages.nets.build import build_net, net_spec
 from stages.nets.net import Net, threads_of_a_step
 from stages.nets.residual import ResidualNet
+from stages.training.optimizers import optimizer
 
 Weights = dict[str, Tensor]
 
@@ -123,23 +125,46 @@ def test_unsqueeze_makes_a_column() -> None:
     assert torch.equal(torch.tensor([1, 2, 3, 4]).unsqueeze(1), torch.tensor([[1], [2], [3], [4]]))
 
 
-def test_a_step_has_the_threads_that_it_is_worth() -> None:
+def test_a_step_has_one_thread_where_two_are_not_worth_it() -> None:
     before = torch.get_num_threads()
 
-    def threads(net: nn.Module, images: int, side: int = 28) -> int:
-        with threads_of_a_step(net, torch.empty(images, 1, side, side))():
+    def had(net: nn.Module, images: int, side: int = 28) -> int:
+        with threads_of_a_step(net, images, 1, side)():
             return torch.get_num_threads()
+
+    class Other(Net):
+        """Whose layers may be others."""
 
     net = Net(10, image_size=28)
     torch.set_num_threads(3)
     try:
-        assert [threads(net, images) for images in (1, 20, 64, 80, 128, 512)] == [1, 1, 1, 2, 3, 3]
-        assert threads(Net(10), 64, side=8) == 1
-        assert threads(Net(10, image_size=28, hidden=[32]), 20) == 3, "other layers are torch's"
-        assert threads(Net(10, image_size=28, pool=4), 20) == 3, "what is too large to be compiled, too"
-        assert threads(ResidualNet(10), 20) == 3
+        assert [had(net, images) for images in (1, 20, 64, 80, 128, 10**9)] == [1, 1, 1, 3, 3, 3]
+        assert had(Net(10), 64, side=8) == 1
+        assert had(Net(10, image_size=28, hidden=[32]), 20) == 3, "other layers are torch's"
+        assert had(Net(10, image_size=28, pool=4), 20) == 3, "what is too large to be compiled, too"
+        assert had(ResidualNet(10), 20) == had(Other(10, image_size=28), 20) == 3
         with torch.autocast("cpu", torch.bfloat16):
-            assert threads(net, 20) == 3
+            assert had(net, 20) == 3
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_one_thread_or_two_make_the_same_weights(name: str) -> None:
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for number in (1, 2):
+            torch.manual_seed(0)
+            net = Net(10, image_size=28)
+            own = optimizer(name, None, {}, net.parameters())
+            for _ in range(5):
+                with threads.limited(number):
+                    own.zero_grad()
+                    F.cross_entropy(net(torch.rand(20, 1, 28, 28)), torch.randint(10, (20,))).backward()
+                    own.step()
+            found.append(net.state_dict())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(tensor, found[1][key]) for key, tensor in found[0].items())
