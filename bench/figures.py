@@ -126,6 +126,8 @@ def plot(settings: Sequence[Setting]) -> Figure:
             values, place = row["images_per_second"], peers.index(row["peer"])
             axes.barh(place, median(values), color=ORANGE if row["peer"] in (OURS, PORTABLE) else BLUE)
             axes.plot([min(values), max(values)], [place, place], color="black", linewidth=1)
+        for missing in set(peers) - {row["peer"] for row in setting["rows"]}:
+            axes.text(0, peers.index(missing), " not measured", va="center", fontsize=8, color="grey")
         axes.set_title(named(setting), fontsize=10)
         axes.set_xlabel("images a second")
         axes.set_yticks(range(len(peers)), peers)

@@ -86,6 +86,14 @@ def test_the_picture_has_a_panel_for_each_setting() -> None:
         assert [axes.get_title() for axes in plot(settings[:n]).axes] == [*map(named, settings[:n])]
 
 
+def test_the_picture_says_what_was_not_measured() -> None:
+    about = {"precision": "float32", "batch": 128}
+    rows = [{"peer": peer, "images_per_second": [1.0]} for peer in ("repronet", "Keras on torch")]
+    both, one = plot([{"net": "Net", "rows": rows} | about, {"net": "resnet18", "rows": rows[:1]} | about]).axes
+    assert not both.texts
+    assert [(text.get_text().strip(), text.get_position()[1]) for text in one.texts] == [("not measured", 0)]
+
+
 def test_the_documented_tables_are_those_of_the_figures() -> None:
     settings = json.loads((ROOT / "docs/performance.json").read_text())
     assert f"{START}\n{tables(settings)}\n{END}" in (ROOT / "docs/performance.md").read_text()

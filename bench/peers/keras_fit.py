@@ -30,8 +30,11 @@ def train(run: Run) -> npt.NDArray[np.int64]:
     images = {split: run.images(split)[..., np.newaxis] for split in ("train", "valid", "test")}
 
     class Notes(keras.callbacks.Callback):
-        def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-            run.note()
+        async_safe = True  # else Keras would wait for every callback of every step, as it does not by itself
+
+        def on_train_batch_end(self, batch: int, *_: Any, **__: Any) -> None:
+            if batch == 0:
+                run.note()
 
         def on_epoch_end(self, *_: Any, **__: Any) -> None:
             run.note()

@@ -42,7 +42,9 @@ def make_net(name: str) -> nn.Module:
     layers: list[nn.Module] = []
     for before, after in pairwise((1, *WIDTHS)):
         layers += [nn.Conv2d(before, after, KERNEL), nn.ReLU(), nn.MaxPool2d(2, 2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(WIDTHS[-1], N_CLASSES), nn.ReLU())
+    last = nn.Linear(WIDTHS[-1], N_CLASSES)
+    nn.init.constant_(last.bias, 1)
+    return nn.Sequential(*layers, nn.Flatten(), last, nn.ReLU())
 
 
 def autocast(precision: str) -> Callable[[], AbstractContextManager[object]]:
