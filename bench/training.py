@@ -7,8 +7,7 @@ Needs the extra `bench`: pip install -c constraints.txt -e '.[bench]'. With --ou
 the place of those in the file, and .json and .png beside it have the figures of every round, and bars. Each training is
 a process of its own, of --epochs with a validation after each; every round trains each once, so that what else the
 machine does meets all alike. Images a second are those after the first step, validation and what ends a training
-included. Some three hours on two cores of an x86-64
-server; the settings can be measured one by one.
+included. Some three hours on two cores of an x86-64 server; the settings can be measured one by one.
 """
 
 import argparse

@@ -22,7 +22,7 @@ from stages.tracking.replay import BusyError, Replay
 from stages.tracking.store import Store, set_up_mlflow
 
 POLL_SECONDS = 0.2  # from one look into the journal to the next
-GATHER_SECONDS = 2.0  # likewise once a run has begun: a thousand points at once cost MLflow 0.6 of ten times a hundred
+GATHER_SECONDS = 2.0  # likewise where only points come: a thousand at once cost MLflow 0.6 of ten times a hundred
 BUSY_SECONDS = 4.0  # in all that another process is waited for, which brings a journal that comes before
 LAST_SECONDS = 150.0  # longer than a stage waits
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before what has failed is tried again
@@ -60,8 +60,8 @@ def followed(folder: Path) -> bool:
             if is_last or replay.is_whole:
                 replay.finish()
                 return True
-            has_begun = replay.run_id and not machine
-            wait, pause = GATHER_SECONDS if has_begun else POLL_SECONDS, FIRST_PAUSE
+            only_points_come = replay.run_id and not machine
+            wait, pause = GATHER_SECONDS if only_points_come else POLL_SECONDS, FIRST_PAUSE
         except Exception as error:
             replay = None
             if isinstance(error, BusyError) and busy < BUSY_SECONDS:
