@@ -81,7 +81,10 @@ def _answers() -> bool:
 
 
 def copy_runs(clone: Path, n_runs: int) -> None:
-    """Copy runs of the clone's store, each as one of other weights that are worse, until there are so many."""
+    """Copy runs of the clone's store, each as one of other weights that are worse, until there are so many.
+
+    Copies have no model: `best`, whose weights are read, should be none of them.
+    """
     client = mlflow.MlflowClient(f"sqlite:///{clone}/mlflow.db")
     experiment = client.get_experiment_by_name("repronet")
     assert experiment is not None
@@ -91,11 +94,8 @@ def copy_runs(clone: Path, n_runs: int) -> None:
             run = runs[number % len(runs)]
             tags = run.data.tags | {WEIGHTS_TAG: f"{number:064x}", "mlflow.runName": f"copy-{number}"}
             copy = client.create_run(experiment.experiment_id, run.info.start_time, tags)
-            worse = {"valid/accuracy": 0.9, "valid/loss": 1.1}
-            metrics = [
-                Metric(name, value * worse.get(name, 1), run.info.end_time, 0)
-                for name, value in run.data.metrics.items()
-            ]
+            values = run.data.metrics | {"best/valid_accuracy": 0.9 * run.data.metrics["best/valid_accuracy"]}
+            metrics = [Metric(name, value, run.info.end_time, 0) for name, value in values.items()]
             params = [Param(name, value) for name, value in run.data.params.items()]
             client.log_batch(copy.info.run_id, metrics, params)
             assert run.inputs is not None

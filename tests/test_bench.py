@@ -42,6 +42,16 @@ def test_training_beside_peers(tmp_path: Path) -> None:
     assert [each["cores"] for each in json.loads((tmp_path / "performance.json").read_text())] == [setting["cores"], 99]
 
 
+@pytest.mark.torture
+def test_tools_among_many_runs() -> None:
+    command = [sys.executable, "-m", "bench.many", "--experiments", "2", "--runs", "7"]
+    printed = subprocess.check_output(command, cwd=ROOT, env=clean_environment(), text=True)
+    rows = re.findall(r"^\| (tools\..+?) \| ([\d.]+) \| ([\d.]+) \|$", printed, re.MULTILINE)
+    names = ["show", "sync, which reads each commit once", "sync", "compare best X", "ui"]
+    assert [row[0] for row in rows] == [f"tools.{name}" for name in names]
+    assert all(float(seconds) > 0.1 for row in rows for seconds in row[1:])
+
+
 @pytest.mark.slow
 def test_fewer_images_for_nets_that_take_long() -> None:
     options = ["--rounds", "1", "--epochs", "1", "--images", "1200", "--precision", "float32", "--batch", "20"]
