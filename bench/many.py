@@ -49,6 +49,7 @@ def main() -> None:
 def times(clone: Path) -> dict[str, float]:
     """Return the seconds that each tool takes, `ui` until its page is there."""
     commands = {
+        "tools.show, which reads each commit once": ["tools.show"],
         "tools.show": ["tools.show"],
         "tools.sync, which reads each commit once": ["tools.sync"],
         "tools.sync": ["tools.sync"],
