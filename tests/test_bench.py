@@ -47,7 +47,8 @@ def test_tools_among_many_runs() -> None:
     command = [sys.executable, "-m", "bench.many", "--experiments", "2", "--runs", "7"]
     printed = subprocess.check_output(command, cwd=ROOT, env=clean_environment(), text=True)
     rows = re.findall(r"^\| (tools\..+?) \| ([\d.]+) \| ([\d.]+) \|$", printed, re.MULTILINE)
-    names = ["show, which reads each commit once", "show", "sync, which reads each commit once", "sync", "compare best X", "ui"]
+    once = ", which reads each commit once"
+    names = [f"show{once}", "show", f"sync{once}", "sync", "compare best X", "ui"]
     assert [row[0] for row in rows] == [f"tools.{name}" for name in names]
     assert all(float(seconds) > 0.1 for row in rows for seconds in row[1:])
 
