@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tests.conftest import Project, free_port, wait_for, wait_until
 
 BUCKET = "repronet"
@@ -46,20 +44,6 @@ class Server:
             **self._environment,
         )
         wait_for(self.port, self._process)
-
-    def settle(self) -> None:
-        """Wait until the processes that it has started are up: they import for long, and it hardly answers by then."""
-        assert self._process is not None
-        deadline, before = time.monotonic() + 90, -1.0
-        while time.monotonic() < deadline:
-            seconds = 0.0
-            with suppress(psutil.NoSuchProcess):
-                process = psutil.Process(self._process.pid)
-                seconds = sum(sum(each.cpu_times()[:2]) for each in [process, *process.children(recursive=True)])
-            if abs(seconds - before) < 0.1:
-                return
-            before = seconds
-            time.sleep(1)
 
     def send(self, number: int) -> None:
         assert self._process is not None

@@ -83,7 +83,6 @@ def copy(prepared: Project, tmp_path: Path) -> Callable[[], Project]:
 def server(make_project: Callable[[], Project]) -> Iterator[Server]:
     server = Server(make_project())
     server.start()
-    server.settle()
     yield server
     server.kill()
 

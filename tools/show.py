@@ -9,12 +9,13 @@ the commit that they started from.
 import io
 import subprocess
 import sys
+from threading import Timer
 
 import pandas as pd
 
 from stages.base import cli
 from stages.base.errors import InputError
-from stages.base.text import say
+from stages.base.text import say, warn
 
 FILES = "(data|metrics|models|stages)/"  # columns that hold digests
 OWN = ["Experiment", "rev", "typ", "Created", "parent", "State", "Executor"]  # columns besides params and metrics
@@ -23,11 +24,18 @@ FIGURES = ["valid_accuracy", "accuracy", "loss"]  # metrics that are shown first
 LEFT_OUT = ["accuracy_untrained", "auroc", "average_precision", "balanced_accuracy", "brier", "ece_at_temperature"]
 LEFT_OUT += ["kappa", "temperature", "top5"]
 
+PATIENCE = 3.0  # seconds, after which it says what takes so long
+
 
 def main() -> None:
     cli.parser("tools.show", __doc__).parse_args()
     command = [sys.executable, "-m", "dvc", "exp", "show", "--csv", "--drop", FILES]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    word = Timer(PATIENCE, warn, ["DVC reads the experiments that are new to it, 0.1 s each, and remembers them"])
+    word.start()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        word.cancel()
     if done.returncode:
         raise InputError(f"dvc exp show failed: {done.stderr.strip()}")
     shown = table(done.stdout)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Project
-from tools.show import table
+from tools.show import main, table
 
 HEAD = "Experiment,rev,typ,Created,State,Executor,accuracy,loss,never_predicted,valid_accuracy,train.seed,train.lr\n"
 CSV = f"""{HEAD},workspace,baseline,,,,0.98,0.07,0,0.97,0,
@@ -48,7 +48,9 @@ def test_without_a_queue_or_results() -> None:
 
 
 @pytest.mark.slow
-def test_what_fails_in_the_queue_waits_in_it_or_runs(project: Project) -> None:
+def test_what_fails_in_the_queue_waits_in_it_or_runs(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     show = ["make", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", "show"]
     project("dvc", "exp", "run", "--queue", "--name", "broken", "-S", "train.optimizer.lr=1e30")
     project("dvc", "queue", "start")
@@ -72,3 +74,11 @@ def test_what_fails_in_the_queue_waits_in_it_or_runs(project: Project) -> None:
         assert state in rows[name]
         assert accuracy not in rows[name]
     assert "why broken failed: dvc queue logs broken" in shown
+
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr("sys.argv", ["tools.show"])
+    monkeypatch.setattr("tools.show.PATIENCE", 0)
+    main()
+    output = capsys.readouterr()
+    assert output.out.split()[:2] == ["experiment", "created"]
+    assert output.err == "DVC reads the experiments that are new to it, 0.1 s each, and remembers them\n"
